@@ -1,0 +1,1 @@
+"""Backends, one file each: `portolan/backends/NAME.py` defines an object `NAME`."""

@@ -1,0 +1,1 @@
+"""The bundle: what is shipped, how it is made, verified and run."""

@@ -1,0 +1,1 @@
+"""The nouns: Model, Target, Goal, Pass, Backend, Executable, Recipe, Measurement. Imports the standard library only."""

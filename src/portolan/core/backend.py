@@ -1,0 +1,134 @@
+"""Backend and Executable: how a runtime is plugged in. One file each, about 100 lines, tested by BackendContract."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from portolan.core.model import Model
+from portolan.core.schema import Schema
+from portolan.core.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Tensors = Mapping[str, "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a backend can run on a target: if not, why, and the command that changes it."""
+
+    ready: bool
+    version: str | None = None
+    reason: str | None = None
+    fix: str | None = None
+
+
+@dataclass(frozen=True)
+class Exploit:
+    """A produced feature that a backend turns into speed or size, and the target features of which it needs one."""
+
+    feature: str
+    needs: tuple[str, ...] = ()
+
+
+class Executable(ABC):
+    """A model, compiled and loaded."""
+
+    @abstractmethod
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Runs once. Arrays keyed by the signature's names; the outputs belong to the caller."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes what `Backend.load` needs into an existing empty folder. Never pickle."""
+
+    def caller(self) -> Callable[[Tensors], dict[str, np.ndarray]]:
+        """A function for one thread of its own, for concurrent load; `run` itself where that is safe."""
+        return self.run
+
+    def facts(self) -> dict[str, Any]:
+        """What the runtime says it really does (device, precision, threads), asked after the load."""
+        return {}
+
+    def close(self) -> None:
+        """Frees what the runtime holds."""
+
+
+class Backend(ABC):
+    """A compiler or runtime. Importing its module must import nothing heavy: runtimes load inside methods.
+
+    `compile`'s keyword-only parameters are the backend's options: their annotations are its search space
+    (see portolan.core.schema). A subclass narrows that signature.
+    """
+
+    name: ClassVar[str]
+    #: PyPI distributions whose versions decide the results; the first one's version is shown as the backend's.
+    distributions: ClassVar[tuple[str, ...]]
+    #: The module to find before the backend can be ready.
+    module: ClassVar[str]
+    #: The command that installs it.
+    fix: ClassVar[str]
+    #: Produced features that this backend turns into speed or size.
+    exploits: ClassVar[tuple[Exploit, ...]] = ()
+    #: Whether it starts from the exported torch program instead of the ONNX graph.
+    needs_program: ClassVar[bool] = False
+    #: False keeps it out of searches unless it is named with `--backend`.
+    searched: ClassVar[bool] = True
+
+    def probe(self, target: Target) -> Support:
+        """Whether this backend can run on `target`, without importing the runtime."""
+        del target
+        if importlib.util.find_spec(self.module) is None:
+            return Support(False, reason=f"the package `{self.distributions[0]}` is not installed", fix=self.fix)
+        return Support(True, version=self.versions().get(self.distributions[0]))
+
+    def versions(self) -> dict[str, str]:
+        """Version of each distribution that is installed, without importing it."""
+        found = {}
+        for name in self.distributions:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return found
+
+    def refuse(self, model: Model, target: Target) -> str | None:
+        """Why this backend cannot run `model` or would gain nothing from what passes did to it; None if it can."""
+        if self.needs_program and model.program is None:
+            return f"`{self.name}` starts from a torch program, and the model is a plain ONNX graph"
+        exploited = {e.feature: e for e in self.exploits}
+        for feature in model.features:
+            exploit = exploited.get(feature)
+            if exploit is None:
+                return f"{feature} is not exploited by `{self.name}`"
+            if not target.has(*exploit.needs):
+                return f"{feature} is exploited by `{self.name}` only with one of {', '.join(exploit.needs)}"
+        return None
+
+    def exact(self, options: Mapping[str, Any]) -> bool:
+        """Whether these options keep the model's own arithmetic; False for reduced precision."""
+        return options.get("precision", "f32") == "f32"
+
+    @property
+    def schema(self) -> Schema:
+        """The options, read from the signature of `compile`."""
+        return Schema.of(type(self).compile, self.name)
+
+    @abstractmethod
+    def compile(self, model: Model, target: Target, **options: Any) -> Executable:
+        """Compiles and loads `model`.
+
+        Raises:
+            UnsupportedOperator: the runtime lacks an operator.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, **options: Any) -> Executable:
+        """Loads what `Executable.save` wrote, with the options it was compiled with."""

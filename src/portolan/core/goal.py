@@ -1,0 +1,166 @@
+"""Goals: hard limits (`latency_p95 < 8ms`) and objectives (`min size`), read from one line of text each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from portolan import units
+from portolan.core.measurement import METRICS, Measurement, Metric
+from portolan.errors import UnknownName, UsageError
+
+_LIMIT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|<|>|≤|≥)\s*(\S.*?)\s*$")
+_OBJECTIVE = re.compile(r"\s*(min|max)\s+([A-Za-z_]\w*)\s*$")
+_TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A hard limit. `bound` is in the metric's own unit (ms, bytes, share of 1)."""
+
+    metric: str
+    op: Literal["<", "<=", ">", ">="]
+    bound: float
+    text: str
+
+    def holds(self, measurement: Measurement | None) -> bool:
+        """Whether the whole interval meets the limit. A missing or non-finite metric never does."""
+        if measurement is None:
+            return False
+        value = measurement.worst("lower" if self.op[0] == "<" else "higher")
+        if not value == value:
+            return False
+        if self.op in ("<=", ">="):
+            slack = _TOLERANCE * max(1.0, abs(self.bound))
+            return value <= self.bound + slack if self.op == "<=" else value >= self.bound - slack
+        return value < self.bound if self.op == "<" else value > self.bound
+
+    def shortfall(self, measurement: Measurement | None) -> float:
+        """How far the limit is missed, relative to its bound: 0 when met, infinite when not measured."""
+        if measurement is None or not measurement.value == measurement.value:
+            return float("inf")
+        if self.holds(measurement):
+            return 0.0
+        worst = measurement.worst("lower" if self.op[0] == "<" else "higher")
+        return abs(worst - self.bound) / max(abs(self.bound), 1e-9)
+
+    def reason(self, measurement: Measurement | None) -> str | None:
+        """Why the limit is not met, in two words, or None when it is."""
+        if self.holds(measurement):
+            return None
+        if measurement is None:
+            return f"{self.metric} not measured"
+        point = Limit(self.metric, self.op, self.bound, self.text)
+        if point.holds(Measurement(measurement.value, measurement.unit)):
+            return f"{self.metric} not shown"
+        words = {"latency": "too slow", "throughput": "too slow", "size": "too large", "memory": "too much memory"}
+        return words.get(self.metric.split("_")[0], f"{self.metric} missed")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric to minimise or maximise."""
+
+    metric: str
+    direction: Literal["min", "max"]
+    text: str
+
+    def cost(self, measurement: Measurement | None) -> float:
+        """The value as a number to minimise; infinite when missing, so a missing value never ranks first."""
+        if measurement is None or not measurement.value == measurement.value:
+            return float("inf")
+        return measurement.value if self.direction == "min" else -measurement.value
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What a user asked for: every limit must hold; objectives rank what is left."""
+
+    limits: tuple[Limit, ...]
+    objectives: tuple[Objective, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The goals as the user wrote them, plus the defaults that were added."""
+        return [g.text for g in (*self.limits, *self.objectives)]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric that a goal names, each once."""
+        return list(dict.fromkeys(g.metric for g in (*self.limits, *self.objectives)))
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the user allowed outputs to change, by naming any quality limit."""
+        return any(METRICS[g.metric].quality and g not in DEFAULT_LIMITS for g in self.limits)
+
+    def unmet(self, metrics: Mapping[str, Measurement]) -> list[str]:
+        """A reason for each limit that `metrics` do not meet; empty when all hold."""
+        return [why for limit in self.limits if (why := limit.reason(metrics.get(limit.metric))) is not None]
+
+    def costs(self, metrics: Mapping[str, Measurement]) -> tuple[float, ...]:
+        """One number per objective, each to be minimised."""
+        return tuple(o.cost(metrics.get(o.metric)) for o in self.objectives)
+
+    def shortfall(self, metrics: Mapping[str, Measurement]) -> float:
+        """How far `metrics` are from meeting every limit; 0 when all hold."""
+        return sum(limit.shortfall(metrics.get(limit.metric)) for limit in self.limits)
+
+
+def _limit(text: str, name: str, op: str, bound: str) -> Limit:
+    metric = _metric(name, text)
+    value = _bound(bound, metric)
+    op = {"≤": "<=", "≥": ">="}.get(op, op)
+    return Limit(name, op, value, text.strip())  # type: ignore[arg-type]
+
+
+def _metric(name: str, text: str) -> Metric:
+    if name not in METRICS:
+        raise UnknownName("metric", name, METRICS, where=f"goal `{text.strip()}`")
+    return METRICS[name]
+
+
+def _bound(text: str, metric: Metric) -> float:
+    base = units.parse(text, metric.dimension)
+    return base * 1000 if metric.unit == "ms" else base
+
+
+def parse_goal(text: str) -> Limit | Objective:
+    """Reads one goal.
+
+    Raises:
+        UsageError: the text is neither `METRIC < NUMBER UNIT` nor `min METRIC`; or the unit does not fit.
+        UnknownName: no such metric.
+    """
+    if match := _OBJECTIVE.match(text):
+        _metric(match[2], text)
+        return Objective(match[2], match[1], text.strip())  # type: ignore[arg-type]
+    if match := _LIMIT.match(text):
+        return _limit(text, match[1], match[2], match[3])
+    raise UsageError(
+        f"the goal `{text}` cannot be read",
+        hint="write a limit such as `latency_p95 < 8ms`, or an objective such as `min size`",
+    )
+
+
+DEFAULT_LIMITS = (_limit("max_rel_error <= 0.001", "max_rel_error", "<=", "0.001"),)
+DEFAULT_OBJECTIVES = (Objective("latency_p50", "min", "min latency_p50"),)
+
+
+def parse_goals(texts: Iterable[str]) -> Goals:
+    """Reads all goals. Without a quality limit, outputs must stay the original's; without an objective, speed ranks.
+
+    Raises:
+        UsageError: a goal cannot be read, or one objective is asked for in both directions.
+    """
+    goals = [parse_goal(text) for text in dict.fromkeys(texts)]
+    limits = tuple(g for g in goals if isinstance(g, Limit))
+    objectives = tuple(g for g in goals if isinstance(g, Objective))
+    names = [o.metric for o in objectives]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise UsageError(f"`{twice}` is to be both minimised and maximised", hint="keep one of the two goals")
+    if not any(METRICS[g.metric].quality for g in limits):
+        limits += DEFAULT_LIMITS
+    return Goals(limits, objectives or DEFAULT_OBJECTIVES)

@@ -1,0 +1,81 @@
+"""Finding backends, passes, front ends and targets by name: the modules of a package here, then entry points.
+
+A built-in is a module of `portolan.backends` (and so on) that defines an object of the module's kind; a plug-in is an
+entry point of the group with the same name. Names are listed without importing anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from portolan.core.backend import Backend
+from portolan.core.passes import Pass
+from portolan.errors import PortolanError, UnknownName
+
+Group = Literal["backends", "passes", "frontends", "targets"]
+_KINDS = {"backends": "backend", "passes": "pass", "frontends": "front end", "targets": "target"}
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The named objects of one group."""
+
+    group: Group
+
+    @functools.cached_property
+    def _places(self) -> dict[str, str]:
+        package = f"portolan.{self.group}"
+        path = importlib.import_module(package).__path__
+        places = {
+            m.name.rstrip("_"): f"{package}.{m.name}:{m.name.rstrip('_')}"
+            for m in pkgutil.iter_modules(path)
+            if not m.name.startswith("_")
+        }
+        for entry in importlib.metadata.entry_points(group=package):
+            places.setdefault(entry.name, entry.value)
+        return places
+
+    def names(self) -> list[str]:
+        """Every name, built-in and plugged in."""
+        return sorted(self._places)
+
+    def get(self, name: str, where: str | None = None) -> Any:
+        """The object of that name: in a module `X.py` it is called `X`.
+
+        Raises:
+            UnknownName: nothing is registered under `name`.
+            PortolanError: a plug-in that cannot be imported.
+        """
+        if name not in self._places:
+            raise UnknownName(_KINDS[self.group], name, self._places, where=where)
+        module, _, attribute = self._places[name].partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise PortolanError(
+                f"the {_KINDS[self.group]} `{name}` cannot be loaded from `{module}`: {error}",
+                hint="reinstall the package that provides it, or remove it",
+            ) from error
+
+
+BACKENDS = Registry("backends")
+PASSES = Registry("passes")
+FRONTENDS = Registry("frontends")
+TARGETS = Registry("targets")
+
+
+def backend(name: str, where: str | None = None) -> Backend:
+    """The backend of that name."""
+    found: Backend = BACKENDS.get(name, where)
+    return found
+
+
+def pass_(name: str, where: str | None = None) -> Pass:
+    """The pass of that name."""
+    found: Pass = PASSES.get(name, where)
+    return found

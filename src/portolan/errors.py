@@ -1,0 +1,128 @@
+"""Every error a user can meet, as a tree; each carries its exit code and, where there is one, a hint.
+
+    PortolanError                 1  a bug, or an error nobody classified
+    ├── UsageError                2  a flag, a goal, a file or data that does not fit
+    │   └── UnknownName           2  a mistyped name, with the nearest real one
+    ├── GoalsNotMet               3  carries `.closest`
+    ├── NoBackend                 4  no backend or target can do it
+    ├── ModelError                5  the model cannot be read
+    │   └── UnsupportedOperator   5  a backend lacks an operator
+    ├── VerificationFailed        6  outputs, checksums or a bundle's contents do not agree
+    ├── NoResult                  7  no valid result in the budget
+    ├── WorkerError               1  a worker process failed; its trial is recorded as failed with this reason
+    │   ├── WorkerCrashed
+    │   ├── WorkerTimeout
+    │   └── OutOfMemory
+    └── Interrupted             130  Ctrl-C; what was done is saved
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class PortolanError(Exception):
+    """Base of all errors that Portolan raises on purpose.
+
+    Args:
+        message: what happened, with the thing in backticks.
+        hint: the command or change that fixes it.
+        where: the place, such as `portolan.toml:3` or `$.inputs[0].shape`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None, where: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.where = where
+
+    def to_json(self) -> dict[str, Any]:
+        """The failure object of the contract."""
+        return {
+            "error": {"code": self.exit_code, "message": self.message, "where": self.where, "hint": self.hint}
+        }
+
+
+class UsageError(PortolanError):
+    """A flag, a goal, a file or data that does not fit."""
+
+    exit_code = 2
+
+
+class UnknownName(UsageError):
+    """A name that does not exist; the hint is the nearest one that does."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, where: str | None = None) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names) or 'none'}"
+        super().__init__(f"no {kind} named `{name}`", hint=hint, where=where)
+        self.name = name
+
+
+class GoalsNotMet(PortolanError):
+    """A study ended and no trial met every limit; `closest` is the nearest one."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, closest: Any = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.closest = closest
+
+
+class NoBackend(PortolanError):
+    """No backend or target can do what was asked."""
+
+    exit_code = 4
+
+
+class ModelError(PortolanError):
+    """The model cannot be read, or is not what its signature says."""
+
+    exit_code = 5
+
+
+class UnsupportedOperator(ModelError):
+    """A backend lacks an operator that the model needs."""
+
+
+class VerificationFailed(PortolanError):
+    """Outputs, checksums or contents do not agree with what was promised."""
+
+    exit_code = 6
+
+
+class NoResult(PortolanError):
+    """Not one trial gave a valid result within the budget."""
+
+    exit_code = 7
+
+
+class WorkerError(PortolanError):
+    """A worker process failed. It costs one trial; `stderr` is the end of what it printed."""
+
+    def __init__(self, message: str, *, hint: str | None = None, stderr: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.stderr = stderr
+
+
+class WorkerCrashed(WorkerError):
+    """The worker ended without an answer (a signal, an abort, an exit)."""
+
+
+class WorkerTimeout(WorkerError):
+    """The worker did not answer in time and was killed."""
+
+
+class OutOfMemory(WorkerError):
+    """The worker reached its memory limit."""
+
+
+class Interrupted(PortolanError):
+    """Ctrl-C. Everything measured so far is saved."""
+
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""Measuring: timing races, statistics, fidelity and accuracy, memory."""

@@ -1,0 +1,1 @@
+"""What to try next. Pure: it proposes recipes and is told results; it starts nothing."""

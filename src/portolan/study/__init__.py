@@ -1,0 +1,1 @@
+"""The study: the search under goals, its ledger, its runner."""

@@ -1,0 +1,1 @@
+"""Targets: detecting what a machine is."""

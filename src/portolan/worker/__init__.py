@@ -1,0 +1,1 @@
+"""Workers: the processes that runtimes live in, and how the controller talks to them."""
