@@ -1,0 +1,66 @@
+"""One timing at a time on a machine: an advisory lock that two optimizers of one user share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_POLL = 0.005
+
+
+def lock_path(folder: Path | None = None) -> Path:
+    """The lock file of this user, in `folder` or the temporary directory."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    return (folder or Path(tempfile.gettempdir())) / f"portolan-{user}.lock"
+
+
+@contextmanager
+def measuring(wait: float = 60.0, path: Path | None = None) -> Iterator[bool]:
+    """Holds the machine's measuring lock; yields whether it is held.
+
+    It never fails and never waits for longer than `wait` seconds: without it (a read-only temporary directory, a file
+    of someone else, another optimizer that hangs) timing goes on, only less undisturbed. The kernel frees the lock
+    when its holder ends, however it ends.
+
+    Args:
+        wait: longest wait, seconds.
+        path: the lock file; by default one per user in the temporary directory.
+    """
+    handle = _open(path or lock_path())
+    if handle is None:
+        yield False
+        return
+    try:
+        yield _acquire(handle, wait)
+    finally:
+        os.close(handle)
+
+
+def _open(path: Path) -> int | None:
+    with suppress(OSError):
+        # No link is followed: the temporary directory is shared with others.
+        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    return None
+
+
+def _acquire(handle: int, wait: float) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # no such lock on this system
+        return False
+    end = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_POLL)
+        except OSError:  # a file system without locks
+            return False
+        else:
+            return True
