@@ -1,0 +1,212 @@
+"""The slow axis: models read, passes applied, recipes compiled; each once per content, in a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from portolan.core import registry
+from portolan.core.backend import Backend
+from portolan.core.data import Data
+from portolan.core.model import Model
+from portolan.core.recipe import Recipe, Step, digest
+from portolan.core.target import Target
+from portolan.errors import PortolanError, UsageError, WorkerError
+from portolan.study.workspace import Workspace
+from portolan.worker import Worker
+from portolan.worker.environments import python_for
+
+_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Data on disk, where workers read it."""
+
+    data: Data
+    path: Path
+    calibration: tuple[int, ...]
+    evaluation: tuple[int, ...]
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A recipe, compiled and saved: any number of processes can load it.
+
+    Attributes:
+        key: hash of the artefact, the backend with its options and versions, and the target.
+        seconds: what the backend's compile step took.
+        size: bytes of what was saved.
+        facts: what the runtime said it really does.
+    """
+
+    key: str
+    folder: Path
+    model: Model
+    backend: str
+    seconds: float
+    size: int
+    facts: Mapping[str, Any]
+
+    @property
+    def python(self) -> list[str] | None:
+        """The interpreter it runs in."""
+        return python_for(self.backend)
+
+
+class Builder:
+    """Builds what recipes name.
+
+    Args:
+        workspace: where it goes.
+        model: the original.
+        target: where it is to run.
+        backends: by name.
+        samples: data on disk, for passes that calibrate.
+    """
+
+    def __init__(
+        self, workspace: Workspace, model: Model, target: Target, backends: Mapping[str, Backend], samples: Samples
+    ) -> None:
+        self._workspace, self._model, self._target = workspace, model, target
+        self._backends, self._samples = backends, samples
+
+    def artefact(self, steps: Sequence[Step]) -> Model:
+        """The model after these passes.
+
+        Raises:
+            PortolanError: a pass failed; the failure is kept, so that it is not tried again.
+        """
+        model, key = self._model, self._model.sha256
+        for step in steps:
+            key = digest([key, self._step(step)])
+            model = self._once("artefact", key, lambda out, s=step, m=model: self._apply(s, m, out))
+        return model
+
+    def compiled(self, recipe: Recipe) -> Compiled:
+        """The recipe, compiled for the target.
+
+        Raises:
+            PortolanError: a pass or the compile step failed; the failure is kept.
+        """
+        model, backend = self.artefact(recipe.passes), self._backends[recipe.backend]
+        key = self.compiled_key(recipe, model)
+        facts = self._remember("compiled", key, lambda: self._compile(recipe, model, key))
+        folder = self._workspace.folder / "compiled" / key
+        return Compiled(key, folder, model, backend.name, facts["seconds"], facts["size"], facts["facts"])
+
+    def compiled_key(self, recipe: Recipe, model: Model) -> str:
+        """Hash of everything that decides what is compiled and how fast it runs."""
+        backend = self._backends[recipe.backend]
+        options = backend.schema.check(recipe.options)
+        return digest([model.sha256, backend.name, options, backend.versions(), self._target.fingerprint])
+
+    def _step(self, step: Step) -> list[Any]:
+        found = registry.pass_(step.name)
+        options = found.schema.check(step.options)
+        data = self._samples.data.sha256 if found.needs(options) == "calibration" else None
+        return [step.name, options, data, _versions(found.distributions), list(self._target.features)]
+
+    def _once(self, kind: str, key: str, make: Any) -> Model:
+        def build() -> dict[str, Any]:
+            return self._workspace.build(kind, key, make)[1]
+
+        facts = self._remember(kind, key, build)
+        data = facts["model"]
+        folder = self._workspace.folder / kind / key
+        return Model.from_json(data | {"path": str(folder / Path(data["path"]).name)})
+
+    def _remember(self, kind: str, key: str, build: Any) -> dict[str, Any]:
+        """What `build` returned or raised, now or in an earlier run."""
+        failure = self._workspace.ledger.latest(f"{kind}_failed", key)
+        if failure is not None:
+            raise WorkerError(failure["reason"], hint=failure["hint"])
+        try:
+            facts: dict[str, Any] = build()
+        except PortolanError as error:
+            if not isinstance(error, UsageError):
+                self._workspace.ledger.append(f"{kind}_failed", key, {"reason": str(error), "hint": error.hint})
+            raise
+        return facts
+
+    def _apply(self, step: Step, model: Model, out: Path) -> dict[str, Any]:
+        options = registry.pass_(step.name).schema.check(step.options)
+        calibrates = registry.pass_(step.name).needs(options) == "calibration"
+        with Worker() as worker:
+            reply = worker.ask(
+                "apply",
+                timeout=_SECONDS,
+                name=step.name,
+                options=options,
+                model=model.to_json(),
+                target=self._target.to_json(),
+                calibration=str(self._samples.path) if calibrates else None,
+                rows=list(self._samples.calibration) if calibrates else None,
+                out=str(out),
+            )
+        return {"model": reply.fields["model"], "seconds": reply.fields["seconds"]}
+
+    def _compile(self, recipe: Recipe, model: Model, key: str) -> dict[str, Any]:
+        def make(out: Path) -> dict[str, Any]:
+            with Worker(python=python_for(recipe.backend)) as worker:
+                reply = worker.ask(
+                    "compile",
+                    timeout=_SECONDS,
+                    backend=recipe.backend,
+                    model=model.to_json(),
+                    target=self._target.to_json(),
+                    options=dict(recipe.options),
+                    out=str(out),
+                )
+            return {name: reply.fields[name] for name in ("seconds", "size", "facts")}
+
+        return self._workspace.build("compiled", key, make)[1]
+
+
+def read_model(workspace: Workspace, source: str, shapes: Mapping[str, tuple[int | str, ...]] | None) -> Model:
+    """The model behind `source`, converted in a worker where it is not an ONNX file; converted once per content."""
+    from portolan import frontends
+    from portolan.core.graph import load_model
+
+    path = Path(source)
+    if path.suffix == ".onnx" and not shapes:
+        return load_model(path)
+    key = digest([frontends.identity(source), {k: list(v) for k, v in (shapes or {}).items()}])
+
+    def make(out: Path) -> dict[str, Any]:
+        with Worker() as worker:
+            sizes = {name: list(shape) for name, shape in shapes.items()} if shapes else None
+            reply = worker.ask("convert", timeout=_SECONDS, source=source, out=str(out), shapes=sizes)
+        return {"model": reply.fields["model"], "scratch": str(out)}
+
+    folder, facts = workspace.build("models", key, make)
+    return Model.from_json(_moved(facts["model"], Path(facts["scratch"]), folder))
+
+
+def _moved(model: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any]:
+    """`model` with its files where they are now: they were written to a folder that was then renamed."""
+
+    def move(text: str | None) -> str | None:
+        path = None if text is None else Path(text)
+        if path is None or before not in path.parents:
+            return text
+        return str(after / path.relative_to(before))
+
+    return {**model, "path": move(model["path"]), "program": move(model["program"])}
+
+
+def _versions(distributions: Sequence[str]) -> dict[str, str]:
+    import importlib.metadata
+
+    from portolan import __version__
+
+    found = {"portolan": __version__}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
