@@ -114,8 +114,8 @@ def doctor(target: str = "local", *, bench: bool = False) -> Result:
         UnknownName: no such target.
     """
     from portolan.core import registry
+    from portolan.core.doctor import examine
     from portolan.measure import roofline
-    from portolan.targets.examine import examine
 
     found = registry.TARGETS.get(target).detect()
     data = examine(found)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from portolan import __version__
 from portolan.core import registry
 from portolan.core.backend import Backend
 from portolan.core.data import Data
@@ -108,7 +110,7 @@ class Builder:
         found = registry.pass_(step.name)
         options = found.schema.check(step.options)
         data = self._samples.data.sha256 if found.needs(options) == "calibration" else None
-        return [step.name, options, data, _versions(found.distributions), list(self._target.features)]
+        return [step.name, options, data, versions_of_passes([step]), list(self._target.features)]
 
     def _once(self, kind: str, key: str, make: Any) -> Model:
         def build() -> dict[str, Any]:
@@ -198,13 +200,10 @@ def _moved(model: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any
     return {**model, "path": move(model["path"]), "program": move(model["program"])}
 
 
-def _versions(distributions: Sequence[str]) -> dict[str, str]:
-    import importlib.metadata
-
-    from portolan import __version__
-
+def versions_of_passes(steps: Sequence[Step]) -> dict[str, str]:
+    """The version of everything that decides what these passes give."""
     found = {"portolan": __version__}
-    for name in distributions:
+    for name in (d for step in steps for d in registry.pass_(step.name).distributions):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

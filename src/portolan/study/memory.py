@@ -65,7 +65,7 @@ class Memory:
         try:
             for trial in valid:
                 both = [m for m in _METRICS if m in trial.metrics and m in usual and usual[m].value > 0]
-                metrics = {m: trial.metrics[m].value / usual[m].value for m in both}
+                metrics = {m: trial.metrics[m].value / usual[m].value for m in both} | {"seconds": trial.seconds}
                 data = {"target": target.fingerprint, "model": model.sha256, "metrics": metrics}
                 ledger.append("relative", trial.recipe.key, data)
         except PortolanError as error:

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from portolan.core.analysis import analyse
 from portolan.core.backend import Backend
 from portolan.core.data import generate, load_data, save_npz
 from portolan.core.goal import Goals, parse_goals
-from portolan.core.graph import analyse
 from portolan.core.measurement import METRICS
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe, digest
 from portolan.core.target import Target
 from portolan.errors import Interrupted, UsageError
-from portolan.measure.environment import snapshot
+from portolan.measure.environment import Ticks, environment, ticks
 from portolan.measure.metric import load_metric
 from portolan.search.space import Candidate, candidates, describe
 from portolan.study import memory
@@ -258,7 +258,7 @@ def _search(
         remembered.prior(setting.target, setting.space), setting.metric, setting.flops, settings.seed,
         settings.command,
     )  # fmt: skip
-    before = snapshot()
+    before = ticks()
     runner = Runner(task, workspace, spending, progress)
     try:
         runner.prepare()
@@ -279,7 +279,7 @@ def _search(
 
 
 def _result(
-    settings: Settings, setting: Setting, runner: Runner, workspace: Workspace, spending: Spending, before: Any
+    settings: Settings, setting: Setting, runner: Runner, workspace: Workspace, spending: Spending, before: Ticks | None
 ) -> dict[str, Any]:
     goals, race = setting.goals, runner.outcome
     refused = [Trial(None, c.recipe, "refused", c.refused) for c in setting.space if c.refused is not None]
@@ -306,7 +306,7 @@ def _result(
         }
         | {"flops": setting.flops, "parameters": setting.parameters},
         "target": setting.target.to_json(),
-        "environment": snapshot(since=before).to_json(),
+        "environment": environment(before),
         "noise": race.noise.to_json() if race is not None else None,
         "ratios": ratios(race, baseline, {t.recipe.key: t.id for t in tried}),
         "data": {

@@ -16,18 +16,18 @@ import numpy as np
 from portolan.core.backend import Backend
 from portolan.core.data import sample
 from portolan.core.goal import Goals
-from portolan.core.measurement import Measurement, Metrics
+from portolan.core.measurement import METRICS, Measurement, Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import digest
 from portolan.core.target import Target
-from portolan.errors import NoResult, PortolanError, WorkerError
+from portolan.errors import NoResult, PortolanError, UsageError
 from portolan.measure import roofline
 from portolan.measure.lock import measuring
 from portolan.measure.race import Arm, Race, race
 from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
 from portolan.study.budget import Spending
-from portolan.study.builder import Builder, Compiled, Samples
+from portolan.study.builder import Builder, Compiled, Samples, versions_of_passes
 from portolan.study.probe import Outputs, Session, broken, judge, rows_to_judge
 from portolan.study.trial import Trial
 from portolan.study.workspace import Workspace
@@ -115,12 +115,12 @@ class Runner:
             proposal = self._searcher.ask()
             if proposal is None:
                 break
-            begin = time.monotonic()
             self._spending.count()
+            before = self.trials[proposal.candidate.key].seconds if proposal.candidate.key in self.trials else 0.0
             trial = self._try(proposal.candidate, proposal.level)
             failure = trial.reason if trial.status == "failed" else None
             metrics = None if failure else trial.metrics
-            self._searcher.tell(proposal.candidate, proposal.level, metrics, time.monotonic() - begin, failure)
+            self._searcher.tell(proposal.candidate, proposal.level, metrics, trial.seconds - before, failure)
             self._tell(trial)
         self.close()
 
@@ -129,7 +129,7 @@ class Runner:
         entrants = self._entrants()
         if not entrants:
             return
-        key = digest([self._key(self._compiled(c)) for c in entrants] + [self.task.samples.data.sha256])
+        key = digest([self._question(c, "race") for c in entrants])
         kept = self._ledger.latest("race", key)
         if kept is not None:
             self._race = Race.from_json(kept)
@@ -153,41 +153,41 @@ class Runner:
     # --- one trial
 
     def _try(self, candidate: Candidate, level: int) -> Trial:
-        begin = time.monotonic()
-        number = self._ledger.number("trial", candidate.key, {"recipe": candidate.recipe.to_json()})
-        trial = self.trials.get(candidate.key) or Trial(number, candidate.recipe, "ok", command=self._reproduce(candidate))
-        try:
-            compiled = self._compiled(candidate)
-            metrics = self._screen(candidate, compiled, level)
-            trial = trial.with_metrics(metrics, "screened")
-            reason = broken(trial.metrics, candidate.exact) or self._unbelievable(trial.metrics)
-        except PortolanError as error:
-            if not isinstance(error, WorkerError) and error.exit_code == 2:
-                raise
-            reason = error.message
-        if reason is not None:
-            trial = replace(trial, status="failed", reason=reason, metrics={}, met=False)
-        trial = replace(trial, seconds=trial.seconds + time.monotonic() - begin)
+        """Screens the candidate, or finds in the ledger how that went before."""
+        key = self._question(candidate, level)
+        kept = self._ledger.latest("screened", key)
+        if kept is None:
+            kept = self._screen(candidate, level)
+            self._ledger.append("screened", key, kept)
+        trial = self.trials.get(candidate.key) or self._new(candidate)
+        metrics = {name: Measurement(**m) for name, m in kept["metrics"].items()}
+        self._quality.setdefault(candidate.numerics, {n: m for n, m in metrics.items() if METRICS[n].quality})
+        trial = trial.with_metrics(metrics, "screened")
+        if reason := kept["reason"] or broken(metrics, candidate.exact) or self._unbelievable(metrics):
+            trial = replace(trial, status="failed", reason=reason, metrics={})
+        # The seconds it took when it ran: the search weighs cost, and a resumed one must weigh the same.
+        trial = replace(trial, seconds=trial.seconds + kept["seconds"])
         self.trials[candidate.key] = trial
         return trial
 
-    def _screen(self, candidate: Candidate, compiled: Compiled, level: int) -> Metrics:
-        key = digest([self._key(compiled), level, self._extra])
-        kept = self._ledger.latest("screened", key)
-        if kept is None:
-            failure = self._ledger.latest("screen_failed", key)
-            if failure is not None:
-                raise WorkerError(failure["reason"])
-            try:
-                metrics = self._measure(candidate, compiled, level)
-            except WorkerError as error:
-                self._ledger.append("screen_failed", key, {"reason": error.message})
-                raise
-            self._ledger.append("screened", key, {name: m.to_json() for name, m in metrics.items()})
-            return metrics
-        metrics = {name: Measurement(**m) for name, m in kept.items()}
-        self._quality.setdefault(candidate.numerics, {n: m for n, m in metrics.items() if n in _QUALITY})
-        return metrics
+    def _new(self, candidate: Candidate) -> Trial:
+        number = self._ledger.number("trial", candidate.key, {"recipe": candidate.recipe.to_json()})
+        return Trial(number, candidate.recipe, "ok", command=self._reproduce(candidate))
+
+    def _screen(self, candidate: Candidate, level: int) -> dict[str, Any]:
+        begin = time.monotonic()
+        reason, metrics = None, {}
+        try:
+            metrics = self._measure(candidate, self._compiled(candidate), level)
+        except UsageError:
+            raise
+        except PortolanError as error:
+            reason = error.message
+        return {
+            "metrics": {name: m.to_json() for name, m in metrics.items()},
+            "reason": reason,
+            "seconds": round(time.monotonic() - begin, 3),
+        }
 
     def _measure(self, candidate: Candidate, compiled: Compiled, level: int) -> Metrics:
         seconds, starts = LEVELS[min(level, len(LEVELS) - 1)]
@@ -202,8 +202,10 @@ class Runner:
             session = Session(compiled, self._feeds)
             try:
                 if start == 0:
-                    metrics |= self._judged(candidate, session)
                     metrics["cold_start"] = Measurement.of("cold_start", session.cold_start_ms, n=1)
+                    metrics |= self._judged(candidate, session)
+                    if broken(metrics, candidate.exact) or self._hopeless(metrics):
+                        return metrics
                 with measuring():
                     blocks.append(pace.against(session, seconds) if not is_baseline else session.block(seconds))
                     if start == 0 and "throughput" in self.task.goals.metrics:
@@ -220,6 +222,11 @@ class Runner:
             known = self._judge(session)
             self._quality[candidate.numerics] = known
         return known
+
+    def _hopeless(self, metrics: Metrics) -> bool:
+        """Whether a limit on quality is missed: then how fast the outputs are wrong is nobody's question."""
+        limits = [limit for limit in self.task.goals.limits if METRICS[limit.metric].quality]
+        return any(limit.metric in metrics and not limit.holds(metrics[limit.metric]) for limit in limits)
 
     def _judge(self, session: Session) -> Metrics:
         rows, reference = self._original()
@@ -247,12 +254,17 @@ class Runner:
     def _compiled(self, candidate: Candidate) -> Compiled:
         return self._builder.compiled(candidate.recipe)
 
-    def _key(self, compiled: Compiled) -> str:
-        return digest([compiled.key, self.task.samples.data.sha256])
-
-    @property
-    def _extra(self) -> list[Any]:
-        return ["throughput" in self.task.goals.metrics, getattr(self.task.metric, "sha256", None)]
+    def _question(self, candidate: Candidate, level: int | str) -> str:
+        """Hash of everything that decides the answer to "how does this candidate do"."""
+        backend = self.task.backends[candidate.recipe.backend]
+        task = self.task
+        return digest(
+            [
+                task.model.sha256, task.samples.data.sha256, task.target.fingerprint, candidate.key, level,
+                backend.versions(), versions_of_passes(candidate.recipe.passes), getattr(task.metric, "sha256", None),
+                "throughput" in task.goals.metrics,
+            ]
+        )  # fmt: skip
 
     # --- belief
 
@@ -352,11 +364,6 @@ class _Pace:
 
     def close(self) -> None:
         self._session.close()
-
-
-_QUALITY = frozenset(
-    ("accuracy", "accuracy_drop", "agreement", "cosine", "max_abs_error", "max_rel_error")
-)
 
 
 def _latency(blocks: Sequence[np.ndarray]) -> Metrics:
