@@ -60,7 +60,8 @@ class Signature:
             )
         for name, spec in expected.items():
             array = inputs[name]
-            if str(array.dtype) != spec.dtype:
+            kind = "string" if array.dtype.kind in "OU" else str(array.dtype)
+            if kind != spec.dtype:
                 raise UsageError(
                     f"input `{name}` has type {array.dtype}, expected {spec.dtype}",
                     hint=f"convert it: `data['{name}'].astype('{spec.dtype}')`",
