@@ -27,19 +27,17 @@ def _complete_arm(ctx: click.Context, param: click.Parameter, incomplete: str) -
 @options.shapes
 @options.budget
 @options.seed
-@options.target
 @options.common
 @click.pass_obj
 def command(console: Console, /, arms: tuple[str, ...], backend: list[str], **rest: Any) -> int:
     """Measure and compare, with statistics.
 
-    Each of A, B, ... is a model, a bundle or `MODEL@BACKEND(option=value)`. One model with several `--backend` gives
-    one arm for each backend. The first arm is the one that others are compared with.
+    Each of A, B, ... is a model, a bundle or `MODEL@BACKEND(option=value)`. One model alone is raced on
+    every backend that is ready, or on those of `--backend`. The first arm is what the others are compared with.
     """
     from portolan import api
     from portolan.cli import show_bench
 
     with console.progress() as progress:
-        progress("measuring " + ", ".join(arms))
-        data = api.bench(*arms, backend=backend or None, **rest).to_json()
+        data = api.bench(*arms, backend=backend or None, progress=progress, **rest).to_json()
     return console.answer(data, lambda: show_bench.comparison(data, arms=arms))

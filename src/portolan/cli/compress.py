@@ -16,6 +16,7 @@ from portolan.cli.console import Console
 @options.out("The file to write.  [default: MODEL-PASSES.onnx]")
 @options.data
 @options.shapes
+@options.seed
 @options.writes
 @options.common
 @click.pass_obj
@@ -27,5 +28,6 @@ def command(console: Console, /, model: str, passes: list[str], dry_run: bool, *
     from portolan import api
     from portolan.cli import show
 
-    data = api.compress(model, passes=passes, dry_run=dry_run, **rest).to_json()
+    with console.progress() as progress:
+        data = api.compress(model, passes=passes, dry_run=dry_run, progress=progress, **rest).to_json()
     return console.answer(data, lambda: show.compression(data, model, dry_run=dry_run))

@@ -22,9 +22,20 @@ from portolan.cli.console import Console
 @options.shapes
 @options.backend
 @options.passes
-@click.option("--recipe", type=click.Path(), metavar="FILE", help="A recipe file (TOML): measure this one only.")
+@click.option(
+    "--recipe",
+    type=click.Path(),
+    metavar="FILE",
+    help="A recipe file (TOML) that pins choices; a list in it is a range.",
+)
 @options.budget
-@click.option("--jobs", type=options.Whole(1), default=1, metavar="N", help="Artefacts built at a time.  [default: 1]")
+@click.option(
+    "--jobs",
+    type=options.Whole(1),
+    default=1,
+    metavar="N",
+    help="Processes that build ahead of the timing.  [default: 1]",
+)
 @options.seed
 @options.target
 @click.option(
@@ -33,7 +44,7 @@ from portolan.cli.console import Console
     metavar="DIR",
     help="Where the study is kept; the same one goes on where it was.  [default: study-MODEL]",
 )
-@options.writes
+@options.dry_run
 @options.common
 @click.pass_obj
 def command(console: Console, /, model: str, goals: tuple[str, ...], **rest: Any) -> int:

@@ -33,10 +33,12 @@ def known(group: Literal["backends", "passes"]) -> list[str]:
 
 
 class Names(ParamType):
-    """A comma list of backends or passes, each perhaps with options: `openvino(threads=2), onnxruntime`."""
+    """A comma list of backends or passes, or `one`; with `call`, one with options: `quantize(bits=8)`."""
 
-    def __init__(self, group: Literal["backends", "passes"], kind: str, *, one: bool = False) -> None:
-        self.group, self.kind, self.one = group, kind, one
+    def __init__(
+        self, group: Literal["backends", "passes"], kind: str, *, one: bool = False, call: bool = False
+    ) -> None:
+        self.group, self.kind, self.one, self.call = group, kind, one or call, call
         self.name = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
@@ -44,13 +46,20 @@ class Names(ParamType):
         where = place(ctx, param)
         items = split(str(value))
         if not items or (self.one and len(items) > 1):
-            raise UsageError(f"`{value}` is not one {self.kind}", hint="repeat the flag to chain several", where=where)
+            raise UsageError(
+                f"`{value}` is not one {self.kind}",
+                hint="repeat the flag to chain several" if self.call else None,
+                where=where,
+            )
         for item in items:
-            name = re.split(r"[(@]", item, maxsplit=1)[0].strip()
+            name = item.partition("(")[0].strip()
             if item.count("(") != item.count(")"):
                 raise UsageError(f"`{item}` has a bracket without its partner", where=where)
             if name not in (names := known(self.group)):
                 raise UnknownName(self.kind, name, names, where=where)
+            if "(" in item and not self.call:
+                hint = f"give `{name}` alone; `--recipe` pins options"
+                raise UsageError(f"`{item}` has options, which this flag does not take", hint=hint, where=where)
         return items
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -219,7 +228,7 @@ def backend(function: Function) -> Function:
         type=Names("backends", "backend"),
         callback=_flat,
         metavar="NAME[,NAME...]",
-        help="Only these backends; options in brackets: `openvino(threads=2)`.",
+        help="Only these backends.",
     )(function)
 
 
@@ -231,7 +240,7 @@ def passes(function: Function) -> Function:
         type=Names("passes", "pass"),
         callback=_flat,
         metavar="NAME[,NAME...]",
-        help="Only these passes; options in brackets: `quantize(bits=8)`.",
+        help="Only these passes; `--recipe` pins their options.",
     )(function)
 
 
@@ -242,7 +251,7 @@ def chain(function: Function) -> Function:
         "passes",
         multiple=True,
         required=True,
-        type=Names("passes", "pass", one=True),
+        type=Names("passes", "pass", call=True),
         callback=_flat,
         metavar="PASS",
         help="A pass to apply, such as `quantize(bits=8, mode=static)`; repeat for a chain.",
@@ -290,7 +299,11 @@ def out(help: str) -> Decorator:
     return click.option("-o", "--out", type=click.Path(), metavar="PATH", help=help)
 
 
-def writes(function: Function) -> Function:
-    """`--dry-run` and `--force`, for what writes."""
-    function = _switch("--force", help="Overwrite what is there.")(function)
+def dry_run(function: Function) -> Function:
+    """`--dry-run`."""
     return _switch("--dry-run", help="Say what would be done and write nothing.")(function)
+
+
+def writes(function: Function) -> Function:
+    """`--dry-run` and `--force`, for what writes a file that may be there."""
+    return dry_run(_switch("--force", help="Overwrite what is there.")(function))

@@ -17,6 +17,14 @@ from portolan.errors import UsageError
 @click.option("--name", metavar="NAME", help="What the bundle is called.  [default: the model's name]")
 @click.option("--trial", type=options.Whole(0), metavar="N", help="Pack this trial in the place of the best.")
 @click.option("--check", type=click.Path(), metavar="BUNDLE", help="Verify a bundle by running it; write nothing.")
+@click.option(
+    "--backend",
+    type=options.Names("backends", "backend", one=True),
+    metavar="NAME",
+    help="For a model: the backend to pack it for.  [default: onnxruntime]",
+)
+@options.data
+@options.shapes
 @options.writes
 @options.common
 @click.pass_obj
@@ -25,6 +33,7 @@ def command(console: Console, /, source: str | None, check: str | None, dry_run:
 
     The bundle is verified by running its golden inputs before the command ends.
     """
+    from portolan import api
     from portolan.cli import show
 
     if (source is None) == (check is None):
@@ -32,12 +41,10 @@ def command(console: Console, /, source: str | None, check: str | None, dry_run:
             "`portolan pack` needs either a study or model, or `--check BUNDLE`",
             hint="usage: portolan pack STUDY|MODEL",
         )
-    if check is not None:
-        from portolan import bundle
-
-        data = bundle.check(check).to_json()
-    else:
-        from portolan import api
-
-        data = api.pack(source, dry_run=dry_run, **rest).to_json()
+    with console.progress() as progress:
+        if check is not None:
+            data = api.check(check).to_json()
+        else:
+            rest["backend"] = next(iter(rest["backend"] or ()), None)
+            data = api.pack(source, dry_run=dry_run, progress=progress, **rest).to_json()
     return console.answer(data, lambda: show.packing(data, dry_run=dry_run, check=check is not None))

@@ -112,7 +112,7 @@ def compression(data: Json, model: str, *, dry_run: bool = False) -> Answer:
 
 def step_text(step: Json) -> str:
     """A pass of a recipe as people write it: `quantize(bits=8)`."""
-    inner = ", ".join(f"{k}={_value(v)}" for k, v in step.items() if k != "name")
+    inner = ", ".join(f"{k}={value_text(v)}" for k, v in step.items() if k != "name")
     return f"{step['name']}({inner})" if inner else str(step["name"])
 
 
@@ -121,7 +121,8 @@ def options_text(name: str, options: Json) -> str:
     return step_text({"name": name, **options})
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """An option's value as people write it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

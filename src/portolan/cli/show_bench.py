@@ -16,7 +16,8 @@ SAME = "no significant difference"
 
 def comparison(data: Json, *, arms: Sequence[str] = ()) -> Answer:
     """The answer of `bench`; `arms` is what the user typed."""
-    lines = [*_table(data["arms"]), *_failures(data)]
+    measured = [arm for arm in data["arms"] if arm["metrics"]]
+    lines = [*_table(measured), *_failures(data["arms"])]
     ratios = data["ratios"]
     if ratios:
         lines += [Line(""), *plain([ratio_text(r) for r in ratios])]
@@ -24,12 +25,16 @@ def comparison(data: Json, *, arms: Sequence[str] = ()) -> Answer:
     notes = [*data.get("notes", ()), *environment_notes(data.get("environment", {}))]
     if not ratios:
         again = [f"portolan optimize {shlex.quote(arms[0])}"] if arms else []
-        measured = [arm for arm in data["arms"] if arm["metrics"]]
-        return Answer(lines, f"measured {len(measured)} of {len(data['arms'])} arms", next=again, notes=notes)
+        code = 0 if measured else 7
+        return Answer(
+            lines, f"measured {len(measured)} of {len(data['arms'])} arms", next=again, notes=notes, code=code
+        )
     return Answer(lines, verdict(ratios), notes=notes)
 
 
 def _table(arms: Sequence[Json]) -> list[Line]:
+    if not arms:
+        return []
     present = [name for name in METRICS if any(name in arm["metrics"] for arm in arms)]
     heads, cells = metric_columns(present, [arm["metrics"] for arm in arms])
     counts = [_readings(arm["metrics"]) for arm in arms]
@@ -43,8 +48,9 @@ def _readings(metrics: Json) -> str:
     return f"{max(ns):,}" if ns else "-"
 
 
-def _failures(data: Json) -> list[Line]:
-    return plain([f"{name} failed: {reason}" for name, reason in (data.get("failures") or {}).items()])
+def _failures(arms: Sequence[Json]) -> list[Line]:
+    failed = [arm for arm in arms if not arm["metrics"]]
+    return plain([f"{arm['name']} failed: {arm.get('reason') or 'no reason was recorded'}" for arm in failed])
 
 
 def ratio_text(ratio: Json) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from portolan.cli.console import Answer, Line
-from portolan.cli.show import options_text, step_text
+from portolan.cli.show import options_text, step_text, value_text
 from portolan.cli.show_bench import SAME, environment_notes, factor
 from portolan.cli.table import columns, measurement, metric_columns, number, plain
 from portolan.core.goal import Goals, Limit, Objective, parse_goals
@@ -21,9 +21,9 @@ QUALITY = ("accuracy_drop", "agreement", "cosine", "max_rel_error")
 
 def study(data: Json, *, dry_run: bool = False, verbose: bool = False) -> Answer:
     """The answer of `optimize`: baseline, the best trials, what was refused, the next command and the verdict."""
-    goals = parse_goals(data["goals"])
     if dry_run:
         return _plan(data, verbose)
+    goals = parse_goals(data["goals"])
     names = _columns(goals, data)
     shown = _ranked(data, goals)
     rows = shown if verbose else shown[:ROWS]
@@ -201,8 +201,9 @@ def _speed(
     """What the interleaved race says; two separate measurements only where there was no race."""
     ours, theirs = {str(best["id"]), f"#{best['id']}", "best"}, {str(baseline["id"]), f"#{baseline['id']}", "baseline"}
     for ratio in data.get("ratios") or ():
-        forward = ratio["a"] in ours and ratio["b"] in theirs
-        if ratio["metric"] == metric and (forward or (ratio["b"] in ours and ratio["a"] in theirs)):
+        a, b = str(ratio["a"]), str(ratio["b"])
+        forward = a in ours and b in theirs
+        if ratio["metric"] == metric and (forward or (b in ours and a in theirs)):
             if ratio["verdict"] == SAME:
                 return f"{SAME} in speed"
             quicker = (ratio["verdict"] == "faster") == forward
@@ -224,14 +225,16 @@ def _gain(before: Measurement | None, after: Measurement | None, good: str, bad:
 
 
 def _plan(data: Json, verbose: bool) -> Answer:
-    """The answer of `--dry-run`: the search space with its size, and what is refused."""
-    planned = [t for t in data["trials"] if t["status"] not in ("refused", "failed")]
-    refused = sum(t["status"] == "refused" for t in data["trials"])
-    rows = planned if verbose else planned[: 2 * ROWS]
-    table = [["recipe", "backend"], *([recipe_text(t["recipe"]), backend_text(t["recipe"])] for t in rows)]
-    lines = [Line("goals: " + "; ".join(data["goals"]))]
-    lines += plain(columns(table)) if rows else []
-    if len(planned) > len(rows):
-        lines.append(Line(f"{len(planned) - len(rows)} more (`-v` lists them)", "dim"))
-    lines += plain(_reasons(data["trials"], verbose), "dim")
-    return Answer(lines, f"would search {len(planned)} recipes, {refused} refused; nothing was measured or written")
+    """The answer of `--dry-run`: the search space with its size, and what is refused and why."""
+    rows = [["passes", "recipes"], *([chain, f"{count:,}"] for chain, count in data["chains"].items())]
+    backends = [["backend", "recipes", "options"]]
+    for name, entry in data["backends"].items():
+        options = "  ".join(f"{key}={','.join(map(value_text, vs))}" for key, vs in entry["options"].items())
+        backends.append([name, f"{entry['recipes']:,}", options])
+    right = frozenset({1})
+    lines = [Line("goals   " + "; ".join(data["goals"])), Line(f"budget  {data['budget']}"), Line("")]
+    lines += [*plain(columns(rows, right=right)), Line(""), *plain(columns(backends, right=right))]
+    lines += plain(_reasons([{**r, "status": "refused"} for r in data["refusals"]], verbose), "dim")
+    exact = f"{data['exact']:,} of them keep the arithmetic"
+    verdict = f"would search {data['candidates']:,} recipes ({exact}), {data['refused']:,} refused; nothing was written"
+    return Answer(lines, verdict)
