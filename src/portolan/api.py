@@ -338,9 +338,9 @@ def check(bundle: str | Path) -> Result:
     Raises:
         VerificationFailed: something is not what the manifest says.
     """
-    from portolan import packing
+    from portolan.bundle import check as verify
 
-    return Result("pack", packing.check(Path(bundle)))
+    return Result("pack", verify(Path(bundle)).to_json())
 
 
 def open_study(folder: str | Path) -> Study:

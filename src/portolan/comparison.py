@@ -155,7 +155,7 @@ def _arms(
         bundle = stack.enter_context(open_bundle(Path(entry.source))) if is_bundle(entry.source) else None
         if bundle is None and entry.source not in models:
             models[entry.source] = read_model(workspace, entry.source, shapes)
-        signature = bundle.signature if bundle is not None else models[entry.source].signature
+        signature = bundle.manifest.signature if bundle is not None else models[entry.source].signature
         if first is None:
             first = signature
             feeds = _feeds(entry, bundle, models, data, workspace, seed, shapes)
@@ -174,7 +174,7 @@ def _feeds(
     seed: int, shapes: Shapes | None,
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
     if bundle is not None and data is None:
-        return bundle.golden_feeds()[:_FEEDS]
+        return [bundle.feeds(row) for row in range(min(_FEEDS, bundle.manifest.rows))]
     if bundle is not None:
         raise UsageError(
             "a bundle as the first arm is timed on its own golden inputs", hint="leave out --data, or name a model first"
@@ -208,8 +208,10 @@ def _compile(
 
 
 def _from_bundle(bundle: Bundle) -> Compiled:
-    model = Model(bundle.name, bundle.compiled_folder, bundle.sha256, bundle.signature)
-    return Compiled(bundle.sha256, bundle.compiled_folder, model, bundle.backend, 0.0, bundle.size, {})
+    manifest, folder = bundle.manifest, bundle.compiled()
+    model = Model(manifest.name, folder, manifest.model_sha256, manifest.signature)
+    size = sum(entry.bytes for entry in manifest.files)
+    return Compiled(bundle.sha256, folder, model, manifest.recipe.backend, 0.0, size, {})
 
 
 def _answer(outcome: Race, arms: Sequence[Arm], since: Any) -> dict[str, Any]:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from portolan.bundle import BundleParts, pack_parts, verify_isolated
+from portolan.bundle import BundleParts, golden, pack_parts
 from portolan.core.data import sample
+from portolan.core.measurement import Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe
 from portolan.core.target import Target
@@ -39,8 +38,9 @@ class _Source:
     model: Model
     recipe: Recipe
     samples: Samples
-    claims: Mapping[str, Any]
+    claims: Metrics
     created: str
+    environment: Mapping[str, Any]
 
 
 def pack(
@@ -72,14 +72,8 @@ def pack(
         progress(f"building {found.recipe} for {found.recipe.backend}")
         compiled = Builder(workspace, found.model, target, backends, found.samples).compiled(found.recipe)
         parts = _parts(label, found, compiled, target, backends[found.recipe.backend].versions())
-        bundle = pack_parts(parts, final, force=force)
-    progress("verifying the bundle in a process of its own")
-    return check(bundle)
-
-
-def check(bundle: Path) -> dict[str, Any]:
-    """Verifies a bundle in a process of its own; the object of the contract."""
-    return {"bundle": str(bundle), **verify_isolated(bundle)}
+        progress("writing the bundle, and verifying it in a process of its own")
+        return pack_parts(parts, final, force=force).to_json()
 
 
 @contextmanager
@@ -100,7 +94,7 @@ def _opened(
             model = read_model(workspace, source, shapes)
             samples = read_samples(data, model, workspace.folder, 0, shapes, source)
             recipe = Recipe((), backend or "onnxruntime", {})
-            yield workspace, _Source(model.name, model, recipe, samples, {}, _now())
+            yield workspace, _Source(model.name, model, recipe, samples, {}, _now(), {})
         finally:
             workspace.close()
 
@@ -116,8 +110,10 @@ def _from_study(study: Study, workspace: Workspace, trial: int | None) -> _Sourc
             hint="repeat the `portolan optimize` command",
         )
     samples = read_samples(asked["data"], model, workspace.folder, asked["seed"], shapes, asked["model"])
-    claims = {name: m.to_json() for name, m in chosen.metrics.items()}
-    return _Source(study.name, model, chosen.recipe, samples, claims, study.data["created"])
+    data = study.data
+    return _Source(
+        study.name, model, chosen.recipe, samples, chosen.metrics, data["created"], data["environment"]
+    )
 
 
 def _numbered(study: Study, number: int) -> Trial:
@@ -144,9 +140,10 @@ def _parts(
         model=found.model,
         recipe=found.recipe,
         compiled=compiled.folder,
-        golden_inputs={n: np.stack([f[n] for f in feeds]) for n in feeds[0]},
-        golden_outputs={n: np.stack([a[n] for a in answers]) for n in answers[0]},
+        golden_inputs=golden.stack(feeds),
+        golden_outputs=golden.join(answers, found.model.signature),
         claims=found.claims,
+        environment=found.environment,
         target=target,
         backend_versions=versions,
         created=found.created,

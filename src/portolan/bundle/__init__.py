@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from portolan.bundle.golden import Tolerance
     from portolan.bundle.manifest import Manifest, Needs
     from portolan.bundle.pack import Packed, check, export, pack_parts, unpack
-    from portolan.bundle.read import Bundle, open_bundle
+    from portolan.bundle.read import Bundle, is_bundle, open_bundle
     from portolan.bundle.verify import Verification, verify_isolated
     from portolan.bundle.write import BundleParts, write_bundle
 
@@ -26,6 +26,7 @@ _PLACES = {
     "Verification": "verify",
     "check": "pack",
     "export": "pack",
+    "is_bundle": "read",
     "open_bundle": "read",
     "pack_parts": "pack",
     "unpack": "pack",
@@ -42,6 +43,7 @@ __all__ = [
     "Verification",
     "check",
     "export",
+    "is_bundle",
     "open_bundle",
     "pack_parts",
     "unpack",

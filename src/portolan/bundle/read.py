@@ -53,6 +53,12 @@ def open_bundle(path: str | Path, *, sha256: str | None = None, native: bool = F
         raise
 
 
+def is_bundle(path: str | Path) -> bool:
+    """Whether `path` is meant as a bundle: a `.portolan` file, or a folder with a manifest. It may still be a bad one."""
+    path = Path(path)
+    return (path / MANIFEST).is_file() if path.is_dir() else path.suffix == SUFFIX and path.is_file()
+
+
 class Bundle:
     """An opened bundle. Use it as a context manager, or `close` it, to free the runtime and temporary files.
 
@@ -104,6 +110,19 @@ class Bundle:
         if entry is None:
             raise UsageError(f"the bundle has no file `{name}`", hint=f"its files are {', '.join(self.files)}")
         return _read(self._contents, name, golden.MOST_GOLDEN)
+
+    def compiled(self) -> Path:
+        """The folder that `Backend.load` reads, unpacked if need be; for a process of its own to load.
+
+        Raises:
+            UsageError: it holds compiled code that nobody allowed to run.
+        """
+        self._check_trust(self.backend())
+        return self._unpacked() / "compiled"
+
+    def feeds(self, row: int) -> dict[str, np.ndarray]:
+        """The golden inputs of call number `row`."""
+        return golden.feeds(self.manifest.signature, self._inputs, row)
 
     def backend(self) -> Backend:
         """The backend that runs it here.
