@@ -18,6 +18,7 @@ from portolan.bundle import Bundle, is_bundle, open_bundle
 from portolan.core import registry
 from portolan.core.backend import Backend
 from portolan.core.data import sample
+from portolan.core.frontend import Shapes
 from portolan.core.measurement import Measurement, Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe, Step
@@ -28,7 +29,7 @@ from portolan.measure.environment import environment, ticks
 from portolan.measure.race import Arm, Race, race
 from portolan.study.budget import Budget
 from portolan.study.builder import Builder, Compiled, Samples, read_model
-from portolan.study.optimize import Shapes, read_samples
+from portolan.study.optimize import read_samples
 from portolan.study.probe import Session, judge, rows_to_judge
 from portolan.study.runner import Progress
 from portolan.study.workspace import Workspace
@@ -296,15 +297,13 @@ def _allow(steps: Sequence[Step], model: Model, target: Target, calibration: boo
 def _effect(builder: Builder, model: Model, samples: Samples, recipe: Recipe, target: Target) -> Metrics:
     """Size, and how far the outputs moved, measured on the default runtime."""
     before, after = builder.compiled(Recipe()), builder.compiled(recipe)
-    batch = model.signature.inputs[0].shape[:1]
-    static = batch[0] if batch and isinstance(batch[0], int) else None
     outputs = []
     rows: tuple[int, ...] = ()
     for compiled in (before, after):
         session = Session(compiled, [sample(samples.data, samples.evaluation[0], model.signature)])
         try:
-            rows = rows or rows_to_judge(session, samples, static)
-            outputs.append(session.outputs(samples, rows, static))
+            rows = rows or rows_to_judge(session, samples, model.signature)
+            outputs.append(session.outputs(samples, rows, model.signature))
         finally:
             session.close()
     labels = samples.data.labels

@@ -11,13 +11,14 @@ from typing import Any
 
 from portolan.bundle import BundleParts, golden, pack_parts
 from portolan.core.data import sample
+from portolan.core.frontend import Shapes
 from portolan.core.measurement import Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe
 from portolan.core.target import Target
 from portolan.errors import NoBackend, UsageError
 from portolan.study.builder import Builder, Compiled, Samples, read_model
-from portolan.study.optimize import Shapes, read_samples
+from portolan.study.optimize import read_samples
 from portolan.study.probe import Session
 from portolan.study.reading import read_study
 from portolan.study.runner import Progress

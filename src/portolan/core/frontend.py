@@ -19,6 +19,9 @@ class FrontEnd(ABC):
     name: ClassVar[str]
     #: What its sources look like, for messages: "an `.onnx` file".
     forms: ClassVar[str]
+    #: PyPI distributions that it imports to read a source, and whose versions decide the result. With any, it runs in
+    #: a worker.
+    distributions: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def accepts(self, source: object) -> bool:

@@ -49,11 +49,21 @@ def load(source: object, *, out: Path, shapes: Shapes | None = None, name: str |
         ModelError: the source cannot be read, or is of no kind that is read here.
         VerificationFailed: an exported graph does not compute what its source does.
     """
+    return find(source).load(source, Path(out), shapes, name)
+
+
+def find(source: object) -> FrontEnd:
+    """The front end that reads `source`.
+
+    Raises:
+        UsageError: no such source.
+        ModelError: it is of no kind that is read here.
+    """
     tried: list[FrontEnd] = []
     for known in FRONTENDS.names():
         front_end: FrontEnd = FRONTENDS.get(known)
         if front_end.accepts(source):
-            return front_end.load(source, Path(out), shapes, name)
+            return front_end
         tried.append(front_end)
     raise _refused(source, tried)
 

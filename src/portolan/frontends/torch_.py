@@ -23,6 +23,7 @@ class Torch(FrontEnd):
 
     name = "torch"
     forms = "a `.pt2` file, `file.py:factory`, an `nn.Module`"
+    distributions = ("torch", "onnxscript")
 
     def accepts(self, source: object) -> bool:
         """By form: torch is not imported to look."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portolan import __version__
+from portolan import __version__, frontends
 from portolan.core import registry
 from portolan.core.backend import Backend
 from portolan.core.data import Data
+from portolan.core.frontend import Shapes
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe, Step, digest
 from portolan.core.target import Target
@@ -168,24 +170,33 @@ class Builder:
         return self._workspace.build("compiled", key, make)[1]
 
 
-def read_model(workspace: Workspace, source: str, shapes: Mapping[str, tuple[int | str, ...]] | None) -> Model:
-    """The model behind `source`, converted in a worker where it is not an ONNX file; converted once per content."""
-    from portolan import frontends
-    from portolan.core.graph import load_model
+def read_model(workspace: Workspace, source: str, shapes: Shapes | None = None) -> Model:
+    """The model behind `source`. A front end that needs a framework runs in a worker, once per content.
 
-    path = Path(source)
-    if path.suffix == ".onnx" and not shapes:
-        return load_model(path)
-    key = digest([frontends.identity(source), {k: list(v) for k, v in (shapes or {}).items()}])
+    Raises:
+        UsageError: no such source, or shapes that do not fit.
+        ModelError: it cannot be read.
+    """
+    front_end = frontends.find(source)
+    if not front_end.distributions:
+        return front_end.load(source, workspace.folder / "models", shapes)
+    sizes = {name: list(shape) for name, shape in (shapes or {}).items()}
+    key = digest([_content(source), sizes, versions(front_end.distributions)])
 
     def make(out: Path) -> dict[str, Any]:
         with Worker() as worker:
-            sizes = {name: list(shape) for name, shape in shapes.items()} if shapes else None
-            reply = worker.ask("convert", timeout=_SECONDS, source=source, out=str(out), shapes=sizes)
+            reply = worker.ask("convert", timeout=_SECONDS, source=source, out=str(out), shapes=sizes or None)
         return {"model": reply.fields["model"], "scratch": str(out)}
 
     folder, facts = workspace.build("models", key, make)
     return Model.from_json(_moved(facts["model"], Path(facts["scratch"]), folder))
+
+
+def _content(source: str) -> list[str]:
+    """Hash of the file behind `FILE` or `FILE.py:FUNCTION`, and the function."""
+    name, _, function = source.partition(":")
+    path = Path(name)
+    return [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else name, function]
 
 
 def _moved(model: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any]:
@@ -202,8 +213,13 @@ def _moved(model: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any
 
 def versions_of_passes(steps: Sequence[Step]) -> dict[str, str]:
     """The version of everything that decides what these passes give."""
+    return versions([name for step in steps for name in registry.pass_(step.name).distributions])
+
+
+def versions(distributions: Sequence[str]) -> dict[str, str]:
+    """The version of Portolan and of each distribution."""
     found = {"portolan": __version__}
-    for name in (d for step in steps for d in registry.pass_(step.name).distributions):
+    for name in distributions:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

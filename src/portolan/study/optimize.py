@@ -14,6 +14,7 @@ from typing import Any
 
 from portolan.core.analysis import analyse
 from portolan.core.backend import Backend
+from portolan.core.frontend import Shapes
 from portolan.core.data import generate, load_data, save_npz
 from portolan.core.goal import Goals, parse_goals
 from portolan.core.measurement import METRICS
@@ -21,6 +22,7 @@ from portolan.core.model import Model
 from portolan.core.recipe import Recipe, digest
 from portolan.core.target import Target
 from portolan.errors import Interrupted, UsageError
+from portolan.frontends.demo import demo_data, is_demo
 from portolan.measure.environment import Ticks, environment, ticks
 from portolan.measure.metric import load_metric
 from portolan.search.space import Candidate, candidates, describe
@@ -37,7 +39,6 @@ from portolan.worker.environments import backends as find_backends
 
 _SYNTHETIC = 64
 _UNMEASURED = ("cost", "energy", "carbon")
-Shapes = Mapping[str, tuple[int | str, ...]]
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,8 @@ def read_samples(
     source: str | None, model: Model, folder: Path, seed: int, shapes: Shapes | None, model_source: str = ""
 ) -> Samples:
     """The data, divided for good into calibration and evaluation rows, and written where workers can read it."""
-    from portolan import frontends
-
-    if source is None and model_source.startswith("demo:"):
-        source = str(frontends.demo_data(model_source.removeprefix("demo:")))
+    if source is None and is_demo(model_source):
+        source = str(demo_data(model_source))
     if source is None:
         data = generate(model.signature, _SYNTHETIC, seed, dict(shapes or {}))
         calibration: tuple[int, ...] = ()

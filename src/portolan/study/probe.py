@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from portolan.core.measurement import Measurement, Metrics
-from portolan.errors import WorkerError
+from portolan.core.signature import Signature
 from portolan.study.builder import Compiled, Samples
 from portolan.worker import Worker
 
@@ -67,14 +67,14 @@ class Session:
                 best = rates
         return Measurement.of("throughput", float(np.median(best)), min(best), max(best), len(best))
 
-    def outputs(self, samples: Samples, rows: Sequence[int], batch: int | None) -> Outputs:
-        """Outputs for the given rows, stacked on a first axis."""
+    def outputs(self, samples: Samples, rows: Sequence[int], signature: Signature) -> Outputs:
+        """Outputs for the given rows, first axis the samples."""
         reply = self.worker.ask(
             "evaluate",
             timeout=RUN_SECONDS * 10,
             data=str(samples.path),
             rows=list(rows),
-            static_batch=batch,
+            inputs=[spec.to_json() for spec in signature.inputs],
         )
         return reply.tensors
 
@@ -83,7 +83,9 @@ class Session:
         self.worker.close()
 
 
-def rows_to_judge(session: Session, samples: Samples, batch: int | None, seconds: float = 10.0) -> tuple[int, ...]:
+def rows_to_judge(
+    session: Session, samples: Samples, signature: Signature, seconds: float = 10.0
+) -> tuple[int, ...]:
     """The evaluation rows that fit in about `seconds` and in memory; all of them where labels decide.
 
     Raises:
@@ -91,7 +93,7 @@ def rows_to_judge(session: Session, samples: Samples, batch: int | None, seconds
     """
     rows = samples.evaluation
     begin = time.perf_counter()
-    first = session.outputs(samples, rows[:1], batch)
+    first = session.outputs(samples, rows[:1], signature)
     spent = max(time.perf_counter() - begin, 1e-4)
     size = max(1, sum(array.nbytes for array in first.values()))
     most = min(len(rows), _OUTPUT_BYTES // size)
@@ -121,8 +123,3 @@ def broken(metrics: Mapping[str, Measurement], exact: bool, tolerance: float = 1
     if exact and error.value > tolerance:
         return f"verification failed: the outputs are off by {error.value:.2g} of the original's RMS"
     return None
-
-
-def reason(error: WorkerError) -> str:
-    """What to keep of a worker's failure."""
-    return error.message

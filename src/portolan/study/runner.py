@@ -60,12 +60,6 @@ class Task:
         """What may be tried; the baseline first."""
         return [c for c in self.candidates if c.refused is None]
 
-    @property
-    def batch(self) -> int | None:
-        """The model's static batch size; None where its first axis is free or it has none."""
-        first = self.model.signature.inputs[0].shape[:1]
-        return first[0] if first and isinstance(first[0], int) else None
-
 
 class Runner:
     """Runs one search to its end. `finish` may be called at any time after `prepare`.
@@ -230,7 +224,7 @@ class Runner:
 
     def _judge(self, session: Session) -> Metrics:
         rows, reference = self._original()
-        outputs = session.outputs(self.task.samples, rows, self.task.batch)
+        outputs = session.outputs(self.task.samples, rows, self.task.model.signature)
         labels = self.task.samples.data.labels
         chosen = None if labels is None else labels[list(rows)]
         return judge(outputs, reference, chosen, self.task.metric, self.task.model.signature.outputs)
@@ -240,8 +234,8 @@ class Runner:
         if self._reference is None:
             session = Session(self._compiled(self.task.live[0]), self._feeds)
             try:
-                rows = rows_to_judge(session, self.task.samples, self.task.batch)
-                self._reference = rows, session.outputs(self.task.samples, rows, self.task.batch)
+                rows = rows_to_judge(session, self.task.samples, self.task.model.signature)
+                self._reference = rows, session.outputs(self.task.samples, rows, self.task.model.signature)
             finally:
                 session.close()
         return self._reference

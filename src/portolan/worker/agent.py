@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from portolan.core.silence import silence
 from portolan.errors import PortolanError
 from portolan.worker import frames
 from portolan.worker.operations import Operations
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
+    silence()
     operations = Operations()
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:

@@ -16,10 +16,13 @@ import numpy as np
 
 from portolan.core import registry
 from portolan.core.backend import Executable
+from portolan.core.data import Data
+from portolan.core.data import feeds as data_feeds
 from portolan.core.model import Model
 from portolan.core.passes import Context
+from portolan.core.signature import Signature, TensorSpec
 from portolan.core.target import Target
-from portolan.errors import ModelError, UsageError, WorkerError
+from portolan.errors import UsageError, WorkerError
 from portolan.worker.frames import Frame
 
 Answer = tuple[dict[str, Any], Mapping[str, np.ndarray]]
@@ -146,15 +149,23 @@ class Operations:
             raise failures[0]
         return {"count": sum(counts), "seconds": time.perf_counter() - start}, {}
 
-    def evaluate(self, _: Feeds, data: str, rows: list[int], static_batch: int | None = None) -> Answer:
-        """Outputs for the given samples of an .npz file, stacked on a new first axis where the batch is not it."""
-        arrays = self._load_data(data)
+    def evaluate(self, _: Feeds, data: str, rows: list[int], inputs: list[Mapping[str, Any]]) -> Answer:
+        """Outputs for the given samples of an .npz file, first axis the samples.
+
+        Args:
+            data: path of the file.
+            rows: which samples.
+            inputs: the model's inputs, as in `Model.to_json`.
+        """
+        signature = Signature(tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in inputs), ())
+        samples = Data(self._load_data(data), None, "")
         parts: dict[str, list[np.ndarray]] = {}
-        for row in rows:
-            feeds = {name: _one(array, row, static_batch) for name, array in arrays.items()}
-            for name, value in self._loaded.run(feeds).items():
-                parts.setdefault(name, []).append(np.array(value))
-        return {}, {name: np.stack(values) for name, values in parts.items()}
+        for feed, count in data_feeds(samples, rows, signature):
+            batch = len(next(iter(feed.values()))) if signature.batch is not None else None
+            for name, value in self._loaded.run(feed).items():
+                whole = batch is None or value.ndim == 0 or len(value) != batch
+                parts.setdefault(name, []).append(np.array(value)[None] if whole else np.array(value[:count]))
+        return {}, {name: np.concatenate(values) for name, values in parts.items()}
 
     def memory(self, _: Feeds) -> Answer:
         """Peak and present resident bytes of this process."""
@@ -202,14 +213,6 @@ class Operations:
             except (OSError, ValueError) as error:
                 raise UsageError(f"the data `{path}` cannot be read: {error}") from error
         return self._data[1]
-
-
-def _one(array: np.ndarray, row: int, batch: int | None) -> np.ndarray:
-    """Sample `row` with a first axis: of size 1, or repeated to a static batch."""
-    one = array[row : row + 1]
-    if not len(one):
-        raise ModelError(f"the data has no sample {row}")
-    return one if batch in (None, 1) else np.repeat(one, batch, axis=0)
 
 
 _OPERATIONS: dict[str, Callable[..., Answer]] = {

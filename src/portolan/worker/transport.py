@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from portolan.core.silence import quiet_environment
+
 #: Finds this package, and only this package, from an interpreter that does not have it installed.
 _BOOT = (
     "import sys,importlib.util as u;"
@@ -18,14 +20,6 @@ _BOOT = (
     "m=u.module_from_spec(s);sys.modules['portolan']=m;s.loader.exec_module(m);"
     "from portolan.worker.agent import main;main(sys.argv[2:])"
 )
-#: Runtimes ask their vendors for nothing and use no cache that would hide compile time.
-_QUIET = {
-    "ORT_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "DO_NOT_TRACK": "1",
-    "PYTHONUNBUFFERED": "1",
-}
 
 
 def command(python: Sequence[str] | None, memory_limit: int) -> list[str]:
@@ -39,7 +33,7 @@ def command(python: Sequence[str] | None, memory_limit: int) -> list[str]:
 
 def environment(python: Sequence[str] | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a worker: this one, silenced. Another interpreter is not given this one's packages."""
-    env = {**os.environ, **_QUIET, **(extra or {})}
+    env = {**os.environ, **quiet_environment(), "PYTHONUNBUFFERED": "1", **(extra or {})}
     if python is None:
         source = str(Path(__file__).resolve().parents[2])
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
