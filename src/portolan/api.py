@@ -50,9 +50,7 @@ class Result:
         return f"<table><caption>{escape(self.verb)}</caption>{rows}</table>"
 
 
-def load(
-    model: Any, *, shapes: Shapes | None = None, out: str | Path | None = None, name: str | None = None
-) -> Model:
+def load(model: Any, *, shapes: Shapes | None = None, out: str | Path | None = None, name: str | None = None) -> Model:
     """Reads a model from an ONNX file, `.pt2`, `file.py:factory`, `demo:NAME`, or a torch `nn.Module`.
 
     Args:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from portolan.core.signature import Signature
 from portolan.core.target import Target
 from portolan.errors import NoBackend, UsageError
 from portolan.measure.environment import environment, ticks
-from portolan.measure.race import Arm, Race, race
+from portolan.measure.race import Arm, race
+from portolan.measure.result import Race
 from portolan.study.budget import Budget
 from portolan.study.builder import Builder, Compiled, Samples, read_model
 from portolan.study.optimize import read_samples
@@ -59,7 +61,9 @@ def parse_call(text: str, what: str) -> tuple[str, dict[str, str]]:
     """
     match = _SPEC.match(text.strip())
     if match is None:
-        raise UsageError(f"the {what} `{text}` cannot be read", hint=f"write `NAME` or `NAME(option=value)` for a {what}")
+        raise UsageError(
+            f"the {what} `{text}` cannot be read", hint=f"write `NAME` or `NAME(option=value)` for a {what}"
+        )
     inner = match["options"] or ""
     options = {key.replace("-", "_"): value for key, value in _PAIR.findall(inner)}
     if inner.strip() and _PAIR.sub("", inner).strip():
@@ -103,7 +107,7 @@ def bench(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="portolan-bench-")))
         workspace = Workspace(folder)
         stack.callback(workspace.close)
-        arms, feeds = _arms(entries, stack, workspace, target, found, data, shapes, seed, progress)
+        arms = _arms(entries, stack, workspace, target, found, data, shapes, seed, progress)
         outcome = race(
             arms,
             baseline=arms[0].name,
@@ -147,7 +151,7 @@ def _arms(
     shapes: Shapes | None,
     seed: int,
     progress: Progress,
-) -> tuple[list[Arm], list[dict[str, np.ndarray]]]:
+) -> list[Arm]:
     models: dict[str, Model] = {}
     arms: list[Arm] = []
     feeds: list[dict[str, np.ndarray]] = []
@@ -166,8 +170,8 @@ def _arms(
             compiled = _from_bundle(bundle)
         else:
             compiled = _compile(entry, models[entry.source], workspace, target, found, data, seed, shapes)
-        arms.append(Arm(entry.name, lambda c=compiled: Session(c, feeds)))  # type: ignore[misc]
-    return arms, feeds
+        arms.append(Arm(entry.name, partial(Session, compiled, feeds)))
+    return arms
 
 
 def _feeds(
@@ -178,7 +182,8 @@ def _feeds(
         return [bundle.feeds(row) for row in range(min(_FEEDS, bundle.manifest.rows))]
     if bundle is not None:
         raise UsageError(
-            "a bundle as the first arm is timed on its own golden inputs", hint="leave out --data, or name a model first"
+            "a bundle as the first arm is timed on its own golden inputs",
+            hint="leave out --data, or name a model first",
         )
     model = models[entry.source]
     samples = read_samples(data, model, workspace.folder, seed, shapes, entry.source)
@@ -277,7 +282,11 @@ def compress(
         metrics = _effect(builder, model, samples, recipe, target)
         final.parent.mkdir(parents=True, exist_ok=True)
         _copy_model(result.path, final)
-        return {"model": str(final), "recipe": recipe.to_json(), "metrics": {n: m.to_json() for n, m in metrics.items()}}
+        return {
+            "model": str(final),
+            "recipe": recipe.to_json(),
+            "metrics": {n: m.to_json() for n, m in metrics.items()},
+        }
 
 
 def _step(text: str) -> Step:

@@ -65,7 +65,13 @@ def pack(
         if final.exists() and not force:
             raise UsageError(f"`{final}` exists", hint="--force overwrites it, or name another with -o")
         if dry_run:
-            return {"bundle": str(final), "sha256": None, "files": [], "verified": False, "recipe": found.recipe.to_json()}
+            return {
+                "bundle": str(final),
+                "sha256": None,
+                "files": [],
+                "verified": False,
+                "recipe": found.recipe.to_json(),
+            }
         backends = find_backends(target, [found.recipe.backend])
         support = backends[found.recipe.backend].probe(target)
         if not support.ready:
@@ -112,9 +118,7 @@ def _from_study(study: Study, workspace: Workspace, trial: int | None) -> _Sourc
         )
     samples = read_samples(asked["data"], model, workspace.folder, asked["seed"], shapes, asked["model"])
     data = study.data
-    return _Source(
-        study.name, model, chosen.recipe, samples, chosen.metrics, data["created"], data["environment"]
-    )
+    return _Source(study.name, model, chosen.recipe, samples, chosen.metrics, data["created"], data["environment"])
 
 
 def _numbered(study: Study, number: int) -> Trial:
@@ -126,9 +130,7 @@ def _numbered(study: Study, number: int) -> Trial:
     raise UsageError(f"the study has no trial {number}", hint="portolan report STUDY lists them")
 
 
-def _parts(
-    name: str, found: _Source, compiled: Compiled, target: Target, versions: Mapping[str, str]
-) -> BundleParts:
+def _parts(name: str, found: _Source, compiled: Compiled, target: Target, versions: Mapping[str, str]) -> BundleParts:
     rows = found.samples.evaluation[:_GOLDEN]
     feeds = [sample(found.samples.data, row, found.model.signature) for row in rows]
     session = Session(compiled, feeds)

@@ -1,4 +1,4 @@
-"""Quantities with units: reading `8ms`, `1%`, `25 MiB`, and writing numbers with no more digits than their noise allows."""
+"""Quantities with units: reading `8ms`, `1%`, `25 MiB`; writing numbers with no more digits than noise allows."""
 
 from __future__ import annotations
 

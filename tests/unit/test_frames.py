@@ -13,7 +13,9 @@ from hypothesis.extra import numpy as hnp
 from portolan.errors import WorkerError
 from portolan.worker import frames
 
-DTYPES = st.sampled_from([np.dtype(name) for name in ("bool", "int8", "int64", "uint16", "float16", "float32", "float64")])
+DTYPES = st.sampled_from(
+    [np.dtype(name) for name in ("bool", "int8", "int64", "uint16", "float16", "float32", "float64")]
+)
 TENSORS = st.dictionaries(
     st.text(max_size=20), DTYPES.flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, min_side=0))), max_size=4
 )

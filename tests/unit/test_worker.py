@@ -71,7 +71,9 @@ def test_workers_do_not_outlive_a_killed_controller(tmp_path: Path) -> None:
         sys.stdin.read()
         """
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as p:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as p:
         assert p.stdout is not None
         pid = int(p.stdout.readline())
         p.kill()

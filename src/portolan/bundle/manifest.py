@@ -19,6 +19,8 @@ from portolan.errors import UsageError
 
 FORMAT, VERSION = "portolan-bundle", 1
 MANIFEST, RECIPE, COMPILED = "manifest.json", "recipe.toml", "compiled/compiled.json"
+#: Ending of a bundle in one file; any other name is a folder.
+SUFFIX = ".portolan"
 INPUTS, OUTPUTS = "golden/inputs.npz", "golden/outputs.npz"
 #: Bytes of manifest.json, number of files, and bytes of all files that this version reads.
 MOST_MANIFEST, MOST_FILES, MOST_BYTES = 2**20, 10_000, 2**40

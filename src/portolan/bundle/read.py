@@ -20,7 +20,16 @@ from portolan import units
 from portolan.bundle import fields, golden
 from portolan.bundle.contents import Contents, open_contents
 from portolan.bundle.here import check_needs, local_target
-from portolan.bundle.manifest import COMPILED, INPUTS, MANIFEST, MOST_MANIFEST, OUTPUTS, RECIPE, Manifest
+from portolan.bundle.manifest import (
+    COMPILED,
+    INPUTS,
+    MANIFEST,
+    MOST_MANIFEST,
+    OUTPUTS,
+    RECIPE,
+    SUFFIX,
+    Manifest,
+)
 from portolan.bundle.names import broken, is_code, show
 from portolan.core import registry
 from portolan.core.backend import Backend, Executable
@@ -54,7 +63,7 @@ def open_bundle(path: str | Path, *, sha256: str | None = None, native: bool = F
 
 
 def is_bundle(path: str | Path) -> bool:
-    """Whether `path` is meant as a bundle: a `.portolan` file, or a folder with a manifest. It may still be a bad one."""
+    """Whether `path` is meant as a bundle: a `.portolan` file, or a folder with a manifest. It may be a bad one."""
     path = Path(path)
     return (path / MANIFEST).is_file() if path.is_dir() else path.suffix == SUFFIX and path.is_file()
 

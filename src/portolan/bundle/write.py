@@ -25,6 +25,7 @@ from portolan.bundle.manifest import (
     MANIFEST,
     OUTPUTS,
     RECIPE,
+    SUFFIX,
     FileEntry,
     Manifest,
     Needs,
@@ -41,8 +42,6 @@ from portolan.errors import PortolanError, UsageError, VerificationFailed
 
 #: Features in /proc/cpuinfo's spelling that compiled code uses.
 _VECTOR = ("avx", "amx", "fma", "f16c", "bmi", "asimd", "sve", "sme", "i8mm", "bf16")
-#: Ending of a bundle in one file; any other name is a folder.
-SUFFIX = ".portolan"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ class Executable(ABC):
         """What the runtime says it really does (device, precision, threads), asked after the load."""
         return {}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most runtimes free everything when the object goes
         """Frees what the runtime holds."""
 
 
@@ -114,7 +114,7 @@ class Backend(ABC):
 
     def exact(self, options: Mapping[str, Any]) -> bool:
         """Whether these options keep the model's own arithmetic; False for reduced precision."""
-        return options.get("precision", "f32") == "f32"
+        return bool(options.get("precision", "f32") == "f32")
 
     @property
     def schema(self) -> Schema:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from portolan.core.goal import Goals
 from portolan.core.measurement import METRICS, Metrics
-from portolan.measure.race import Race
+from portolan.measure.result import Race
 from portolan.study.trial import Trial
 
 

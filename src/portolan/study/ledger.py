@@ -26,8 +26,10 @@ CREATE TABLE IF NOT EXISTS events (
     data TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_key ON events (kind, key, id);
-CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON events
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON events
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 PRAGMA user_version = 1;
 """
 _BUSY_SECONDS = 30.0
@@ -47,7 +49,9 @@ class Ledger:
     def __init__(self, path: Path, *, writable: bool = True) -> None:
         self.path = path
         if not writable and not path.is_file():
-            raise UsageError(f"there is no study in `{path.parent}`", hint="portolan optimize MODEL --study DIR makes one")
+            raise UsageError(
+                f"there is no study in `{path.parent}`", hint="portolan optimize MODEL --study DIR makes one"
+            )
         with self._explained():
             # check_same_thread: compile threads append too; sqlite3 serialises its calls.
             self._db = sqlite3.connect(
@@ -86,11 +90,13 @@ class Ledger:
         return [(row[0], json.loads(row[1])) for row in rows]
 
     def number(self, kind: str, key: str, data: Mapping[str, Any]) -> int:
-        """The place of `key` among the kind's keys, from 0; appends `data` under it if it is new. Safe against races."""
+        """The place of `key` among the kind's keys, from 0; appends `data` under it if it is new."""
         with self._explained(), self._transaction():
             keys = [
                 row[0]
-                for row in self._db.execute("SELECT key FROM events WHERE kind = ? GROUP BY key ORDER BY MIN(id)", (kind,))
+                for row in self._db.execute(
+                    "SELECT key FROM events WHERE kind = ? GROUP BY key ORDER BY MIN(id)", (kind,)
+                )
             ]
             if key in keys:
                 return keys.index(key)

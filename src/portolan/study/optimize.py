@@ -14,8 +14,8 @@ from typing import Any
 
 from portolan.core.analysis import analyse
 from portolan.core.backend import Backend
-from portolan.core.frontend import Shapes
 from portolan.core.data import generate, load_data, save_npz
+from portolan.core.frontend import Shapes
 from portolan.core.goal import Goals, parse_goals
 from portolan.core.measurement import METRICS
 from portolan.core.model import Model
@@ -132,7 +132,12 @@ def plan(settings: Settings) -> dict[str, Any]:
             setting = _read(settings, goals, workspace)
         finally:
             workspace.close()
-    return {"study": str(study_folder(settings)), "goals": goals.texts, "budget": budget.text, **describe(setting.space)}
+    return {
+        "study": str(study_folder(settings)),
+        "goals": goals.texts,
+        "budget": budget.text,
+        **describe(setting.space),
+    }
 
 
 def study_folder(settings: Settings) -> Path:

@@ -83,9 +83,7 @@ class Session:
         self.worker.close()
 
 
-def rows_to_judge(
-    session: Session, samples: Samples, signature: Signature, seconds: float = 10.0
-) -> tuple[int, ...]:
+def rows_to_judge(session: Session, samples: Samples, signature: Signature, seconds: float = 10.0) -> tuple[int, ...]:
     """The evaluation rows that fit in about `seconds` and in memory; all of them where labels decide.
 
     Raises:

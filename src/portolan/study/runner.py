@@ -23,7 +23,8 @@ from portolan.core.target import Target
 from portolan.errors import NoResult, PortolanError, UsageError
 from portolan.measure import roofline
 from portolan.measure.lock import measuring
-from portolan.measure.race import Arm, Race, race
+from portolan.measure.race import Arm, race
+from portolan.measure.result import Race
 from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
 from portolan.study.budget import Spending

@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     _end_with_parent(parent)
     _limit_memory(int(argv[argv.index("--memory") + 1]))
     source, sink = os.dup(0), os.dup(1)
-    with open(os.devnull) as nothing:
+    with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     silence()

@@ -22,8 +22,9 @@ MAGIC = b"PTLN"
 PREFIX = struct.Struct("<4sIQ")
 MAX_HEADER = 16 * 2**20
 MAX_BODY = 64 * 2**30
-_DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+_DTYPES: tuple[str, ...] = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
 )
 
 
@@ -51,7 +52,7 @@ def encode(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Iter
     yield memoryview(header)
     for array in arrays.values():
         if array.nbytes:
-            yield memoryview(array.reshape(-1).view(np.uint8))
+            yield array.reshape(-1).view(np.uint8).data
 
 
 def decode(read: Callable[[int], bytearray]) -> Frame:

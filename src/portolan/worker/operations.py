@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import resource
@@ -138,10 +139,8 @@ class Operations:
         threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(callers)]
         for thread in threads:
             thread.start()
-        try:
+        with contextlib.suppress(threading.BrokenBarrierError):
             begin.wait()
-        except threading.BrokenBarrierError:
-            pass
         start = time.perf_counter()
         for thread in threads:
             thread.join()
@@ -218,6 +217,7 @@ class Operations:
 _OPERATIONS: dict[str, Callable[..., Answer]] = {
     name: getattr(Operations, name)
     for name in (
-        "hello", "probe", "compile", "load", "inputs", "run", "time", "load_test", "evaluate", "memory", "apply", "convert",
+        "hello", "probe", "compile", "load", "inputs", "run", "time", "load_test", "evaluate", "memory", "apply",
+        "convert",
     )
 }  # fmt: skip

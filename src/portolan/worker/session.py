@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Worker:
     ) -> None:
         self.memory_limit = memory_limit or default_memory_limit()
         self.started = time.monotonic()
-        self._stderr = tempfile.TemporaryFile(prefix="portolan-worker-")
+        self._stderr = tempfile.TemporaryFile(prefix="portolan-worker-")  # noqa: SIM115 - closed with the worker
         self._op = "start"
         self._process = subprocess.Popen(
             command(python, self.memory_limit),
@@ -55,9 +55,8 @@ class Worker:
             start_new_session=True,
             bufsize=0,
         )
-        assert self._process.stdin is not None  # noqa: S101 - Popen's typing
-        assert self._process.stdout is not None  # noqa: S101
-        self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._pipes = (cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout))
+        self._stdin, self._stdout = (pipe.fileno() for pipe in self._pipes)
         os.set_blocking(self._stdin, False)
         os.set_blocking(self._stdout, False)
 
@@ -66,9 +65,7 @@ class Worker:
         """The process id of the worker, or of its transport."""
         return self._process.pid
 
-    def ask(
-        self, op: str, *, timeout: float, tensors: Mapping[str, np.ndarray] | None = None, **fields: Any
-    ) -> Reply:
+    def ask(self, op: str, *, timeout: float, tensors: Mapping[str, np.ndarray] | None = None, **fields: Any) -> Reply:
         """Sends one request and waits for its answer.
 
         Args:
@@ -116,10 +113,9 @@ class Worker:
     def close(self) -> None:
         """Ends the process. Nothing it holds is worth a slow goodbye."""
         self.kill()
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        for stream in (*self._pipes, self._stderr):
+            with contextlib.suppress(OSError):
+                stream.close()
 
     def __enter__(self) -> Worker:
         return self
