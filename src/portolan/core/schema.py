@@ -39,9 +39,8 @@ class Knob:
 
 
 def cores(target: Target) -> tuple[int, ...]:
-    """Thread counts worth trying: 0, which stands for all cores, then half of them, then one."""
-    fewer = (n for n in (target.cores // 2, 1) if 0 < n < target.cores)
-    return tuple(dict.fromkeys((0, *fewer)))
+    """Thread counts worth trying: 0, which means all cores, then half of them, then one."""
+    return (0, *dict.fromkeys(n for n in (target.cores // 2, 1) if 0 < n < target.cores))
 
 
 @dataclass(frozen=True)
