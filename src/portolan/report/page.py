@@ -31,7 +31,7 @@ def page(readings: Sequence[Reading], studies: Sequence[Mapping[str, Any]]) -> s
     """
     style = asset("report.css")
     charts = f"/*\nd3: https://d3js.org\n{asset('d3.LICENSE')}*/\n{asset('d3.min.js')}"
-    scripts = [charts, asset("chart.js"), asset("report.js")]
+    scripts = [charts, *map(asset, ("chart.js", "scatter.js", "report.js"))]
     name = readings[0].name if len(readings) == 1 else f"{len(readings)} studies"
     data = embed({"studies": list(studies), "views": [view(reading) for reading in readings]})
     body = [
@@ -91,13 +91,7 @@ def _summary(readings: Sequence[Reading]) -> str:
 
 
 def _gains(reading: Reading) -> list[str]:
-    shown, baseline = reading.shown, reading.baseline
-    if shown is None or baseline is None or shown.id == baseline.id:
-        return ["", ""]
-    noisy = reading.noise is not None and not reading.noise.ok
-    fast = words.speed(reading)
-    size = words.change("size", baseline.metrics.get("size"), shown.metrics.get("size"))
-    return [esc("too noisy to claim" if noisy else fast.text if fast else ""), esc(size.text)]
+    return [esc(change.text) for change in (words.speed(reading), words.moved(reading, "size"))]
 
 
 def _study(number: int, reading: Reading) -> str:

@@ -263,7 +263,7 @@ def read(study: Any, where: str = "$") -> Reading:
         goals=tuple(_goal(g, f"{where}.goals[{i}]") for i, g in enumerate(_want(study, "goals", list, where, []))),
         claims_met=bool(study.get("met")),
         trials=tuple(trials.values()),
-        ratios=tuple(map(_ratio, _want(study, "ratios", list, where, []))),
+        ratios=tuple(_ratio(r) for r in _want(study, "ratios", list, where, []) if isinstance(r, Mapping)),
         noise=_noise(noise) if isinstance(noise, Mapping) else None,
         labels=labels,
         synthetic=bool(data.get("synthetic")),
@@ -281,10 +281,10 @@ def read(study: Any, where: str = "$") -> Reading:
     )
 
 
-def _ratio(data: Mapping[str, Any]) -> Ratio:
-    numbers = {key: _number(data.get(key)) for key in ("ratio", "lo", "hi")}
-    texts = {key: clean(data.get(key, "")) for key in ("a", "b", "metric", "verdict")}
-    return Ratio(**texts, **numbers)
+def _ratio(data: Any) -> Ratio:
+    a, b, metric, verdict = (clean(data.get(key, "")) for key in ("a", "b", "metric", "verdict"))
+    ratio, lo, hi = (_number(data.get(key)) for key in ("ratio", "lo", "hi"))
+    return Ratio(a, b, metric, ratio, lo, hi, verdict)
 
 
 def _noise(data: Mapping[str, Any]) -> Noise:

@@ -13,7 +13,6 @@ from portolan.report import words
 from portolan.report.html import esc, rich, table, tag
 from portolan.report.reading import Reading, Trial
 
-_COMPARED = ("latency_p50", "latency_p95", "latency_p99", "throughput", "size", "memory", "cold_start", "compile_time")
 _MARKS = {"met": "✓", "missed": "✗", "not shown": "?", "not measured": "?", "ranked": "↕"}
 
 
@@ -30,17 +29,27 @@ def verdict(reading: Reading) -> str:
 def _facts(reading: Reading) -> Iterable[tuple[str, str]]:
     model, target = reading.model, reading.target
     counts = [f"{count} {status}" for status in ("ok", "failed", "refused") if (count := _count(reading, status))]
-    shapes = ", ".join(_tensor(spec) for spec in model.get("inputs") or [])
     weight = [f"{units_of(model[key])} {key}" for key in ("parameters", "flops") if model.get(key)]
-    yield "Model", esc(model.get("name") or reading.name)
-    yield "Form", esc(", ".join(filter(None, (str(model.get("format") or ""), shapes, *weight)))) or "not recorded"
+    yield "Model", esc(" · ".join(filter(None, (model.get("name") or reading.name, model.get("format"), *weight))))
+    yield "Input", esc(", ".join(_tensor(spec) for spec in model.get("inputs") or []) or "not recorded")
+    yield "Data", esc(_data(reading))
     yield "Target", esc(target.get("display") or target.get("id") or "not recorded")
     yield "Trials", esc(f"{len(reading.trials):,} ({', '.join(counts)})")
     if reading.seconds is not None:
         took = f"{reading.measurements:,} measurements in " if reading.measurements is not None else ""
         yield "Effort", esc(f"{took}{duration(reading.seconds)}")
     if reading.created:
-        yield "Created", tag("time", esc(reading.created), datetime=reading.created)
+        shown = reading.created[:16].replace("T", " ") + (" UTC" if reading.created.endswith(("+00:00", "Z")) else "")
+        yield "Created", tag("time", esc(shown), datetime=reading.created)
+
+
+def _data(reading: Reading) -> str:
+    kind = "synthetic samples" if reading.synthetic else "samples"
+    parts = [f"{reading.data[k]} for {k}" for k in ("calibration", "evaluation") if reading.data.get(k)]
+    total = (
+        f"{reading.data['rows']} {kind}" if reading.data.get("rows") else kind if reading.synthetic else "not recorded"
+    )
+    return f"{total}: {', '.join(parts)}" if parts else total
 
 
 def _count(reading: Reading, status: str) -> int:
@@ -75,7 +84,9 @@ def goals(reading: Reading) -> str:
     if not reading.goals:
         return "<p>No goals are recorded.</p>"
     if reading.shown is None:
-        rows = [[tag("code", esc(goal.text)), _state("not measured"), "", "no trial was valid"] for goal in reading.goals]
+        rows = [
+            [tag("code", esc(goal.text)), _state("not measured"), "", "no trial was valid"] for goal in reading.goals
+        ]
     else:
         rows = [
             [tag("code", esc(j.text)), _state(j.state), esc(j.value), rich(j.why)]
@@ -95,8 +106,8 @@ def comparison(reading: Reading) -> str:
     before, after = reading.baseline, reading.shown
     if before is None or after is None:
         return "<p>There is nothing to compare: the baseline or a valid result is missing.</p>"
-    names = [n for n in reading.metric_names if n in _COMPARED or _quality(n) or _named(reading, n)]
-    rows = [_compared(reading, name, before.metrics.get(name), after.metrics.get(name)) for name in names]
+    pairs = [(name, before.metrics.get(name), after.metrics.get(name)) for name in reading.metric_names]
+    rows = [_compared(reading, *pair) for pair in pairs]
     role = "Best" if reading.best is not None else "Closest"
     head = ["Metric", f"Baseline{_sub(before)}", f"{role}{_sub(after)}", "Change", ""]
     return table(head, [row for row in rows if row[1] or row[2]], class_="comparison")
@@ -110,12 +121,8 @@ def _quality(name: str) -> bool:
     return name in METRICS and METRICS[name].quality
 
 
-def _named(reading: Reading, name: str) -> bool:
-    return any(goal.metric == name for goal in reading.goals)
-
-
 def _compared(reading: Reading, name: str, before: Measurement | None, after: Measurement | None) -> list[str]:
-    moved = words.raced(reading, name) or words.change(name, before, after)
+    moved = words.moved(reading, name)
     cells = [esc(words.full(m)) if m is not None else "" for m in (before, after)]
     note = tag("span", esc(moved.text), class_=moved.direction)
     return [label(name), *cells, note, bars(before, after) if not _quality(name) else ""]
@@ -182,9 +189,8 @@ def outcome(reading: Reading, trial: Trial) -> str:
 def trials(reading: Reading) -> str:
     """Every trial, one row each, with the keys that a script sorts by."""
     names = columns(reading)
-    head = _th("#", "number") + _th("Recipe") + _th("Backend")
+    head = _th("#", "number") + _th("Recipe") + _th("Backend") + _th("Outcome")
     head += "".join(_th(words.title(n), "number", METRICS[n].about if n in METRICS else None) for n in names)
-    head += _th("Goals")
     body = "".join(_row(reading, trial, names) for trial in ranked(reading))
     inner = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return tag("div", tag("table", inner, class_="trials"), class_="scroll")
@@ -204,8 +210,8 @@ def _row(reading: Reading, trial: Trial, names: list[str]) -> str:
     cells = tag("td", f"{star}{trial.id}", class_="num id", data_v=trial.id)
     cells += tag("th", tag("code", passes) + badge, scope="row", data_v=trial.passes)
     cells += tag("td", backend, data_v=f"{trial.backend} {trial.options}")
-    cells += "".join(_metric(trial.metrics.get(name)) for name in names)
     cells += tag("td", esc(said), class_="outcome", data_v=said)
+    cells += "".join(_metric(trial.metrics.get(name)) for name in names)
     kinds = [trial.status, mine, "good" if said == "met" else ""]
     return tag("tr", cells, data_trial=trial.id, class_=" ".join(filter(None, kinds)))
 

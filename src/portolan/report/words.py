@@ -21,6 +21,7 @@ _COMPARED = {
     "throughput": ("higher", "lower"),
     "size": ("smaller", "larger"),
 }
+_TIMED = ("latency", "throughput", "cold", "compile")
 _LATENCIES = ("latency_p50", "latency_p95", "latency_p99")
 
 
@@ -30,6 +31,9 @@ class Change:
 
     text: str
     direction: Literal["better", "worse", "same", "unknown"]
+
+
+NOISY = Change("too noisy to claim", "same")
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,19 @@ def title(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def short(measurement: Measurement) -> str:
+def short(m: Measurement) -> str:
     """The number with its unit and interval, without n."""
-    return "not a number" if math.isnan(measurement.value) else str(replace(measurement, n=None))
+    if math.isnan(m.value):
+        return "not a number"
+    if m.unit == "" and m.lo is None and 0.9 < m.value < 1:
+        # Three digits would round a cosine of 0.9996 up to a perfect 1.000.
+        return MARKS[m.kind] + units.digits(m.value, (1 - m.value) / 5)
+    return str(replace(m, n=None))
 
 
-def full(measurement: Measurement) -> str:
+def full(m: Measurement) -> str:
     """The number with its unit, interval and n."""
-    return "not a number" if math.isnan(measurement.value) else str(measurement)
+    return short(m) if m.n is None else f"{short(m)} (n={m.n:,})"
 
 
 def interval(measurement: Measurement) -> str:
@@ -90,6 +99,23 @@ def _words(metric: str) -> tuple[str, str]:
 
 def _names(trial: Trial, role: str) -> set[str]:
     return {str(trial.id), f"#{trial.id}", role}
+
+
+def moved(reading: Reading, metric: str) -> Change:
+    """How `metric` moved from the baseline to the shown trial: as raced, from separate runs, or unclaimed."""
+    shown, baseline = reading.shown, reading.baseline
+    if shown is None or baseline is None or shown.id == baseline.id:
+        return Change("", "unknown")
+    before, after = baseline.metrics.get(metric), shown.metrics.get(metric)
+    if before is None or after is None:
+        return Change("", "unknown")
+    if _timed(metric) and reading.noise is not None and not reading.noise.ok:
+        return NOISY
+    return raced(reading, metric) or change(metric, before, after)
+
+
+def _timed(metric: str) -> bool:
+    return metric.split("_")[0] in _TIMED
 
 
 def raced(reading: Reading, metric: str) -> Change | None:
@@ -134,7 +160,8 @@ def change(metric: str, before: Measurement | None, after: Measurement | None) -
     if _overlap(before, after):
         return Change(SAME, "same")
     good, bad = _words(metric)
-    mark = _mark(before, after)
+    # Times that were not raced against each other carry the drift of the machine: their ratio is an estimate.
+    mark = _mark(before, after) or (MARKS["estimated"] if _timed(metric) else "")
     if abs(gain - 1) < 0.005:
         return Change("the same", "same")
     if gain > 1:
@@ -165,20 +192,12 @@ def _difference(before: Measurement, after: Measurement, better: str) -> Change:
     return Change(text, "better" if (step > 0) == rising_is_good else "worse")
 
 
-def speed(reading: Reading) -> Change | None:
-    """The change in latency to name in the verdict: from the race if there was one, else `~` from two intervals."""
-    shown, baseline = reading.shown, reading.baseline
-    if shown is None or baseline is None or shown.id == baseline.id:
-        return None
-    for metric in _LATENCIES:
-        if (found := raced(reading, metric)) is not None:
-            return found
-    for metric in _LATENCIES:
-        loose = change(metric, baseline.metrics.get(metric), shown.metrics.get(metric))
-        if loose.direction != "unknown":
-            text = loose.text if loose.direction == "same" or loose.text[0] in "~≈" else f"~{loose.text}"
-            return replace(loose, text=text)
-    return None
+def speed(reading: Reading) -> Change:
+    """The change in latency to name in the verdict: a raced percentile if there is one, else an estimate (`~`)."""
+    changes = [found for metric in _LATENCIES if (found := moved(reading, metric)).direction != "unknown"]
+    return next(
+        (c for c in changes if not c.text.startswith(("~", "≈"))), changes[0] if changes else Change("", "unknown")
+    )
 
 
 def claims(reading: Reading) -> str:
@@ -186,16 +205,12 @@ def claims(reading: Reading) -> str:
     shown, baseline = reading.shown, reading.baseline
     if shown is None or baseline is None or shown.id == baseline.id:
         return ""
-    fast = speed(reading)
-    moved = change("size", baseline.metrics.get("size"), shown.metrics.get("size"))
-    size = moved.text if moved.direction in ("better", "worse") else ""
-    if reading.noise is not None and not reading.noise.ok:
-        return f", {size} than the baseline" if size else ""
-    if fast is None:
-        return f" is {size} than the baseline" if size else ""
-    if fast.direction == "same":
+    fast, small = speed(reading), moved(reading, "size")
+    size = small.text if small.direction in ("better", "worse") else ""
+    if fast.direction == "same" and fast is not NOISY:
         return f", {size} than the baseline, with {fast.text} in latency" if size else f", with {fast.text} in latency"
-    return f" is {' and '.join(filter(None, (fast.text, size)))} than the baseline"
+    gains = " and ".join(c for c in (fast.text if fast.direction in ("better", "worse") else "", size) if c)
+    return f" is {gains} than the baseline" if gains else ""
 
 
 def verdict(reading: Reading) -> Verdict:
@@ -212,21 +227,23 @@ def _headline(reading: Reading) -> str:
     if shown is None:
         return f"No valid result: none of {len(reading.trials):,} trials could be measured."
     if not reading.met:
-        return f"Goals not met. Closest: {shown.title}: {'; '.join(_misses(reading, shown)) or 'no limit holds'}."
+        return (
+            f"Goals not met. Closest: {shown.title}: {', '.join(_misses(reading, shown)) or 'not every limit holds'}."
+        )
     if baseline is not None and shown.id == baseline.id:
         return f"Goals met by the baseline, {shown.title}: no other trial that meets them is better."
     return f"Goals met: {shown.title}{claims(reading)}."
 
 
 def _misses(reading: Reading, trial: Trial) -> list[str]:
-    misses = []
-    for limit in reading.limits:
+    """Why each limit is missed; with the number when there is only one to say."""
+    misses = [(limit, why) for limit in reading.limits if (why := limit.reason(trial.metrics.get(limit.metric)))]
+    if len(misses) == 1:
+        limit, why = misses[0]
         got = trial.metrics.get(limit.metric)
-        why = limit.reason(got)
-        if why is not None:
-            value = "" if got is None else f" ({title(limit.metric)} {short(got)}, limit `{limit.text}`)"
-            misses.append(f"{title(why)}{value}")
-    return misses
+        value = "" if got is None else f" ({title(limit.metric)} {short(got)}, limit `{limit.text}`)"
+        return [f"{title(why)}{value}"]
+    return [title(why) for _, why in misses]
 
 
 def _notes(reading: Reading) -> tuple[str, ...]:
@@ -260,10 +277,6 @@ def judge(reading: Reading, trial: Trial) -> list[Judgement]:
     ]
 
 
-def _bound(limit: Limit) -> Measurement:
-    return Measurement(limit.bound, METRICS[limit.metric].unit)
-
-
 def _judge_limit(limit: Limit, got: Measurement | None) -> Judgement:
     if got is None:
         return Judgement(limit.text, "not measured", "", "a metric that was not measured never meets a limit")
@@ -276,9 +289,17 @@ def _judge_limit(limit: Limit, got: Measurement | None) -> Judgement:
     point = replace(got, lo=None, hi=None)
     if limit.holds(point):
         return Judgement(limit.text, "not shown", full(got), f"the interval, {ends}, reaches past the limit")
+    return Judgement(limit.text, "missed", full(got), _beyond(got, limit))
+
+
+def _beyond(got: Measurement, limit: Limit) -> str:
+    """How far a value is from its limit, to two digits."""
     gap = abs(got.value - limit.bound)
-    beyond = f"{short(Measurement(gap, _bound(limit).unit))} beyond the limit of {short(_bound(limit))}"
-    return Judgement(limit.text, "missed", full(got), beyond)
+    if got.unit == "share":
+        return f"{units.digits(gap * 100, gap * 10)} points beyond the limit"
+    if limit.bound == 0 or gap / abs(limit.bound) >= 1:
+        return f"far beyond the limit: {short(got)}"
+    return f"{units.digits(100 * gap / abs(limit.bound), 10 * gap / abs(limit.bound))}% beyond the limit"
 
 
 def _judge_objective(goal: Objective, trial: Trial, reading: Reading) -> Judgement:
@@ -301,7 +322,7 @@ def noise_sentence(noise: Noise) -> str:
     """What the A/A arm says, in words."""
     off = (noise.aa_ratio - 1) * 100
     ends = [(end - 1) * 100 for end in (noise.lo, noise.hi)]
-    half = abs(ends[1] - ends[0]) / 2
+    half = abs(ends[1] - ends[0]) / 20
     low, high = (_signed(end, half) for end in ends)
     seen = f"Two identical arms differed by {_signed(off, half)}% (interval {low}% to {high}%)"
     if noise.ok:

@@ -340,7 +340,10 @@ def _chains(
             ready[name] = item
 
     def variants(item: Pass, pinned: Mapping[str, Any]) -> list[_Variant]:
-        every = [_variant(item, o, model, target, goals, has_calibration) for o in item.schema.space(target, pinned)]
+        schema = item.schema
+        if unknown := next((name for name in pinned if name not in schema.parameters), None):
+            raise UnknownName(f"option of `{item.name}`", unknown, schema.parameters)
+        every = [_variant(item, o, model, target, goals, has_calibration) for o in schema.space(target, pinned)]
         told.extend(_refusals(every, target))
         return [v for v in every if v.refused is None]
 
