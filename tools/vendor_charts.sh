@@ -3,7 +3,7 @@
 #   tools/vendor_charts.sh 7.9.2
 set -eu
 version=${1:?say which version of d3, for example 7.9.2}
-assets=$(cd "$(dirname "$0")/.." && pwd)/src/portolan/report/assets
+assets=$(cd "$(dirname "$0")/.." && pwd)/src/portolan/reports/assets
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 (cd "$work" && npm pack --silent "d3@$version" >/dev/null && tar xzf "d3-$version.tgz")

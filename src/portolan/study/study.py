@@ -63,7 +63,7 @@ class Study:
         raise GoalsNotMet(
             f"no trial met {' and '.join(f'`{g}`' for g in self.goals)}",
             closest=self.closest,
-            hint=f"closest is trial {self.closest.id} ({self.closest.reason}): loosen a limit, or add time with --budget",
+            hint=f"closest: trial {self.closest.id} ({self.closest.reason}); loosen a limit, or add time with --budget",
         )
 
     @property

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from portolan.report.reading import clean
+from portolan.reports.reading import clean
 
 _CODE = re.compile("`([^`]*)`")
 

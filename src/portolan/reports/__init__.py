@@ -21,8 +21,8 @@ def render(studies: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         UsageError: there is no study, or one is not what the contract says; `where` is the path.
     """
-    from portolan.report.page import page
-    from portolan.report.reading import read
+    from portolan.reports.page import page
+    from portolan.reports.reading import read
 
     if not studies:
         raise UsageError("there is no study to report", hint="run `portolan optimize` first")

@@ -9,7 +9,7 @@ from typing import Literal
 from portolan import units
 from portolan.core.goal import Limit, Objective
 from portolan.core.measurement import MARKS, METRICS, Measurement
-from portolan.report.reading import Noise, Reading, Trial
+from portolan.reports.reading import Noise, Reading, Trial
 
 State = Literal["met", "missed", "not shown", "not measured", "ranked"]
 SAME = "no significant difference"

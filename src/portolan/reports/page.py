@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from portolan.report import sections, words
-from portolan.report.html import embed, esc, rich, source_hash, table, tag
-from portolan.report.reading import Reading
-from portolan.report.views import view
+from portolan.reports import sections, words
+from portolan.reports.html import embed, esc, rich, source_hash, table, tag
+from portolan.reports.reading import Reading
+from portolan.reports.views import view
 
 _ROSE = (
     '<svg class="rose" viewBox="-10 -10 20 20" width="20" height="20" aria-hidden="true">'
@@ -19,7 +19,7 @@ _ROSE = (
 
 def asset(name: str) -> str:
     """A file of the package's `assets` folder."""
-    return (resources.files("portolan.report") / "assets" / name).read_text(encoding="utf-8")
+    return (resources.files("portolan.reports") / "assets" / name).read_text(encoding="utf-8")
 
 
 def page(readings: Sequence[Reading], studies: Sequence[Mapping[str, Any]]) -> str:

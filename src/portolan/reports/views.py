@@ -9,9 +9,9 @@ from typing import Any
 from portolan import units
 from portolan.core.goal import Limit
 from portolan.core.measurement import METRICS, Measurement
-from portolan.report import words
-from portolan.report.reading import Reading, Trial, clean
-from portolan.report.sections import columns, duration, outcome, role
+from portolan.reports import words
+from portolan.reports.reading import Reading, Trial, clean
+from portolan.reports.sections import columns, duration, outcome, role
 
 
 def view(reading: Reading) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 from portolan import units
 from portolan.core.goal import Objective
 from portolan.core.measurement import METRICS, Measurement
-from portolan.report import words
-from portolan.report.html import esc, rich, table, tag
-from portolan.report.reading import Reading, Trial
+from portolan.reports import words
+from portolan.reports.html import esc, rich, table, tag
+from portolan.reports.reading import Reading, Trial
 
 _MARKS = {"met": "✓", "missed": "✗", "not shown": "?", "not measured": "?", "ranked": "↕"}
 
