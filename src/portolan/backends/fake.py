@@ -173,6 +173,7 @@ class Fake(Backend):
     """Does what a script says."""
 
     name = "fake"
+    searched = False
     distributions = ("onnx",)
     module = "onnx"
     fix = f"{VARIABLE}=script.toml portolan ..."

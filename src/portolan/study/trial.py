@@ -17,7 +17,7 @@ class Trial:
     """One recipe and its result.
 
     Attributes:
-        id: its number in the study; refused recipes have none.
+        id: its number in the study.
         reason: why it failed, was refused, or does not meet the goals; None when there is nothing to say.
         pareto: no other trial is better in every metric that the goals name.
         met: every limit holds.
@@ -25,7 +25,7 @@ class Trial:
         samples: milliseconds of each inference, per process start.
     """
 
-    id: int | None
+    id: int
     recipe: Recipe
     status: Status
     reason: str | None = None
