@@ -121,8 +121,9 @@ class Backend(ABC):
         """The options, read from the signature of `compile`."""
         return Schema.of(type(self).compile, self.name)
 
+    # `*_: Any` beside `**options: Any` lets a subclass narrow the keywords in mypy's eyes; nobody passes positions.
     @abstractmethod
-    def compile(self, model: Model, target: Target, **options: Any) -> Executable:
+    def compile(self, model: Model, target: Target, *_: Any, **options: Any) -> Executable:
         """Compiles and loads `model`.
 
         Raises:
@@ -130,5 +131,5 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def load(self, folder: Path, **options: Any) -> Executable:
+    def load(self, folder: Path, *_: Any, **options: Any) -> Executable:
         """Loads what `Executable.save` wrote, with the options it was compiled with."""
