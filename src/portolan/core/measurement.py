@@ -77,7 +77,7 @@ class Measurement:
 
     def __str__(self) -> str:
         value, unit = units.scale(self.value, self.unit)
-        factor = value / self.value if self.value else 1.0
+        factor = value / self.value if self.value else units.scale(1.0, self.unit)[0]
         text = MARKS[self.kind]
         if self.lo is not None and self.hi is not None:
             half = (self.hi - self.lo) / 2 * factor
