@@ -35,14 +35,18 @@ def study(data: Json, *, dry_run: bool = False, verbose: bool = False) -> Answer
     return Answer(
         lines,
         verdict(data, goals),
-        next=[f"portolan report {_quoted(data)}", f"portolan pack {_quoted(data)}"],
+        next=_next(data),
         notes=notes,
-        code=0 if data["met"] else 3,
+        code=0 if data["met"] else 3 if data.get("closest") else 7,
     )
 
 
-def _quoted(data: Json) -> str:
-    return shlex.quote(str(data["study"]))
+def _next(data: Json) -> list[str]:
+    """The report, and the bundle: of the closest trial where none meets the goals, since that has to be named."""
+    folder, closest = shlex.quote(str(data["study"])), data.get("closest")
+    if data["met"]:
+        return [f"portolan report {folder}", f"portolan pack {folder}"]
+    return [f"portolan report {folder}", *([f"portolan pack {folder} --trial {closest['id']}"] if closest else [])]
 
 
 def recipe_text(recipe: Json) -> str:
@@ -156,7 +160,7 @@ def verdict(data: Json, goals: Goals) -> str:
         return f"goals met: {gains(data, data['best'], goals)}"
     closest = data.get("closest")
     if not closest:
-        return "goals not met, and no trial gave a valid result"
+        return "no valid result in the budget"
     metrics = read(closest)
     missed = [
         f"{_value(limit, metrics)} (asked for `{limit.text}`)"
