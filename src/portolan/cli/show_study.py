@@ -49,14 +49,18 @@ def _next(data: Json) -> list[str]:
     return [f"portolan report {folder}", *([f"portolan pack {folder} --trial {closest['id']}"] if closest else [])]
 
 
-def recipe_text(recipe: Json) -> str:
-    """The passes of a recipe: `simplify + quantize(bits=8)`, or `-` for the untouched model."""
-    return " + ".join(map(step_text, recipe["passes"])) or "-"
+def recipe_text(trial: Json) -> str:
+    """The passes of a trial's recipe: `simplify + quantize(bits=8)`, or `-` for the untouched model."""
+    if label := trial.get("label"):
+        return str(label["passes"])
+    return " + ".join(map(step_text, trial["recipe"]["passes"])) or "-"
 
 
-def backend_text(recipe: Json) -> str:
-    """The backend of a recipe with its options."""
-    return options_text(recipe["backend"], recipe.get("options") or {})
+def backend_text(trial: Json) -> str:
+    """The backend of a trial's recipe with its options."""
+    if label := trial.get("label"):
+        return str(label["backend"])
+    return options_text(trial["recipe"]["backend"], trial["recipe"].get("options") or {})
 
 
 def _columns(goals: Goals, data: Json) -> list[str]:
@@ -81,7 +85,7 @@ def _baseline(data: Json) -> list[Line]:
     cells = [number(metrics[latency])] if latency else []
     cells += [number(metrics["size"])] if "size" in metrics else []
     cells += [f"accuracy {number(metrics['accuracy'], n=True)}"] if "accuracy" in metrics else []
-    return [Line("   ".join([f"baseline  {backend_text(base['recipe'])}", *cells]))]
+    return [Line("   ".join([f"baseline  {backend_text(base)}", *cells]))]
 
 
 def _ranked(data: Json, goals: Goals) -> list[Json]:
@@ -111,7 +115,7 @@ def _table(rows: Sequence[Json], names: Sequence[str], data: Json, goals: Goals)
     for row, cell in zip(rows, cells, strict=True):
         mark = "★" if row["id"] == best else " "
         table.append(
-            [f"{mark}{row['id']:>2}", recipe_text(row["recipe"]), backend_text(row["recipe"]), *cell, _met(row, goals)]
+            [f"{mark}{row['id']:>2}", recipe_text(row), backend_text(row), *cell, _met(row, goals)]
         )
     lines = columns(table, right=frozenset({0, *range(3, 3 + len(heads))}))
     styles = ["dim", *("bold" if row["id"] == best else "" for row in rows)]

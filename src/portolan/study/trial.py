@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from portolan.core.labels import label
 from portolan.core.measurement import Measurement, Metrics
 from portolan.core.recipe import Recipe
 
@@ -42,6 +43,7 @@ class Trial:
         return {
             "id": self.id,
             "recipe": self.recipe.to_json(),
+            "label": label(self.recipe),
             "status": self.status,
             "reason": self.reason,
             "metrics": {name: m.to_json() for name, m in self.metrics.items()},
