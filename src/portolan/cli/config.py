@@ -119,10 +119,10 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UsageError(f"the configuration file `{path}` does not exist", where="--config") from error
+        raise UsageError(f"the configuration file `{_short(path)}` does not exist", where="--config") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"the configuration file `{path}` cannot be read: {reason}") from error
+        raise UsageError(f"the configuration file `{_short(path)}` cannot be read: {reason}") from error
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:

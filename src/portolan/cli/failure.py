@@ -69,7 +69,9 @@ def _usage(error: click.ClickException, verb: str | None) -> PortolanError:
     if isinstance(error, click.NoSuchOption):
         return _no_such_flag(error, path, ctx)
     if isinstance(error, click.MissingParameter) and error.param is not None:
-        name = _flag(error.param) if isinstance(error.param, click.Option) else error.param.make_metavar(ctx)
+        name = _flag(error.param)
+        if ctx is not None and isinstance(error.param, click.Argument):
+            name = error.param.make_metavar(ctx)
         return UsageError(f"`{path}` needs {name.split()[0]}", hint=usage)
     if isinstance(error, click.BadOptionUsage):
         return UsageError(f"`{error.option_name}` {_needs(error.message)}", hint=help_hint)
