@@ -3,8 +3,9 @@ from __future__ import annotations
 import platform
 
 import numpy as np
-import portolan
 import pytest
+
+import portolan
 from portolan.measure.environment import Ticks, environment, ticks
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import portolan
 import pytest
+
+import portolan
 from portolan.measure.lock import lock_path, measuring
 
 HOLDER = """
@@ -85,6 +87,18 @@ def test_timing_goes_on_where_no_lock_can_be_had(tmp_path):
         assert held is False
     (tmp_path / "folder").mkdir()
     with measuring(0.0, tmp_path / "folder") as held:
+        assert held is False
+
+
+def test_timing_goes_on_where_the_system_has_no_locks(tmp_path, monkeypatch):
+    def refuse(handle, operation):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with measuring(0.0, tmp_path / "lock") as held:
+        assert held is False
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with measuring(0.0, tmp_path / "lock") as held:
         assert held is False
 
 

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+
 from portolan.measure.roofline import LOW_PRECISION, MATRIX_UNITS, believable, ceilings, floor_ms
 
 MACHINE = {"flops_fp32": 100e9, "bandwidth": 20e9, "flops_int8": None}

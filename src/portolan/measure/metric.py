@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import inspect
 import math
 import sys
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class UserMetric:
         """
         try:
             value = self.function(outputs, labels)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(
                 f"the metric `{self.name}` raised {type(error).__name__}: {error}",
                 hint="it is called with the outputs (a dict of arrays, first axis the samples) and the labels",
@@ -79,25 +79,23 @@ def load_metric(spec: str) -> UserMetric:
     path = Path(file)
     if not path.is_file():
         raise UsageError(f"the metric's file `{file}` does not exist", hint=_nearest_file(path))
-    module = _run(path, spec)
+    module = _run(path)
     function = vars(module).get(name)
     if not callable(function):
         raise UsageError(f"`{file}` has no function `{name}`", hint=_nearest_function(module, name))
     return UserMetric(spec, function)
 
 
-def _run(path: Path, spec: str) -> Any:
+def _run(path: Path) -> types.ModuleType:
     name = f"portolan_metric_{path.stem}"
-    loader = importlib.util.spec_from_file_location(name, path.resolve())
-    if loader is None or loader.loader is None:
-        raise UsageError(f"`{path}` cannot be loaded as Python", where=spec)
-    module = importlib.util.module_from_spec(loader)
+    module = types.ModuleType(name)
+    module.__file__ = str(path.resolve())
     before = sys.modules.get(name)
     # Dataclasses look their module up by name while the file runs.
     sys.modules[name] = module
     try:
-        loader.loader.exec_module(module)
-    except Exception as error:
+        exec(compile(path.read_bytes(), module.__file__, "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
         if before is None:
             del sys.modules[name]
         else:
@@ -118,16 +116,13 @@ def _line(error: BaseException, path: Path) -> int | None:
     return line
 
 
-def _nearest_file(path: Path) -> str | None:
-    try:
-        names = sorted(p.name for p in path.parent.glob("*.py"))
-    except OSError:
-        names = []
+def _nearest_file(path: Path) -> str:
+    names = sorted(sibling.name for sibling in path.parent.glob("*.py"))
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     return f"did you mean `{path.parent / near[0]}`?" if near else "check the path"
 
 
-def _nearest_function(module: Any, name: str) -> str:
+def _nearest_function(module: types.ModuleType, name: str) -> str:
     known = sorted(
         key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__
     )

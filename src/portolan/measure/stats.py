@@ -110,7 +110,7 @@ def _interpolated(values: Floats, weights: Floats, ps: Sequence[float]) -> Float
     """Quantiles of sorted, weighted `values`; with equal weights, NumPy's linear interpolation."""
     before = np.cumsum(weights) - weights
     place = np.arange(len(values)) * weights + (len(values) - 1) * before
-    return np.interp(np.asarray(ps) * place[-1], place, values)
+    return np.asarray(np.interp(np.asarray(ps) * place[-1], place, values))
 
 
 def _flatten(starts: Sequence[Sequence[Floats]], most: int | None) -> tuple[Floats, NDArray[np.int64], Floats]:
