@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from portolan.report import render, write
+from portolan.reports import render, write
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ATTACKS = [

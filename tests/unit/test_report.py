@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from portolan.errors import UsageError
-from portolan.report import render, words, write
-from portolan.report.html import source_hash
-from portolan.report.page import asset
-from portolan.report.reading import read
+from portolan.reports import render, words, write
+from portolan.reports.html import source_hash
+from portolan.reports.page import asset
+from portolan.reports.reading import read
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
