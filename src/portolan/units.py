@@ -1,4 +1,4 @@
-"""Quantities with units: reading `8ms`, `1%`, `25 MiB`, and writing numbers with no more digits than their noise allows."""
+"""Quantities with units: reading `8ms`, `1%`, `25 MiB`; writing numbers with no more digits than noise allows."""
 
 from __future__ import annotations
 
@@ -49,20 +49,24 @@ def _example(dimension: str) -> str:
     return {"time": "8ms", "bytes": "25MiB", "rate": "100/s", "share": "1%"}.get(dimension, "1")
 
 
-def scale(value: float, unit: str) -> tuple[float, str]:
-    """`value` in `unit` as people read it: bytes as KiB or MiB, shares as percent, small milliseconds as µs."""
+def scale_of(value: float, unit: str) -> tuple[float, str]:
+    """The factor and unit that people read a number of this size in: KiB or MiB, percent, µs for small times."""
     if unit == "B":
-        for name in ("GiB", "MiB", "KiB"):
-            if abs(value) >= _SCALES["bytes"][name]:
-                return value / _SCALES["bytes"][name], name
-        return value, "B"
+        name = next((n for n in ("GiB", "MiB", "KiB") if abs(value) >= _SCALES["bytes"][n]), "B")
+        return 1 / _SCALES["bytes"][name], name
     if unit == "share":
-        return value * 100, "%"
+        return 100.0, "%"
     if unit == "ms" and 0 < abs(value) < 0.1:
-        return value * 1000, "µs"
+        return 1000.0, "µs"
     if unit == "ms" and abs(value) >= 10_000:
-        return value / 1000, "s"
-    return value, unit
+        return 1e-3, "s"
+    return 1.0, unit
+
+
+def scale(value: float, unit: str) -> tuple[float, str]:
+    """`value` in `unit` as people read it, with the unit that `scale_of` chooses."""
+    factor, shown = scale_of(value, unit)
+    return value * factor, shown
 
 
 def digits(value: float, noise: float | None) -> str:

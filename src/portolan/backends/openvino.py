@@ -1,0 +1,147 @@
+"""OpenVINO's CPU plug-in: often the fastest on x86, and bf16 where the processor has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from portolan.backends._artefact import Artefact, demand, explained
+from portolan.core.backend import Backend, Executable, Exploit, Tensors
+from portolan.core.model import Model
+from portolan.core.schema import Knob, cores
+from portolan.core.silence import runtime
+from portolan.core.target import Target, usable_cores
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Precision = Literal["f32", "bf16"]
+Hint = Literal["latency", "throughput"]
+_NAMES = {"f32": "f32", "float32": "f32", "bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "float16": "f16"}
+#: The operators of the domain `ai.onnx.ml`, none of which OpenVINO has.
+_CLASSICAL = frozenset(
+    (
+        "ArrayFeatureExtractor",
+        "Binarizer",
+        "CastMap",
+        "CategoryMapper",
+        "DictVectorizer",
+        "FeatureVectorizer",
+        "Imputer",
+        "LabelEncoder",
+        "LinearClassifier",
+        "LinearRegressor",
+        "Normalizer",
+        "OneHotEncoder",
+        "SVMClassifier",
+        "SVMRegressor",
+        "Scaler",
+        "TreeEnsemble",
+        "TreeEnsembleClassifier",
+        "TreeEnsembleRegressor",
+        "ZipMap",
+    )
+)
+_LACKS = (r"No conversion rule found for operations: ([\w.]+)", r"Unsupported operator: ([\w.]+)")
+
+
+class Compiled(Executable):
+    """A compiled model. A request serves one thread, so every caller has its own."""
+
+    def __init__(self, artefact: Artefact, precision: Precision, threads: int, hint: Hint, cores: int) -> None:
+        settings = {
+            "PERFORMANCE_HINT": hint.upper(),
+            "INFERENCE_PRECISION_HINT": precision,  # left alone, it takes bf16 wherever the processor has it
+            "INFERENCE_NUM_THREADS": threads or cores,
+        }
+        with explained("openvino", artefact.path, *_LACKS):
+            core = runtime("openvino").Core()
+            self._compiled = core.compile_model(str(artefact.path), "CPU", settings)
+        self._artefact = artefact
+        self._names = artefact.outputs
+        asked = {"device": "cpu", "precision": precision, "hint": hint, "outputs": len(self._names)}
+        # "All cores" is for the plug-in to read: it leaves out hyper-threads. A number is a request.
+        demand("openvino", asked | ({"threads": threads} if threads else {}), self.facts())
+        self._run = self.caller()
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Runs once, from one thread at a time."""
+        return self._run(inputs)
+
+    def caller(self) -> Callable[[Tensors], dict[str, np.ndarray]]:
+        """A function with an inference request of its own, for one thread."""
+        request = self._compiled.create_infer_request()
+        names = self._names
+
+        def run(inputs: Tensors) -> dict[str, np.ndarray]:
+            result = request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+            # Shared outputs are views that the request's next inference overwrites.
+            return {name: result[i].copy() for i, name in enumerate(names)}
+
+        return run
+
+    def save(self, folder: Path) -> None:
+        """Writes the graph: a compiled blob would hold the weights again and be tied to this machine."""
+        self._artefact.save(folder)
+
+    def facts(self) -> dict[str, Any]:
+        """What the compiled model answers when asked for its properties."""
+        ask = self._compiled.get_property
+        precision = ask("INFERENCE_PRECISION_HINT").get_type_name()
+        return {
+            "device": ",".join(ask("EXECUTION_DEVICES")).lower(),
+            "precision": _NAMES.get(precision, precision),
+            "threads": ask("INFERENCE_NUM_THREADS"),
+            "hint": str(ask("PERFORMANCE_HINT")).rpartition(".")[2].lower(),
+            "streams": ask("NUM_STREAMS"),
+            "outputs": len(self._compiled.outputs),
+        }
+
+    def close(self) -> None:
+        """Drops the compiled model and its threads."""
+        self._run = _closed
+        self._compiled = None
+
+
+def _closed(inputs: Tensors) -> dict[str, np.ndarray]:
+    raise RuntimeError("this executable is closed")
+
+
+class OpenVino(Backend):
+    """OpenVINO on the CPU. 8-bit weights with activations quantized at run time are slower than f32 here."""
+
+    name = "openvino"
+    distributions = ("openvino",)
+    module = "openvino"
+    fix = "pip install openvino"
+    exploits = (Exploit("int8:static", ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")),)
+
+    def refuse(self, model: Model, target: Target) -> str | None:
+        """Besides the features: classical machine learning has no operators here."""
+        foreign = next((name for name in model.operators if name in _CLASSICAL), None)
+        return f"`openvino` has no operator `{foreign}`" if foreign else super().refuse(model, target)
+
+    def compile(
+        self,
+        model: Model,
+        target: Target,
+        *,
+        precision: Annotated[
+            Precision,
+            Knob(needs={"bf16": ("avx512_bf16", "amx_bf16", "bf16")}, help="The arithmetic; bf16 is not exact."),
+        ] = "f32",
+        threads: Annotated[int, Knob(values=cores, help="Threads over all streams; 0 means all cores.")] = 0,
+        hint: Annotated[
+            Hint, Knob(help="One inference as fast as possible, or several at once as many as possible.")
+        ] = "latency",
+    ) -> Compiled:
+        """Compiles `model` for `target`'s cores."""
+        return Compiled(Artefact.of(model), precision, threads, hint, target.cores)
+
+    def load(self, folder: Path, *, precision: Precision = "f32", threads: int = 0, hint: Hint = "latency") -> Compiled:
+        """Compiles what was saved, for this machine's cores."""
+        return Compiled(Artefact.open(folder), precision, threads, hint, usable_cores())
+
+
+openvino = OpenVino()

@@ -1,0 +1,171 @@
+"""PyTorch's AOTInductor: native code from the exported program. Compiling takes 10 to 25 s and a C++ compiler."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from portolan.backends._artefact import Artefact, demand, explained
+from portolan.core.backend import Backend, Executable, Support, Tensors
+from portolan.core.model import Model
+from portolan.core.schema import Knob
+from portolan.core.silence import environment, runtime
+from portolan.core.target import Target, usable_cores
+from portolan.errors import ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Layout = Literal["channels_last", "contiguous"]
+_PACKAGE = "model.pt2"
+_LACKS = (r"failed to resolve torch\.ops\.(\w+\.\w+)",)
+
+
+class Package(Executable):
+    """A loaded package. Its runner lets one thread in at a time, so `run` may be called from several."""
+
+    def __init__(self, artefact: Artefact, threads: int, work: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        import numpy as np
+
+        self._torch = runtime("torch")
+        self._torch.set_num_threads(threads)
+        # The code only reads its inputs, so one that arrived in a read-only buffer needs no copy and no warning.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        with explained("torch", artefact.path):
+            package = self._torch._inductor.aoti_load_package(str(artefact.path))
+        self._runner, self._metadata = package.loader, package.get_metadata()
+        self._artefact, self._work, self._threads = artefact, work, threads
+        self._inputs = tuple(spec.name for spec in artefact.signature.inputs)
+        self._names = artefact.outputs
+        self._contiguous, self._aliased = np.ascontiguousarray, np.may_share_memory
+        demand("torch", {"device": "cpu", "threads": threads}, self.facts())
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Runs once. The code takes any array for a contiguous one, and hands back an input that it passes through."""
+        arrays = [self._contiguous(inputs[name]) for name in self._inputs]
+        values = [v.numpy() for v in self._runner.run([self._torch.from_numpy(a) for a in arrays])]
+        owned = (v.copy() if any(self._aliased(v, a) for a in arrays) else v for v in values)
+        return dict(zip(self._names, owned, strict=True))
+
+    def caller(self) -> Callable[[Tensors], dict[str, np.ndarray]]:
+        """`run`, in a thread whose own OpenMP setting is made before the first call."""
+        ready = False
+
+        def run(inputs: Tensors) -> dict[str, np.ndarray]:
+            nonlocal ready
+            if not ready:
+                self._torch.set_num_threads(self._threads)
+                ready = True
+            return self.run(inputs)
+
+        return run
+
+    def save(self, folder: Path) -> None:
+        """Writes the package: native code for this processor and this version of torch."""
+        self._artefact.save(folder)
+
+    def facts(self) -> dict[str, Any]:
+        """What the package says it was compiled for, and torch's thread count."""
+        return {
+            "device": self._metadata.get("AOTI_DEVICE_KEY"),
+            "precision": "f32",
+            "threads": self._torch.get_num_threads(),
+            "isa": self._metadata.get("AOTI_CPU_ISA"),
+        }
+
+    def close(self) -> None:
+        """Drops the code and the folder it was compiled in."""
+        self._runner = None
+        if self._work is not None:
+            self._work.cleanup()
+
+
+class Torch(Backend):
+    """AOTInductor on the CPU."""
+
+    name = "torch"
+    distributions = ("torch",)
+    module = "torch"
+    fix = "pip install torch"
+    needs_program = True
+
+    def probe(self, target: Target) -> Support:
+        """Besides the package: the C++ compiler that Inductor will call."""
+        support = super().probe(target)
+        compiler = os.environ.get("CXX", "g++")
+        if support.ready and shutil.which(compiler) is None:
+            reason = f"AOTInductor needs a C++ compiler, and `{compiler}` is not on the PATH"
+            return Support(False, support.version, reason, "apt-get install g++")
+        return support
+
+    def compile(
+        self,
+        model: Model,
+        target: Target,
+        *,
+        freezing: Annotated[
+            bool, Knob(search=False, help="Whether weights are folded and packed into the code.")
+        ] = True,
+        layout: Annotated[
+            Layout, Knob(search=False, help="How images lie in memory between convolutions.")
+        ] = "channels_last",
+        # A number of threads is compiled in, so trying another one would cost another compilation.
+        threads: Annotated[int, Knob(search=False, help="Threads of one inference; 0 means all cores.")] = 0,
+    ) -> Package:
+        """Compiles the exported program beside `model`.
+
+        Raises:
+            ModelError: there is none, or it cannot be read.
+        """
+        if model.program is None:
+            raise ModelError(
+                f"`torch` starts from a torch program, and `{model.name}` is a plain ONNX graph",
+                hint="give the module itself: `file.py:factory` or an exported `.pt2`",
+            )
+        torch, count = runtime("torch"), threads or target.cores
+        torch.set_num_threads(count)
+        with contextlib.ExitStack() as undo:
+            work = tempfile.TemporaryDirectory(prefix="portolan-torch-")
+            undo.callback(work.cleanup)
+            # Inductor's own cache would hide compile time, and fill a folder that all users share.
+            cache, package = Path(work.name) / "cache", Path(work.name) / _PACKAGE
+            settings = {
+                "freezing": freezing,
+                "layout_optimization": layout == "channels_last",
+                "cpp.threads": count,
+                "compile_threads": 1,  # one source file; a pool of processes would outlive the compilation
+            }
+            program = _program(model.program)
+            with (
+                environment(TORCHINDUCTOR_CACHE_DIR=str(cache)),
+                explained("torch", model.program, doing="compile"),
+                torch.no_grad(),  # freezing wants no gradients
+            ):
+                torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=settings)
+            shutil.rmtree(cache, ignore_errors=True)
+            executable = Package(Artefact.of(model, package), count, work)
+            undo.pop_all()
+        return executable
+
+    def load(
+        self, folder: Path, *, freezing: bool = True, layout: Layout = "channels_last", threads: int = 0
+    ) -> Package:
+        """Loads what was saved. It is native code: never load a stranger's."""
+        del freezing, layout  # compiled in
+        return Package(Artefact.open(folder, _PACKAGE), threads or usable_cores())
+
+
+def _program(path: Path) -> Any:
+    """Reads an exported program. The setting keeps what is pickled in it from running code."""
+    with environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"), explained("torch", path, *_LACKS):
+        # torch.export.load would put the reason of a failure into a log, and raise a sentence that refers to it.
+        return runtime("torch.export.pt2_archive._package").load_pt2(str(path)).exported_programs["model"]
+
+
+torch = Torch()

@@ -1,0 +1,25 @@
+"""`portolan doctor`."""
+
+from __future__ import annotations
+
+import click
+
+from portolan.cli import options
+from portolan.cli.console import Console
+
+
+@click.command("doctor", short_help="what this machine can run")
+@click.argument("target", default="local")
+@click.option("--bench", is_flag=True, help="Measure the machine's ceilings too; takes some seconds.")
+@options.common
+@click.pass_obj
+def command(console: Console, /, target: str, bench: bool) -> int:
+    """What this machine can run, what is missing, the command that adds it.
+
+    TARGET is this machine, `local`, unless another is named.
+    """
+    from portolan import api
+    from portolan.cli import show
+
+    data = api.doctor(target, bench=bench).to_json()
+    return console.answer(data, lambda: show.examination(data, verbose=console.verbose > 0))

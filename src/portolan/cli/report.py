@@ -1,0 +1,36 @@
+"""`portolan report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from portolan.cli import options
+from portolan.cli.console import Console
+from portolan.errors import UsageError
+
+
+@click.command("report", short_help="the HTML report")
+@click.argument("studies", nargs=-1, type=click.Path(), metavar="[STUDY...]")
+@options.out("The file to write.  [default: report.html]")
+@options.writes
+@options.common
+@click.pass_obj
+def command(console: Console, /, studies: tuple[str, ...], out: str | None, force: bool, dry_run: bool) -> int:
+    """The HTML report: one file that needs no network.
+
+    STUDY is a folder that `portolan optimize` wrote; without one, the studies in this folder.
+    """
+    from portolan import api
+    from portolan.cli import show
+
+    path = Path(out or "report.html")
+    if dry_run:
+        for study in studies:
+            api.open(study)
+        if path.exists() and not force:
+            raise UsageError(f"`{path}` exists", hint="`--force` overwrites it, `-o` names another")
+    else:
+        path = Path(api.report(*studies, out=str(path), force=force))
+    return console.answer({"report": str(path)}, lambda: show.written(str(path), what="report", dry_run=dry_run))

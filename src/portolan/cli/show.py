@@ -1,0 +1,156 @@
+"""What each command says to people, made from its JSON object alone."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from portolan.cli.console import Answer, Line
+from portolan.cli.table import columns, number, plain, quantity
+
+Json = Mapping[str, Any]
+#: Features that backends and passes ask for; the rest is shown with `-v`.
+TELLING = frozenset(
+    {
+        *("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16"),
+        *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "fphp", "i8mm", "bf16"),
+        *("sve", "sve2", "svei8mm", "svebf16", "sme", "sme2", "v"),
+    }
+)
+
+
+def inspection(data: Json, model: str) -> Answer:
+    """The answer of `inspect`: `data` is its object, `model` what the user typed."""
+    operators = sorted(data["operators"].items(), key=lambda item: (-item[1], item[0]))
+    rows = [["format", f"{data['format']}, opset {data['opset']}, sha256 {data['sha256'][:12]}"]]
+    for side in ("inputs", "outputs"):
+        for i, spec in enumerate(data[side]):
+            shape = "x".join(map(str, spec["shape"])) or "scalar"
+            rows.append([side if i == 0 else "", f"{spec['name']}:{shape} {spec['dtype']}"])
+    listed = textwrap.wrap(", ".join(f"{name} {count:,}" for name, count in operators), 96) or ["none"]
+    rows += [["operators" if i == 0 else "", text] for i, text in enumerate(listed)]
+    total = sum(count for _, count in operators)
+    # A count of FLOPs follows from the shapes; the bytes assume that each tensor crosses the memory once.
+    moved = data["bytes_moved"]
+    verdict = (
+        f"{data['name']}: {total:,} operators, {quantity(data['parameters'], '')} parameters, "
+        f"{quantity(data['flops'], 'FLOP')} and {'~' if moved is not None else ''}{quantity(moved, 'B')} "
+        "moved per inference"
+    )
+    return Answer(
+        plain(columns(rows)), verdict, next=[f"portolan optimize {shlex.quote(model)}"], notes=data.get("notes", ())
+    )
+
+
+def examination(data: Json, *, verbose: bool = False) -> Answer:
+    """The answer of `doctor`."""
+    found = data["target"]
+    features = [f for f in found["features"] if verbose or f in TELLING]
+    caches = ", ".join(f"{k} {quantity(v, 'B')}" for k, v in found.get("caches", {}).items())
+    facts = [
+        ["target", f"{found['id']}: {found.get('display') or found['arch']}"],
+        ["", f"{found['kind']}, {found['arch']}, {_count(found['cores'], 'core')}, {quantity(found['ram'], 'B')} RAM"],
+        ["caches", caches or "unknown"],
+        ["features", ""],
+        ["devices", ", ".join(found["accelerators"]) or "no accelerator found"],
+        ["fingerprint", found["fingerprint"]],
+    ]
+    wrapped = textwrap.wrap(" ".join(features), 96) or ["none that a backend asks for"]
+    facts[3:4] = [["features" if i == 0 else "", text] for i, text in enumerate(wrapped)]
+    ready = [b for b in data["backends"] if b["ready"]]
+    rows = [["backend", "ready", "version", ""]]
+    rows += [_backend_row(b) for b in data["backends"]]
+    passes = [["pass", "needs", ""]]
+    passes += [[p["name"], p["needs"] or "-", p["about"] or p["reason"] or ""] for p in data["passes"]]
+    lines = [*plain(columns(facts)), Line(""), *plain(columns(rows))]
+    if len(passes) > 1:
+        lines += [Line(""), *plain(columns(passes))]
+    if "ceilings" in data:
+        lines += [Line(""), *plain(columns(_ceilings(data["ceilings"])))]
+    fixes = [b["fix"] for b in data["backends"] if not b["ready"] and b["fix"]]
+    total = _count(len(data["backends"]), "backend")
+    verdict = f"{len(ready)} of {total} ready" if ready else f"no backend is ready ({total} known)"
+    return Answer(lines, verdict, next=fixes[:1] or ["portolan optimize demo:digits"], code=0 if ready else 4)
+
+
+def _backend_row(backend: Json) -> list[str]:
+    why = backend["reason"] or ""
+    if backend["fix"] and not backend["ready"]:
+        why = f"{why}: {backend['fix']}" if why else backend["fix"]
+    return [backend["name"], "yes" if backend["ready"] else "no", backend["version"] or "-", why]
+
+
+def _ceilings(ceilings: Json) -> list[list[str]]:
+    units = {"bandwidth": "B/s"}
+    rows = [["ceiling", ""]]
+    for name, value in ceilings.items():
+        if isinstance(value, Mapping):
+            rows.append([name, number(value, n=True)])
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            unit = units.get(name, "OP/s" if "int" in name else "FLOP/s" if name.startswith("flops") else "")
+            rows.append([name, quantity(value, unit)])
+        elif value is None:
+            rows.append([name, "not measured"])
+    return rows
+
+
+def compression(data: Json, model: str, *, dry_run: bool = False) -> Answer:
+    """The answer of `compress`."""
+    steps = [step_text(step) for step in data["recipe"]["passes"]]
+    rows = [["passes", " + ".join(steps) or "-"]]
+    rows += [[name.replace("_", " "), number(metric, n=True)] for name, metric in data.get("metrics", {}).items()]
+    if dry_run:
+        return Answer(plain(columns(rows)), f"would write `{data['model']}`; nothing was written")
+    path = str(data["model"])
+    again = f"portolan bench {shlex.quote(model)} {shlex.quote(path)}"
+    size = data.get("metrics", {}).get("size")
+    verdict = f"wrote `{path}`" + (f", {number(size)}" if size else "")
+    return Answer(plain(columns(rows)), verdict, next=[again], notes=data.get("notes", ()))
+
+
+def step_text(step: Json) -> str:
+    """A pass of a recipe as people write it: `quantize(bits=8)`."""
+    inner = ", ".join(f"{k}={value_text(v)}" for k, v in step.items() if k != "name")
+    return f"{step['name']}({inner})" if inner else str(step["name"])
+
+
+def options_text(name: str, options: Json) -> str:
+    """A backend with its options: `openvino(precision=bf16)`."""
+    return step_text({"name": name, **options})
+
+
+def value_text(value: Any) -> str:
+    """An option's value as people write it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def written(path: str, *, what: str, dry_run: bool = False, next: Sequence[str] = ()) -> Answer:
+    """The answer of `report`: which file was or would be written."""
+    if dry_run:
+        return Answer((), f"would write the {what} `{path}`; nothing was written")
+    return Answer((), f"wrote the {what} `{path}`", next=next)
+
+
+def packing(data: Json, *, dry_run: bool = False, check: bool = False) -> Answer:
+    """The answer of `pack` and of `pack --check`."""
+    bundle, files = str(data["bundle"]), data["files"]
+    names = [f["path"] if isinstance(f, Mapping) else str(f) for f in files]
+    lines = plain([f"  {name}" for name in names])
+    if dry_run:
+        return Answer(
+            lines, f"would write the bundle `{bundle}` with {_count(len(names), 'file')}; nothing was written"
+        )
+    digest = f"sha256 {str(data['sha256'])[:12]}" if data.get("sha256") else "no checksum"
+    facts = f"{_count(len(names), 'file')}, {digest}"
+    if not data["verified"]:
+        return Answer(lines, f"not verified: `{bundle}` ({facts})", code=6)
+    verb = "agrees with what it promises" if check else "wrote and verified"
+    verdict = f"`{bundle}` {verb} ({facts})" if check else f"{verb} `{bundle}` ({facts})"
+    again = [] if check else [f"portolan pack --check {shlex.quote(bundle)}"]
+    return Answer(lines, verdict, next=again, notes=data.get("notes", ()))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

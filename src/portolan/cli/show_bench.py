@@ -1,0 +1,97 @@
+"""What `bench` says to people, made from its JSON object alone."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from portolan.cli.console import Answer, Line
+from portolan.cli.table import LABELS, columns, metric_columns, plain
+from portolan.core.measurement import METRICS
+
+Json = Mapping[str, Any]
+SAME = "no significant difference"
+
+
+def comparison(data: Json, *, arms: Sequence[str] = ()) -> Answer:
+    """The answer of `bench`; `arms` is what the user typed."""
+    measured = [arm for arm in data["arms"] if arm["metrics"]]
+    lines = [*_table(measured), *_failures(data["arms"])]
+    ratios = data["ratios"]
+    if len(ratios) > 1:
+        lines += [Line(""), *plain([ratio_text(r) for r in ratios])]
+    lines += plain([noise_text(data["noise"])], "dim") if data.get("noise") else []
+    notes = [*data.get("notes", ()), *environment_notes(data.get("environment", {}))]
+    if not ratios:
+        again = [f"portolan optimize {shlex.quote(arms[0])}"] if arms else []
+        code = 0 if measured else 7
+        return Answer(
+            lines, f"measured {len(measured)} of {len(data['arms'])} arms", next=again, notes=notes, code=code
+        )
+    return Answer(lines, verdict(ratios), notes=notes)
+
+
+def _table(arms: Sequence[Json]) -> list[Line]:
+    if not arms:
+        return []
+    present = [name for name in METRICS if any(name in arm["metrics"] for arm in arms)]
+    heads, cells = metric_columns(present, [arm["metrics"] for arm in arms])
+    counts = [_readings(arm["metrics"]) for arm in arms]
+    rows = [["arm", *heads, "n"]]
+    rows += [[arm["name"], *cell, n] for arm, cell, n in zip(arms, cells, counts, strict=True)]
+    return plain(columns(rows, right=frozenset(range(1, len(heads) + 2))))
+
+
+def _readings(metrics: Json) -> str:
+    ns = [m["n"] for name, m in metrics.items() if name.startswith("latency") and m.get("n")]
+    return f"{max(ns):,}" if ns else "-"
+
+
+def _failures(arms: Sequence[Json]) -> list[Line]:
+    failed = [arm for arm in arms if not arm["metrics"]]
+    return plain([f"{arm['name']} failed: {arm.get('reason') or 'no reason was recorded'}" for arm in failed])
+
+
+def ratio_text(ratio: Json) -> str:
+    """One comparison: `b is 2.81x faster than a (2.78 to 2.84, p95)`; the interval is that of the ratio as measured."""
+    metric = LABELS.get(ratio["metric"], ratio["metric"].replace("_", " "))
+    span = f"{metric} ratio {ratio['ratio']:.3f}"
+    if ratio.get("lo") is not None and ratio.get("hi") is not None:
+        span += f", {ratio['lo']:.3f} to {ratio['hi']:.3f}"
+    if ratio["verdict"] == SAME:
+        return f"{ratio['a']} and {ratio['b']}: {SAME} ({span})"
+    return f"{ratio['a']} is {factor(ratio['ratio'])}x {ratio['verdict']} than {ratio['b']} ({span})"
+
+
+def factor(ratio: float) -> str:
+    """A ratio as a factor above 1, whichever way it was formed: 0.36 and 2.8 are both `2.8`."""
+    times = ratio if ratio >= 1 else 1 / ratio if ratio > 0 else float("inf")
+    return f"{times:.2f}" if times < 2 else f"{times:.1f}"
+
+
+def noise_text(noise: Json) -> str:
+    """The noise floor: what two identical arms looked like."""
+    if noise.get("aa_ratio") is None:
+        return "noise: not measured"
+    text = f"noise: two identical arms differ by a factor of {noise['aa_ratio']:.3f}"
+    if noise.get("lo") is not None and noise.get("hi") is not None:
+        text += f" ({noise['lo']:.3f} to {noise['hi']:.3f})"
+    return text if noise.get("ok", True) else f"{text}: this machine is too restless to trust small differences"
+
+
+def environment_notes(environment: Json) -> list[str]:
+    """What disturbed the measurement: other load, or time stolen by other virtual machines."""
+    steal = environment.get("steal")
+    return [f"other machines on this host took {steal:.0%} of the processor"] if steal and steal >= 0.02 else []
+
+
+def verdict(ratios: Sequence[Json]) -> str:
+    """The line that sums the comparisons up: the first one, and how many of all were significant."""
+    first = ratios[0]
+    if len(ratios) == 1:
+        return ratio_text(first)
+    decided = [r for r in ratios if r["verdict"] != SAME]
+    if not decided:
+        return f"{SAME} in any of {len(ratios)} comparisons"
+    return f"{len(decided)} of {len(ratios)} comparisons are significant"

@@ -1,0 +1,53 @@
+"""What a target can run and what is missing: the facts behind `portolan doctor`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from portolan.core.registry import BACKENDS, PASSES
+from portolan.core.target import Target
+from portolan.errors import PortolanError
+
+
+def examine(target: Target) -> dict[str, Any]:
+    """The doctor object of the contract; no runtime is imported.
+
+    A plug-in that cannot be loaded, or whose probe fails, is a backend that is not ready, with that as its reason.
+    """
+    rows = [(_searched(name), _backend(name, target)) for name in BACKENDS.names()]
+    return {
+        "target": target.to_json(),
+        # One that is never searched is news only where it works: nobody misses the fake.
+        "backends": [row for searched, row in rows if searched or row["ready"]],
+        "passes": [_pass(name) for name in PASSES.names()],
+    }
+
+
+def _searched(name: str) -> bool:
+    try:
+        return bool(BACKENDS.get(name).searched)
+    except PortolanError:
+        return True
+
+
+def _backend(name: str, target: Target) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "ready": False, "version": None, "reason": None, "fix": None}
+    try:
+        support = BACKENDS.get(name).probe(target)
+    except PortolanError as error:
+        return row | {"reason": error.message, "fix": error.hint}
+    except Exception as error:  # someone else's code: what it does wrong is its own row's news
+        return row | {"reason": f"its probe failed: {type(error).__name__}: {error}"}
+    found = {key: getattr(support, key) for key in ("ready", "version", "reason", "fix")}
+    return row | found
+
+
+def _pass(name: str) -> dict[str, Any]:
+    try:
+        found = PASSES.get(name)
+        defaults = {key: parameter.default for key, parameter in found.schema.parameters.items()}
+        return {"name": name, "about": found.about, "needs": found.needs(defaults), "reason": None}
+    except PortolanError as error:
+        return {"name": name, "about": None, "needs": None, "reason": error.message}
+    except Exception as error:
+        return {"name": name, "about": None, "needs": None, "reason": f"{type(error).__name__}: {error}"}

@@ -1,0 +1,125 @@
+"""Walking ONNX protos: every node, graph and tensor of a model, subgraphs and functions included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+#: The domains whose operators the ONNX standard defines; the empty one is the default.
+STANDARD = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
+
+
+def domain(name: str) -> str:
+    """A domain by its usual spelling: the default domain is the empty string."""
+    return "" if name == "ai.onnx" else name
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies that a node's attributes hold (If, Loop, Scan)."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Every node, subgraphs included, outer ones first."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from walk(graph.node)
+
+
+def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The main graph and every subgraph, those in functions included."""
+
+    def below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+        for node in nodes:
+            for graph in subgraphs(node):
+                yield graph
+                yield from below(graph.node)
+
+    yield model.graph
+    yield from below(model.graph.node)
+    for function in model.functions:
+        yield from below(function.node)
+
+
+def bodies(model: onnx.ModelProto) -> Iterator[tuple[dict[str, int], Iterator[onnx.NodeProto]]]:
+    """The nodes of the graph and of each function, with the operator set versions that hold there."""
+    yield _opsets(model.opset_import), walk(model.graph.node)
+    for function in model.functions:
+        yield _opsets(function.opset_import), walk(function.node)
+
+
+def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    return {domain(entry.domain): entry.version for entry in imports}
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every stored tensor: initializers (dense and sparse) and attributes, wherever they are."""
+    for graph in graphs(model):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for _, nodes in bodies(model):
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                    yield from (sparse.values, sparse.indices)
+
+
+def element_type(code: int) -> str:
+    """NumPy's name of an ONNX element type (`float32`, `bfloat16`, ...), or `string`.
+
+    Raises:
+        KeyError: ONNX has no such type, or this version of the package does not know it.
+    """
+    import onnx
+
+    if code == onnx.TensorProto.STRING:
+        return "string"
+    return str(onnx.helper.tensor_dtype_to_np_dtype(code))
+
+
+def bits(code: int) -> int:
+    """Size of one stored element in bits, packed types included; 0 where it is not fixed (strings)."""
+    import onnx
+
+    name = onnx.TensorProto.DataType.Name(code)
+    packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "STRING": 0, "UNDEFINED": 0}
+    if name in packed:
+        return packed[name]
+    return int(onnx.helper.tensor_dtype_to_np_dtype(code).itemsize) * 8
+
+
+def operators(model: onnx.ModelProto) -> dict[str, int]:
+    """How often each operator occurs; a call of a function counts as the operators in its body.
+
+    Operators of other domains than the standard ones carry their domain: `com.microsoft.QLinearAdd`.
+    """
+    functions = {(domain(f.domain), f.name, f.overload): f for f in model.functions}
+    known: dict[tuple[str, str, str], Mapping[str, int]] = {}
+
+    def count(nodes: Iterable[onnx.NodeProto], calling: tuple[tuple[str, str, str], ...]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for node in walk(nodes):
+            key = (domain(node.domain), node.op_type, node.overload)
+            if key in functions and key not in calling:  # a function that calls itself is refused by the checker
+                if key not in known:
+                    known[key] = count(functions[key].node, (*calling, key))
+                inner = known[key]
+            else:
+                name = node.op_type if key[0] in STANDARD else f"{key[0]}.{node.op_type}"
+                inner = {name: 1}
+            for name, times in inner.items():
+                found[name] = found.get(name, 0) + times
+        return found
+
+    return dict(sorted(count(model.graph.node, ()).items(), key=lambda item: (-item[1], item[0])))

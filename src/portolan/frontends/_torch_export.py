@@ -1,0 +1,251 @@
+"""From an exported torch program to an ONNX file that computes the same: exported, named, checked, compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from portolan.core import protos
+from portolan.core.model import Model
+from portolan.errors import ModelError, UnsupportedOperator, VerificationFailed
+from portolan.frontends._torch_inputs import Example
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+OPSET = 18
+#: Protobuf ends at 2 GiB; above this the weights go into a file of their own.
+_LARGEST = 1_900_000_000
+#: Agreement asked of float outputs, relative to their spread. Exact runtimes differ by less than 3e-5 of it.
+_TOLERANCE = 1e-3
+
+
+def program(module: Any, example: Example, source: str) -> Any:
+    """`torch.export.export`, with its failure in one line.
+
+    Raises:
+        ModelError: the module cannot be exported.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, example.args, example.kwargs, dynamic_shapes=example.dynamic)
+    except Exception as error:  # tracing runs the user's own code: anything can come out
+        raise ModelError(
+            f"`{source}` cannot be exported by torch: {_first_line(error)}",
+            hint="torch.export needs a forward without branches on values: try it on its own for the whole message",
+        ) from error
+
+
+def to_onnx(program: Any, example: Example | None, out: Path, name: str, source: str) -> Model:
+    """Writes `out/NAME.onnx` and `out/NAME.pt2` and makes sure that the first computes what the second does.
+
+    Raises:
+        UnsupportedOperator: torch's exporter has no ONNX for an operator.
+        ModelError: the exporter failed, or wrote an invalid graph.
+        VerificationFailed: the graph's outputs differ from the program's.
+    """
+    import torch
+
+    from portolan.core.graph import load_model
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.onnx"
+    exported = _exported(program, example, source)
+    size = sum(t.nelement() * t.element_size() for t in (*program.state_dict.values(), *program.constants.values())
+               if isinstance(t, torch.Tensor))  # fmt: skip
+    exported.save(str(path), external_data=size > _LARGEST)
+    names = example.names if example else None
+    _finish(path, names or [str(name) for name in program.graph_signature.user_inputs], _output_names(program))
+    model = load_model(path, name=name, format="torch")
+    _verify(model, program, example)
+    kept = out / f"{name}.pt2"
+    if kept.exists() and Path(source).exists() and kept.samefile(source):
+        return dataclasses.replace(model, program=kept)  # the source itself is never written
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of the machine it was exported on are nobody's business
+    torch.export.save(program, str(kept))
+    return dataclasses.replace(model, program=kept)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _exported(program: Any, example: Example | None, source: str) -> Any:
+    import torch
+
+    dynamic = example.dynamic if example else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, verbose=False, external_data=False, dynamic_shapes=dynamic
+            )
+    except Exception as error:  # the exporter wraps whatever its translations raise
+        text = _chain(error)
+        operator = re.search(r"No (?:ONNX function|decompositions registered)[^\n]*?OpOverload\(op='([\w.:]+)'", text)
+        if operator is not None:
+            raise UnsupportedOperator(
+                f"torch's exporter has no ONNX for the operator `{operator[1]}` in `{source}`",
+                hint="replace it in the module by operators that ONNX has",
+            ) from error
+        raise ModelError(
+            f"`{source}` cannot be written as ONNX: {_first_line(error)}",
+            hint="try `torch.onnx.export(..., dynamo=True, report=True)` for the whole story",
+        ) from error
+
+
+def _chain(error: BaseException | None) -> str:
+    parts = []
+    while error is not None:
+        parts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(parts)
+
+
+def _output_names(program: Any) -> list[str]:
+    """What a user would call the outputs: a dict's keys, `output`, or `output_0` and so on."""
+    spec = program.call_spec.out_spec
+    count = len(program.graph_signature.user_outputs)
+    if spec is not None and spec.type is dict and len(spec.context) == count:
+        return [str(key) for key in spec.context]
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def _finish(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Names inputs and outputs, and takes the exporter's notes out of the file: source lines and absolute paths."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    _rename(model, inputs, outputs)
+    for graph in protos.graphs(model):
+        values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node)
+        for thing in (graph, *values):
+            thing.ClearField("metadata_props")
+    for function in model.functions:
+        for thing in (function, *function.node, *function.value_info):
+            thing.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    _name_batch(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def _rename(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Gives inputs and outputs these names; an inner value that has one of them makes room.
+
+    The exporter itself would define the name twice: an output called `embedding` in a model with an embedding.
+    """
+    import onnx
+
+    graph = model.graph
+    olds = [value.name for value in graph.input]
+    mapping: dict[str, str] = dict(zip(olds, inputs, strict=True))
+    for value, wanted in zip(graph.output, outputs, strict=True):
+        if value.name in mapping or value.name in {t.name for t in graph.initializer}:
+            # An input, a weight or an earlier output handed out as it is needs a value of its own.
+            graph.node.append(onnx.helper.make_node("Identity", [value.name], [f"{value.name}::{wanted}"]))
+            value.name = f"{value.name}::{wanted}"
+        mapping[value.name] = wanted
+    wanted_names = set(mapping.values())
+    if len(wanted_names) != len(mapping):
+        raise ModelError(
+            f"an input and an output of the model have the same name: {sorted(mapping.values())}",
+            hint="give other names to the inputs, or return a tuple instead of a dict",
+        )
+    used = {name for node in protos.walk(graph.node) for name in (*node.input, *node.output)}
+    used |= {tensor.name for tensor in graph.initializer}
+    for clash in sorted(wanted_names & used - mapping.keys()):
+        mapping[clash] = f"{clash}::inner"
+    for one in protos.graphs(model):
+        for thing in (*one.input, *one.output, *one.value_info, *one.initializer):
+            thing.name = mapping.get(thing.name, thing.name)
+        for node in one.node:
+            node.input[:] = [mapping.get(name, name) for name in node.input]
+            node.output[:] = [mapping.get(name, name) for name in node.output]
+
+
+def _name_batch(model: onnx.ModelProto) -> None:
+    """A free first axis that a program left as `s77` is called `batch`."""
+    graph = model.graph
+    firsts = {v.type.tensor_type.shape.dim[0].dim_param for v in graph.input if v.type.tensor_type.shape.dim}
+    symbols = [name for name in firsts if re.fullmatch(r"s\d+", name)]
+    if len(symbols) != 1:
+        return
+    for one in protos.graphs(model):
+        for value in (*one.input, *one.output, *one.value_info):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param and "batch" not in dim.dim_param:
+                    dim.dim_param = re.sub(rf"\b{symbols[0]}\b", "batch", dim.dim_param)
+
+
+def _verify(model: Model, program: Any, example: Example | None) -> None:
+    import torch
+
+    leaves = example.leaves() if example else _made_up(model)
+    feeds = {spec.name: leaf.detach().cpu().numpy() for spec, leaf in zip(model.signature.inputs, leaves, strict=True)}
+    with torch.no_grad():
+        module = program.module()
+        answer = module(*example.args, **example.kwargs) if example else module(*leaves)
+    wanted = [leaf.detach().cpu().numpy() for leaf in torch.utils._pytree.tree_leaves(answer) if leaf is not None]
+    got = _run(model.path, feeds)
+    for spec, expected, actual in zip(model.signature.outputs, wanted, got, strict=True):
+        difference = disagreement(expected, actual)
+        if difference is not None:
+            raise VerificationFailed(
+                f"the ONNX graph of `{model.name}` does not compute what torch does: output `{spec.name}` {difference}",
+                hint="the exporter is wrong for this model: try another torch version, and report it to PyTorch",
+            )
+
+
+def _made_up(model: Model) -> list[Any]:
+    """Inputs for a program that carries none."""
+    import torch
+
+    from portolan.core.data import generate, sample
+
+    shapes = {spec.name: [2 if isinstance(dim, str) else dim for dim in spec.shape] for spec in model.signature.inputs}
+    made = sample(generate(model.signature, 1, 0, shapes), 0, model.signature)
+    return [torch.from_numpy(made[spec.name]) for spec in model.signature.inputs]
+
+
+def _run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    # Before the import: afterwards ONNX Runtime has written its device id and looked up its collector.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    found: list[np.ndarray] = session.run(None, feeds)
+    return found
+
+
+def disagreement(expected: np.ndarray, actual: np.ndarray) -> str | None:
+    """How two outputs differ beyond rounding, in words; None if they agree."""
+    import numpy as np
+
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return f"is {actual.dtype} {actual.shape}, torch's {expected.dtype} {expected.shape}"
+    if expected.dtype.kind not in "fc":
+        share = float(np.mean(expected != actual)) if expected.size else 0.0
+        return f"differs in {share:.1%} of its values" if share > 0.01 else None  # ties may fall either way
+    finite = np.isfinite(expected)
+    if not np.array_equal(finite, np.isfinite(actual)):
+        return "has NaN or infinity in other places"
+    if not finite.any():
+        return None
+    want, got = expected[finite].astype(np.float64), actual[finite].astype(np.float64)
+    spread = max(float(want.std()), float(np.abs(want).max()) * 1e-3)
+    error = float(np.abs(want - got).max())
+    return f"differs by {error:.2g}, at a spread of {spread:.2g}" if error > _TOLERANCE * spread + 1e-7 else None

@@ -1,0 +1,159 @@
+"""`pack`: a study's best trial, or a model as it is, made into a bundle and verified by running it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from portolan.bundle import BundleParts, golden, pack_parts
+from portolan.core.data import sample
+from portolan.core.frontend import Shapes
+from portolan.core.measurement import Metrics
+from portolan.core.model import Model
+from portolan.core.recipe import Recipe
+from portolan.core.target import Target
+from portolan.errors import NoBackend, UsageError
+from portolan.study.builder import Builder, Compiled, Samples, read_model
+from portolan.study.optimize import read_samples
+from portolan.study.probe import Session
+from portolan.study.reading import read_study
+from portolan.study.runner import Progress
+from portolan.study.study import Study
+from portolan.study.trial import Trial
+from portolan.study.workspace import Workspace
+from portolan.targets.local import local
+from portolan.worker.environments import backends as find_backends
+
+_GOLDEN = 4
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a bundle is made from."""
+
+    name: str
+    model: Model
+    recipe: Recipe
+    samples: Samples
+    claims: Metrics
+    created: str
+    environment: Mapping[str, Any]
+
+
+def pack(
+    source: str,
+    *,
+    out: Path | None,
+    name: str | None,
+    trial: int | None,
+    backend: str | None,
+    data: str | None,
+    shapes: Shapes | None,
+    force: bool,
+    dry_run: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Makes and verifies a bundle; the object of the contract. See `portolan.api.pack`."""
+    target = local.detect()
+    with _opened(source, trial, backend, data, shapes) as (workspace, found):
+        label = name or found.name
+        final = out or Path(f"{label}.portolan")
+        if final.exists() and not force:
+            raise UsageError(f"`{final}` exists", hint="--force overwrites it, or name another with -o")
+        if dry_run:
+            return {
+                "bundle": str(final),
+                "sha256": None,
+                "files": [],
+                "verified": False,
+                "recipe": found.recipe.to_json(),
+            }
+        backends = find_backends(target, [found.recipe.backend])
+        support = backends[found.recipe.backend].probe(target)
+        if not support.ready:
+            raise NoBackend(f"`{found.recipe.backend}` is not ready: {support.reason}", hint=support.fix)
+        progress(f"building {found.recipe} for {found.recipe.backend}")
+        compiled = Builder(workspace, found.model, target, backends, found.samples).compiled(found.recipe)
+        parts = _parts(label, found, compiled, target, backends[found.recipe.backend].versions())
+        progress("writing the bundle, and verifying it in a process of its own")
+        return pack_parts(parts, final, force=force).to_json()
+
+
+@contextmanager
+def _opened(
+    source: str, trial: int | None, backend: str | None, data: str | None, shapes: Shapes | None
+) -> Iterator[tuple[Workspace, _Source]]:
+    if (Path(source) / "ledger.sqlite").is_file():
+        study = read_study(Path(source))
+        workspace = Workspace(study.folder)
+        try:
+            yield workspace, _from_study(study, workspace, trial)
+        finally:
+            workspace.close()
+        return
+    with tempfile.TemporaryDirectory(prefix="portolan-pack-") as folder:
+        workspace = Workspace(Path(folder))
+        try:
+            model = read_model(workspace, source, shapes)
+            samples = read_samples(data, model, workspace.folder, 0, shapes, source)
+            recipe = Recipe((), backend or "onnxruntime", {})
+            yield workspace, _Source(model.name, model, recipe, samples, {}, _now(), {})
+        finally:
+            workspace.close()
+
+
+def _from_study(study: Study, workspace: Workspace, trial: int | None) -> _Source:
+    chosen = study.best if trial is None else _numbered(study, trial)
+    asked = study.data["asked"]
+    shapes = {name: tuple(shape) for name, shape in asked["shapes"].items()} or None
+    model = read_model(workspace, asked["model"], shapes)
+    if model.sha256 != study.data["model"]["sha256"]:
+        raise UsageError(
+            f"`{asked['model']}` is not the model that was optimized: it has changed since",
+            hint="repeat the `portolan optimize` command",
+        )
+    samples = read_samples(asked["data"], model, workspace.folder, asked["seed"], shapes, asked["model"])
+    data = study.data
+    return _Source(study.name, model, chosen.recipe, samples, chosen.metrics, data["created"], data["environment"])
+
+
+def _numbered(study: Study, number: int) -> Trial:
+    for trial in study.trials:
+        if trial.id == number:
+            if trial.status != "ok":
+                raise UsageError(f"trial {number} has no result: {trial.reason}", hint="name a trial that is ok")
+            return trial
+    raise UsageError(f"the study has no trial {number}", hint="portolan report STUDY lists them")
+
+
+def _parts(name: str, found: _Source, compiled: Compiled, target: Target, versions: Mapping[str, str]) -> BundleParts:
+    rows = found.samples.evaluation[:_GOLDEN]
+    feeds = [sample(found.samples.data, row, found.model.signature) for row in rows]
+    session = Session(compiled, feeds)
+    try:
+        answers = [session.worker.ask("run", timeout=120.0, tensors=feed).tensors for feed in feeds]
+    finally:
+        session.close()
+    return BundleParts(
+        name=name,
+        model=found.model,
+        recipe=found.recipe,
+        compiled=compiled.folder,
+        golden_inputs=golden.stack(feeds),
+        golden_outputs=golden.join(answers, found.model.signature),
+        claims=found.claims,
+        environment=found.environment,
+        target=target,
+        backend_versions=versions,
+        created=found.created,
+    )
+
+
+def _now() -> str:
+    import datetime
+
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

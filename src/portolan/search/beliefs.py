@@ -1,0 +1,270 @@
+"""What a search believes about trials that it has not run: gain, chance of success, cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from portolan.core.goal import Goals, Objective
+from portolan.core.measurement import METRICS
+from portolan.search import pareto
+from portolan.search.knowledge import Knowledge, coordinate
+from portolan.search.space import Candidate
+from portolan.search.surrogate import Features, Floats, Neighbours, Surrogate, prior_column, rule_of_thumb
+
+#: Known metrics by recipe key: what the ledger says of one other context. `seconds` in it is the cost of a trial.
+Prior = Mapping[str, Mapping[str, float]]
+
+#: Judged before others while its own kind of reading is missing: a screening reads no throughput and no p99.
+STAND_IN = Objective("latency_p50", "min", "min latency_p50")
+#: Candidates whose gain is worked out when there are several objectives, the rest being ranked below them.
+SHORTLIST = 60
+#: Chances before anything is known: that a recipe runs; that quality holds, with and without the model's arithmetic.
+RUNS, EXACT_HOLDS, LOSSY_HOLDS, UNSHOWN = 0.95, 0.97, 0.6, 0.3
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Beliefs about the candidates at `places`; each array has that length.
+
+    Attributes:
+        places: which candidates.
+        gain: expected growth of the dominated volume if limits hold, averaged over the ensemble.
+        hope: share of the ensemble in which there is any growth.
+        quality: chance that the outputs are good enough.
+        runs: chance that it builds and runs.
+        seconds: expected cost of a screening.
+    """
+
+    places: Sequence[int]
+    gain: Floats
+    hope: Floats
+    quality: Floats
+    runs: Floats
+    seconds: Floats
+
+    @property
+    def worth(self) -> Floats:
+        """Expected gain per second."""
+        worth: Floats = self.gain * self.quality * self.runs / self.seconds
+        return worth
+
+
+class Beliefs:
+    """Models over one space; refitted at every question, which takes milliseconds.
+
+    Args:
+        candidates: the space.
+        goals: what counts as gain.
+        contexts: what the ledger knows of these recipes elsewhere.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], goals: Goals, contexts: Sequence[Prior]) -> None:
+        self.goals = goals
+        self._places = {c.key: i for i, c in enumerate(candidates)}
+        self._exact = np.array([c.exact for c in candidates], dtype=bool)
+        self._features, self._neighbours = Features(candidates), Neighbours(candidates)
+        self._contexts = contexts
+        self._thumb = _rules_of_thumb(candidates)
+        self._surrogates: dict[str, Surrogate] = {}
+
+    # --- the space of objectives
+
+    def axes(self, known: Knowledge) -> list[Objective]:
+        """The objectives that readings so far can be ranked by; a stand-in for those not read yet."""
+        read = {name for p in known.measured() for name in known.metrics(p)}
+        axes = [o if o.metric in read else STAND_IN for o in self.goals.objectives]
+        return [o for o in dict.fromkeys(axes) if o.metric in read]
+
+    def points(self, known: Knowledge, axes: Sequence[Objective], first: int | None = None) -> list[tuple[float, ...]]:
+        """Coordinates of the measured candidates that meet every limit read so far; of the `first` ones only."""
+        read = {name for p in known.measured() for name in known.metrics(p)}
+        points = []
+        for place in (p for p in known.order[:first] if p not in known.failures):
+            metrics = known.metrics(place)
+            meets = all(x.holds(metrics.get(x.metric)) for x in self.goals.limits if x.metric in read)
+            if meets and all(o.metric in metrics for o in axes):
+                points.append(tuple(coordinate(o, metrics[o.metric].value) for o in axes))
+        return points
+
+    def reference(self, known: Knowledge, axes: Sequence[Objective]) -> tuple[float, ...]:
+        """A corner behind everything measured: half a factor behind the worst on logarithmic axes."""
+        corner = []
+        for o in axes:
+            seen = [coordinate(o, m[o.metric].value) for p in known.measured() if o.metric in (m := known.metrics(p))]
+            margin = 0.02 if METRICS[o.metric].quality else math.log(1.5)
+            corner.append(max(seen, default=0.0) + margin)
+        return tuple(corner)
+
+    def volume(self, known: Knowledge, first: int | None = None) -> float:
+        """The volume that the `first` results dominate, seen from the present reference point."""
+        axes = self.axes(known)
+        if not axes:
+            return 0.0
+        points = self.points(known, axes, first)
+        return pareto.hypervolume([points[i] for i in pareto.front(points)], self.reference(known, axes))
+
+    # --- guesses
+
+    def scores(self, known: Knowledge, places: Sequence[int], rng: np.random.Generator) -> Scores:
+        """What to expect of the candidates at `places`."""
+        at = np.asarray(places, dtype=np.intp)
+        axes = self.axes(known)
+        met = self._limits_met(known, rng)[:, at]
+        if axes:
+            members = np.stack([self._axis(known, o, rng)[:, at] for o in axes], axis=-1)
+            gains = self._gains(known, axes, members)
+        else:
+            gains = np.ones(met.shape)
+        useful = np.where(met, gains, 0.0)
+        return Scores(
+            places,
+            useful.mean(0),
+            (useful > 0.003).mean(0),
+            self.quality(known)[at],
+            self.runs(known)[at],
+            self.seconds(known)[at],
+        )
+
+    def _gains(self, known: Knowledge, axes: Sequence[Objective], members: Floats) -> Floats:
+        """Growth of the volume for each member and candidate, from coordinates (members, candidates, axes)."""
+        points, ref = self.points(known, axes), self.reference(known, axes)
+        count, width, depth = members.shape
+        if depth == 1:
+            return pareto.gains(members.reshape(-1, 1), points, ref).reshape(count, width)
+        optimistic = members.mean(0) - members.std(0)
+        rough = pareto.gains(optimistic, points, ref)
+        chosen = np.argsort(-rough, kind="stable")[:SHORTLIST]
+        gains = np.zeros((count, width))
+        fine = members[:, chosen].reshape(-1, depth)
+        gains[:, chosen] = pareto.gains(fine, points, ref).reshape(count, len(chosen))
+        return gains
+
+    def _axis(self, known: Knowledge, objective: Objective, rng: np.random.Generator) -> Floats:
+        """An ensemble of coordinates on one objective, shape (members, candidates)."""
+        if METRICS[objective.metric].quality:
+            return self._quality_axis(known, objective, rng)
+        logs = self._predict(known, objective.metric, rng)
+        return logs if objective.direction == "min" else -logs
+
+    def _predict(self, known: Knowledge, metric: str, rng: np.random.Generator) -> Floats:
+        read = [(p, m[metric].value) for p in known.measured() if metric in (m := known.metrics(p))]
+        read = [(p, v) for p, v in read if math.isfinite(v) and v > 0]
+        if metric not in self._surrogates:
+            self._surrogates[metric] = self._surrogate(metric)
+        return self._surrogates[metric].fit([p for p, _ in read], [math.log(v) for _, v in read], rng).members
+
+    def _surrogate(self, metric: str) -> Surrogate:
+        kind = {"B": "size", "1/s": "rate"}.get(METRICS[metric].unit, "time")
+        columns = [self._thumb[kind]]
+        for context in self._contexts:
+            values = {self._places[k]: m[metric] for k, m in context.items() if k in self._places and metric in m}
+            logs = {p: math.log(v) for p, v in values.items() if math.isfinite(v) and v > 0}
+            if len(logs) >= 2:
+                columns.append(prior_column(self._features, logs))
+        others = len(columns) - 1
+        slopes = [0.3, *[0.7 / others] * others] if others else [1.0]
+        return Surrogate(self._features, np.stack(columns, axis=1), np.array(slopes))
+
+    def _quality_axis(self, known: Knowledge, objective: Objective, rng: np.random.Generator) -> Floats:
+        values: dict[int, float] = {}
+        for p in range(len(self._exact)):
+            metrics = known.metrics(p)
+            if objective.metric in metrics:
+                values[p] = coordinate(objective, metrics[objective.metric].value)
+        spread = float(np.std(list(values.values()))) or 0.01
+        guess = self._neighbours.vote(list(values), list(values.values()), float(np.mean(list(values.values()))), 0.5)
+        drawn = guess + spread * rng.standard_normal((24, len(guess)))
+        drawn[:, list(values)] = list(values.values())
+        return drawn
+
+    def _limits_met(self, known: Knowledge, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+        """Whether each member expects each candidate to meet the limits other than quality; shape (members, n)."""
+        met = np.ones((24, len(self._exact)), dtype=bool)
+        read = {name for p in known.measured() for name in known.metrics(p)}
+        for limit in self.goals.limits:
+            if METRICS[limit.metric].quality or limit.metric not in read or limit.bound <= 0:
+                continue
+            logs = self._predict(known, limit.metric, rng)
+            met &= logs <= math.log(limit.bound) if limit.op[0] == "<" else logs >= math.log(limit.bound)
+        return met
+
+    def quality(self, known: Knowledge) -> Floats:
+        """The chance that each candidate's outputs are good enough."""
+        verdicts = [known.quality_known(p) for p in range(len(self._exact))]
+        first = {known.numerics[p]: p for p, v in enumerate(verdicts) if v is not None}
+        judged = [p for p in first.values() if not self._exact[p]]
+        lossy = self._neighbours.vote(judged, [float(bool(verdicts[p])) for p in judged], LOSSY_HOLDS, 1.0)
+        chance = np.where(self._exact, EXACT_HOLDS, lossy)
+        for p, verdict in enumerate(verdicts):
+            if verdict is not None:
+                chance[p] = float(verdict)
+            elif not known.needs_judging(p, 0):
+                chance[p] = UNSHOWN
+        return chance
+
+    def runs(self, known: Knowledge) -> Floats:
+        """The chance that each candidate builds and runs."""
+        tried = known.order
+        return self._neighbours.vote(tried, [float(p not in known.failures) for p in tried], RUNS, 0.5)
+
+    def seconds(self, known: Knowledge) -> Floats:
+        """The expected cost of screening each candidate, in seconds."""
+        seen = {p: s for (p, level), s in known.seconds.items() if level == 0}
+        logs = {p: math.log(s) for p, s in seen.items()}
+        for context in self._contexts if not logs else ():
+            for key, metrics in context.items():
+                if key in self._places and metrics.get("seconds", 0) > 0:
+                    logs.setdefault(self._places[key], math.log(metrics["seconds"]))
+        if not logs:
+            return np.ones(len(self._exact))
+        typical = float(np.median(list(logs.values())))
+        seconds: Floats = np.exp(self._neighbours.vote(list(logs), list(logs.values()), typical, 0.05))
+        return seconds
+
+    def farthest(self, places: Sequence[int], tried: Sequence[int], rng: np.random.Generator) -> int:
+        """Of `places`, the one least like everything tried."""
+        nearest = np.zeros(len(self._exact))
+        for place in tried:
+            nearest = np.maximum(nearest, self._neighbours.likeness(place))
+        order = [places[int(i)] for i in rng.permutation(len(places))]
+        return min(order, key=lambda p: float(nearest[p]))
+
+    def ledgers_best(self, most: int) -> list[int]:
+        """The candidates that did best in other contexts, by the first objective that those have readings of."""
+        for objective in (*self.goals.objectives, STAND_IN):
+            found: dict[int, list[float]] = {}
+            for context in self._contexts:
+                values = {
+                    self._places[key]: coordinate(objective, metrics[objective.metric])
+                    for key, metrics in context.items()
+                    if key in self._places and objective.metric in metrics and self._meets(metrics)
+                }
+                middle = float(np.median(list(values.values()))) if values else 0.0
+                for place, value in values.items():
+                    found.setdefault(place, []).append(value - middle)
+            if found:
+                return sorted(found, key=lambda p: (float(np.mean(found[p])), p))[:most]
+        return []
+
+    def _meets(self, metrics: Mapping[str, float]) -> bool:
+        """Whether quality met the limits elsewhere; other limits (a time, a size) say nothing across contexts."""
+        for limit in (x for x in self.goals.limits if METRICS[x.metric].quality and x.metric in metrics):
+            value = metrics[limit.metric]
+            if not (value <= limit.bound if limit.op[0] == "<" else value >= limit.bound):
+                return False
+        return True
+
+
+def _rules_of_thumb(candidates: Sequence[Candidate]) -> dict[str, Floats]:
+    defaults: dict[str, Mapping[str, object]] = {}
+    for c in candidates:
+        defaults.setdefault(c.recipe.backend, c.recipe.options)
+    threads = {t for c in candidates if isinstance(t := c.recipe.options.get("threads"), int)}
+    most = max(threads, default=0) * (2 if 0 in threads else 1)  # 0 stands for all: about twice the next
+    rows = [rule_of_thumb(c, defaults[c.recipe.backend], most) for c in candidates]
+    return {kind: np.array([row[kind] for row in rows]) for kind in ("time", "size", "rate")}

@@ -1,0 +1,433 @@
+"""The search space: every recipe worth trying here, and for what is left out, why.
+
+Rules come before measurements. A recipe that cannot run, that no backend would gain from, or that changes outputs
+when no goal allows it, is refused with its reason, at no cost:
+
+    untouched model ─┐                       ┌─ not ready, or cannot run this model
+    chains of passes ┴─ × backends × options ┼─ a produced feature that nothing exploits
+                                             ├─ outputs would change, and no goal allows it
+                                             └─ data is needed that is not there
+
+Refusals are told once each, not once per combination: a table of hundreds of equal lines helps nobody.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from portolan.core import registry
+from portolan.core.backend import Backend
+from portolan.core.goal import Goals
+from portolan.core.model import Model
+from portolan.core.passes import Pass
+from portolan.core.recipe import Recipe, Step, digest
+from portolan.core.schema import Schema
+from portolan.core.target import Target
+from portolan.errors import NoBackend, PortolanError, UnknownName, UsageError
+
+#: The runtime that the untouched model runs on when nobody chose: the baseline of every study.
+DEFAULT_BACKEND = "onnxruntime"
+#: Stands for "every backend" in the recipe of a refusal.
+ANY = "*"
+
+Fixed = Mapping[str, Any]
+_CHANGES = "changes outputs, and no goal allows it: add -g 'cosine >= 0.99'"
+_KEYS = ("passes", "backend", "options", "target", "serving")
+Named = TypeVar("Named", Backend, Pass)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe that may be tried, or was refused.
+
+    Attributes:
+        recipe: what would be built. A refusal names only what it is about: backend `*` means all of them, and options
+            that do not matter to the reason are left out.
+        exact: whether it keeps the arithmetic of the original model.
+        refused: why it is not tried; None when it may be.
+    """
+
+    recipe: Recipe
+    exact: bool = True
+    refused: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The recipe's hash."""
+        return self.recipe.key
+
+    @property
+    def numerics(self) -> str:
+        """Hash of what decides the outputs. Candidates that share it share one judgement of quality."""
+        recipe = self.recipe
+        return digest([recipe.chain, recipe.backend, recipe.options.get("precision"), self.exact])
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A pass with its options, and what the rules say about it."""
+
+    step: Step
+    features: tuple[str, ...]
+    lossy: bool
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class _Chain:
+    steps: tuple[Step, ...] = ()
+    features: tuple[str, ...] = ()
+    lossy: bool = False
+
+
+def candidates(
+    model: Model,
+    target: Target,
+    goals: Goals,
+    *,
+    passes: Mapping[str, Pass] | Sequence[str] | None = None,
+    backends: Mapping[str, Backend] | Sequence[str] | None = None,
+    fixed: Fixed | None = None,
+    has_calibration: bool = False,
+    refused_too: bool = True,
+) -> list[Candidate]:
+    """Every recipe to search, the baseline first, then backends' defaults before other options; refusals last.
+
+    Args:
+        model: the model as it was loaded.
+        target: where it is to run.
+        goals: whether outputs may change is read from them.
+        passes: pass objects by name, or names in the registry; None means all of the registry.
+        backends: likewise; None means all that let themselves be searched.
+        fixed: what is pinned, in the form of a recipe; a list of values is a range. What it leaves out is searched.
+        has_calibration: whether there is data that passes may calibrate on.
+        refused_too: False leaves the refusals out.
+
+    Raises:
+        NoBackend: no backend can run the model on this target.
+        UnknownName: a pass, backend or option that does not exist.
+        UsageError: `fixed` has an unknown key or a value that does not fit.
+    """
+    fixed = fixed or {}
+    if unknown := next((key for key in fixed if key not in _KEYS), None):
+        raise UnknownName("key of a recipe", unknown, _KEYS)
+    usable, refused = _usable(_backends(backends, fixed), model, target)
+    chains, more = _chains(_passes(passes, fixed), model, target, goals, fixed, has_calibration)
+    refused += more
+    default = _default(usable, backends, model, target, refused)
+    _check_options(usable, fixed)
+
+    baseline = Recipe((), default.name, default.schema.check({}), target.id)
+    found = [Candidate(baseline, default.exact(baseline.options))]
+    options = {name: _options(b, target, goals, fixed.get("options", {})) for name, b in usable.items()}
+    for _, told in options.values():
+        refused += [replace(c, recipe=replace(c.recipe, target=target.id)) for c in told]
+    serving = fixed.get("serving", {})
+    for chain, backend in _pairs(chains, usable, model, target, refused):
+        for chosen in options[backend.name][0]:
+            recipe = Recipe(chain.steps, backend.name, chosen, target.id, serving)
+            found.append(Candidate(recipe, not chain.lossy and backend.exact(chosen)))
+    return _merged(found + refused if refused_too else found)
+
+
+def describe(space: Sequence[Candidate]) -> dict[str, Any]:
+    """The size of a space and its dimensions, as plain data for `--dry-run`.
+
+    Returns:
+        `candidates` and `refused` (counts), `exact` (how many keep the arithmetic), `chains` (recipes per chain of
+        passes), `backends` (per backend: `recipes`, and `options` with the values tried), `refusals` (each with
+        `passes`, `backend`, `options`, `reason`).
+    """
+    live = [c for c in space if c.refused is None]
+    chains: dict[str, int] = {}
+    backends: dict[str, dict[str, Any]] = {}
+    for recipe in (c.recipe for c in live):
+        chains[str(recipe)] = chains.get(str(recipe), 0) + 1
+        entry = backends.setdefault(recipe.backend, {"recipes": 0, "options": {}})
+        entry["recipes"] += 1
+        for name, value in recipe.options.items():
+            values = entry["options"].setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    refusals = [
+        {"passes": str(c.recipe), "backend": c.recipe.backend, "options": dict(c.recipe.options), "reason": c.refused}
+        for c in space
+        if c.refused is not None
+    ]
+    return {
+        "candidates": len(live),
+        "exact": sum(c.exact for c in live),
+        "refused": len(refusals),
+        "chains": chains,
+        "backends": backends,
+        "refusals": refusals,
+    }
+
+
+def _merged(found: Iterable[Candidate]) -> list[Candidate]:
+    seen: dict[tuple[str, str | None], Candidate] = {}
+    for candidate in found:
+        seen.setdefault((candidate.key, candidate.refused), candidate)
+    return list(seen.values())
+
+
+# --- backends
+
+
+def _named(
+    given: Mapping[str, Named] | Sequence[str] | None, wanted: Sequence[str] | None, group: registry.Registry, kind: str
+) -> dict[str, Named | PortolanError]:
+    """The objects to use by name; one of the registry that cannot be loaded is its error unless it was asked for."""
+    if isinstance(given, Mapping):
+        for name in wanted or ():
+            if name not in given:
+                raise UnknownName(kind, name, given)
+        return {name: given[name] for name in wanted or given}
+    names = wanted if wanted is not None else given
+    if names is not None:
+        return {name: group.get(name) for name in names}
+    found: dict[str, Named | PortolanError] = {}
+    for name in group.names():
+        try:
+            found[name] = group.get(name)
+        except PortolanError as error:
+            found[name] = error
+    return found
+
+
+def _backends(given: Mapping[str, Backend] | Sequence[str] | None, fixed: Fixed) -> dict[str, Backend | PortolanError]:
+    pinned = fixed.get("backend")
+    wanted = [pinned] if isinstance(pinned, str) else pinned
+    found: dict[str, Backend | PortolanError] = _named(given, wanted, registry.BACKENDS, "backend")
+    if given is None and wanted is None:
+        found = {n: b for n, b in found.items() if isinstance(b, PortolanError) or b.searched}
+    return found
+
+
+def _usable(
+    found: Mapping[str, Backend | PortolanError], model: Model, target: Target
+) -> tuple[dict[str, Backend], list[Candidate]]:
+    """The backends that can run the untouched model, the default one first and those that compile a program last."""
+    usable, refused = {}, []
+    for name, backend in found.items():
+        reason = str(backend) if isinstance(backend, PortolanError) else _unusable(backend, model, target)
+        if isinstance(backend, PortolanError) or reason is not None:
+            refused.append(Candidate(Recipe((), name, target=target.id), refused=reason))
+        else:
+            usable[name] = backend
+    order = sorted(usable, key=lambda n: (n != DEFAULT_BACKEND, usable[n].needs_program))
+    return {name: usable[name] for name in order}, refused
+
+
+def _unusable(backend: Backend, model: Model, target: Target) -> str | None:
+    support = backend.probe(target)
+    if not support.ready:
+        reason = support.reason or f"`{backend.name}` cannot run on this target"
+        return f"{reason}: {support.fix}" if support.fix else reason
+    return backend.refuse(model, target)
+
+
+def _default(
+    usable: Mapping[str, Backend],
+    given: Mapping[str, Backend] | Sequence[str] | None,
+    model: Model,
+    target: Target,
+    refused: Sequence[Candidate],
+) -> Backend:
+    """The backend of the baseline: the default runtime, even when others were asked for, else the first usable one."""
+    if DEFAULT_BACKEND in usable:
+        return usable[DEFAULT_BACKEND]
+    if not isinstance(given, Mapping) and DEFAULT_BACKEND in registry.BACKENDS.names():
+        default = registry.backend(DEFAULT_BACKEND)
+        if _unusable(default, model, target) is None:
+            return default
+    if usable:
+        return next(iter(usable.values()))
+    reasons = "; ".join(dict.fromkeys(f"`{c.recipe.backend}`: {c.refused}" for c in refused if c.recipe.backend != ANY))
+    raise NoBackend(
+        f"no backend can run `{model.name}` on `{target.id}`" + (f" ({reasons})" if reasons else ""),
+        hint="`portolan doctor` says what is missing and the command that adds it",
+    )
+
+
+def _check_options(usable: Mapping[str, Backend], fixed: Fixed) -> None:
+    known = {name for backend in usable.values() for name in backend.schema.parameters}
+    for name in fixed.get("options", {}) if usable else ():
+        if name not in known:
+            raise UnknownName("option of the backends", name, known)
+
+
+def _options(
+    backend: Backend, target: Target, goals: Goals, pinned: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[Candidate]]:
+    """The option sets to try, the defaults first, and what is refused of them."""
+    schema = backend.schema
+    mine = {name: value for name, value in pinned.items() if name in schema.parameters}
+    space = list(schema.space(target, mine))
+    defaults = schema.check({})
+    if not mine and defaults not in space:
+        space.insert(0, defaults)
+    able = [o for o in space if not any(_lacks(schema, target, n, v) for n, v in o.items())]
+    allowed = [o for o in able if goals.lossy or backend.exact(o)]
+    told = [Candidate(Recipe((), backend.name, {n: v}), refused=why) for n, v, why in _lacking(schema, target, mine)]
+    if len(allowed) < len(able):
+        reduced = [o for o in able if o not in allowed]
+        told.append(Candidate(Recipe((), backend.name, _what_differs(reduced, able)), False, _CHANGES))
+    return allowed, told
+
+
+def _lacks(schema: Schema, target: Target, name: str, value: Any) -> str | None:
+    needs = schema.parameters[name].knob.needs.get(value, ())
+    return None if target.has(*needs) else f"needs one of {', '.join(needs)}, which this target lacks"
+
+
+def _lacking(schema: Schema, target: Target, pinned: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Option values that the target's features rule out, each with its reason."""
+    for name, parameter in schema.parameters.items():
+        given = pinned.get(name)
+        searched = parameter.knob.needs if parameter.knob.search else ()
+        asked = searched if given is None else given if isinstance(given, (list, tuple)) else (given,)
+        for value in asked:
+            if why := _lacks(schema, target, name, value):
+                yield name, value, why
+
+
+def _what_differs(some: Sequence[Mapping[str, Any]], all_: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The options that `some` have in common and that not all have: what a refusal of `some` is about."""
+    if not some:
+        return {}
+    shared = {n: v for n, v in some[0].items() if all(o.get(n) == v for o in some)}
+    return {n: v for n, v in shared.items() if any(o.get(n) != v for o in all_)}
+
+
+# --- passes
+
+
+def _passes(given: Mapping[str, Pass] | Sequence[str] | None, fixed: Fixed) -> dict[str, Pass | PortolanError]:
+    wanted = None
+    if "passes" in fixed:
+        wanted = list(dict.fromkeys(_name(item, i) for i, item in enumerate(fixed["passes"])))
+    return _named(given, wanted, registry.PASSES, "pass")
+
+
+def _name(item: Any, i: int) -> str:
+    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+        raise UsageError("a pass of a recipe needs a `name`", where=f"recipe: $.passes[{i}]")
+    return str(item["name"])
+
+
+def _chains(
+    found: Mapping[str, Pass | PortolanError],
+    model: Model,
+    target: Target,
+    goals: Goals,
+    fixed: Fixed,
+    has_calibration: bool,
+) -> tuple[list[_Chain], list[Candidate]]:
+    """The chains to try, the empty one first, and what is refused of them.
+
+    A chain is any of the passes that leave outputs alone, by name, and then at most one that changes them: what two
+    lossy passes do to each other is not known before it was tried, and `fixed` can ask for it.
+    """
+    told, ready = [], {}
+    for name, item in found.items():
+        if isinstance(item, PortolanError):
+            told.append(Candidate(Recipe((Step(name),), ANY, target=target.id), refused=str(item)))
+        else:
+            ready[name] = item
+
+    def variants(item: Pass, pinned: Mapping[str, Any]) -> list[_Variant]:
+        schema = item.schema
+        if unknown := next((name for name in pinned if name not in schema.parameters), None):
+            raise UnknownName(f"option of `{item.name}`", unknown, schema.parameters)
+        every = [_variant(item, o, model, target, goals, has_calibration) for o in schema.space(target, pinned)]
+        told.extend(_refusals(every, target))
+        return [v for v in every if v.refused is None]
+
+    if "passes" in fixed:
+        columns = [
+            variants(ready[item["name"]], {k: v for k, v in item.items() if k != "name"}) for item in fixed["passes"]
+        ]
+        return [_chain(steps) for steps in itertools.product(*columns)], told
+    every = {name: variants(item, {}) for name, item in sorted(ready.items())}
+    gentle = [(None, *(v for v in row if not v.lossy)) for row in every.values()]
+    lossy = [v for row in every.values() for v in row if v.lossy]
+    chains = [
+        _chain([v for v in (*before, last) if v is not None])
+        for last in (None, *lossy)
+        for before in itertools.product(*gentle)
+        if last is None or all(v is None or v.step.name != last.step.name for v in before)
+    ]
+    return sorted(chains, key=lambda c: len(c.steps)), told
+
+
+def _variant(
+    item: Pass, options: Mapping[str, Any], model: Model, target: Target, goals: Goals, has_calibration: bool
+) -> _Variant:
+    lossy, needs = item.lossy(options), item.needs(options)
+    refused = item.refuse(model, options, target)
+    if refused is None and lossy and not goals.lossy:
+        refused = _CHANGES
+    if refused is None and needs == "calibration" and not has_calibration:
+        refused = "needs calibration data: give --data"
+    if refused is None and needs == "training":
+        refused = "needs training, which a search does not do: apply it with `portolan compress`"
+    return _Variant(Step(item.name, dict(options)), item.produces(options), lossy, refused)
+
+
+def _refusals(variants: Sequence[_Variant], target: Target) -> Iterator[Candidate]:
+    """One line per pass and reason, with the options that the reason is about."""
+    options = [v.step.options for v in variants]
+    for reason in dict.fromkeys(v.refused for v in variants if v.refused is not None):
+        mine = [v for v in variants if v.refused == reason]
+        step = Step(mine[0].step.name, _what_differs([v.step.options for v in mine], options))
+        yield Candidate(Recipe((step,), ANY, target=target.id), not mine[0].lossy, reason)
+
+
+def _chain(variants: Sequence[_Variant]) -> _Chain:
+    features = dict.fromkeys(f for v in variants for f in v.features)
+    return _Chain(tuple(v.step for v in variants), tuple(features), any(v.lossy for v in variants))
+
+
+# --- chains on backends
+
+
+def _pairs(
+    chains: Sequence[_Chain], usable: Mapping[str, Backend], model: Model, target: Target, refused: list[Candidate]
+) -> list[tuple[_Chain, Backend]]:
+    """Every chain with every backend that takes it; the reasons of the others go to `refused`."""
+    pairs = []
+    told: set[tuple[frozenset[str], str, str]] = set()
+    for chain in chains:
+        reasons = {name: _unfit(backend, chain, model, target) for name, backend in usable.items()}
+        pairs += [(chain, usable[name]) for name, reason in reasons.items() if reason is None]
+        why = {name: reason for name, reason in reasons.items() if reason is not None}
+        if why and len(why) == len(usable):
+            why = {ANY: _nobody(chain, usable, model, target) or "; ".join(dict.fromkeys(why.values()))}
+        for name, reason in why.items():
+            steps = frozenset(map(str, chain.steps))
+            if any(steps > s and (name, reason) == (b, r) for s, b, r in told):
+                continue  # a shorter chain was refused for the same reason
+            told.add((steps, name, reason))
+            refused.append(Candidate(Recipe(chain.steps, name, target=target.id), not chain.lossy, reason))
+    return pairs
+
+
+def _unfit(backend: Backend, chain: _Chain, model: Model, target: Target) -> str | None:
+    if not chain.steps:
+        return None
+    if backend.needs_program:
+        return f"`{backend.name}` starts from the torch program, and passes change only the ONNX graph"
+    return backend.refuse(replace(model, features=(*model.features, *chain.features)), target)
+
+
+def _nobody(chain: _Chain, usable: Mapping[str, Backend], model: Model, target: Target) -> str | None:
+    """The first feature of the chain that no backend exploits here."""
+    for feature in chain.features:
+        marked = replace(model, features=(feature,))
+        if all(b.needs_program or b.refuse(marked, target) is not None for b in usable.values()):
+            return f"{feature} is exploited by no backend on this target"
+    return None

@@ -1,0 +1,228 @@
+"""Guessing what was not measured yet: one small linear model per metric, and a memory of what crashed and what it cost.
+
+The logarithm of a metric is modelled as a sum over a recipe's choices and pairs of choices, plus columns that say what
+to expect before anything is measured: a rule of thumb, and what the same recipes gave in other contexts (another
+model, another target). Every weight has a prior, so the model speaks sensibly from the first reading on, and the
+columns' weights are learned: expectations that turn out wrong are dropped after a few readings.
+
+The spread of the predictions comes from an ensemble (randomise, then optimise: each member fits disturbed readings
+from its own draw of the prior), which also spreads where nothing was measured, unlike resampled readings alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from portolan.search.space import Candidate
+
+Floats = npt.NDArray[np.float64]
+
+#: Prior standard deviations, in log units: of one choice, of a pair of choices, of a column's slope.
+CHOICE, PAIR, SLOPE = 0.25, 0.12, 0.5
+#: Noise levels tried; leave-one-out decides once there are enough readings.
+NOISES = (0.03, 0.1, 0.3)
+#: Readings below which the noise is not estimated.
+FEW = 10
+
+
+def tokens(candidate: Candidate) -> list[str]:
+    """A recipe's choices as words: passes with their options, the backend, and each option's value."""
+    recipe = candidate.recipe
+    words = [f"pass {step.name}" for step in recipe.passes]
+    words += [f"{step.name}.{name}={value}" for step in recipe.passes for name, value in step.options.items()]
+    words += [f"chain {recipe.chain}", f"backend {recipe.backend}"]
+    return words + [f"{name}={value}" for name, value in recipe.options.items()]
+
+
+def rule_of_thumb(candidate: Candidate, defaults: Mapping[str, object], most_threads: int) -> dict[str, float]:
+    """What to expect of a recipe before anything is measured: log of the ratio to the untouched model's defaults.
+
+    Reduced precision halves the time, int8 weights nearly thirds it and quarter the size, fewer threads cost time,
+    and a default is better than what differs from it. These are rough on purpose: their slope is learned.
+
+    Args:
+        candidate: the recipe.
+        defaults: its backend's default options.
+        most_threads: the largest number of threads in the space.
+    """
+    recipe = candidate.recipe
+    int8 = any(
+        "int8" in str(v) or step.name == "quantize" for step in recipe.passes for v in ("", *step.options.values())
+    )
+    reduced = recipe.options.get("precision", "f32") not in ("f32", "fp32")
+    threads = recipe.options.get("threads")
+    fewer = 0.0
+    if isinstance(threads, int) and 0 < threads < most_threads:  # 0 stands for all
+        fewer = math.log(most_threads / threads)
+    odd = sum(recipe.options.get(n) != v for n, v in defaults.items() if n not in ("precision", "threads"))
+    time = -0.7 * reduced - 0.9 * int8 + 0.7 * fewer + 0.1 * odd
+    return {"time": time, "size": -1.2 * int8, "rate": -time}
+
+
+class Features:
+    """The design matrix of a list of candidates: choices, pairs of choices, scaled by their prior deviations."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        words = [tokens(c) for c in candidates]
+        names: dict[str, int] = {}
+        for word in (w for row in words for w in row):
+            names.setdefault(word, len(names))
+        one_hot = np.zeros((len(words), len(names)))
+        for i, row in enumerate(words):
+            one_hot[i, [names[w] for w in row]] = 1.0
+        varying = one_hot[:, (one_hot.min(0) < one_hot.max(0))] if len(words) else one_hot
+        # A pair of choices is present when both are: the kernel of all pairs is a function of the kernel of singles,
+        # so the many columns of pairs never have to be written down.
+        self.one_hot: Floats = varying
+
+    def kernel(self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Floats:
+        """Prior covariance between candidates, shape (rows, columns)."""
+        shared: Floats = self.one_hot[rows] @ self.one_hot[columns].T
+        covariance: Floats = CHOICE**2 * shared + PAIR**2 * shared * (shared - 1) / 2
+        return covariance
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An ensemble's guesses of the log of one metric: shape (members, candidates)."""
+
+    members: Floats
+
+    @property
+    def mean(self) -> Floats:
+        """Shape (candidates,)."""
+        mean: Floats = self.members.mean(0)
+        return mean
+
+    @property
+    def spread(self) -> Floats:
+        """Standard deviation over the members, shape (candidates,)."""
+        spread: Floats = self.members.std(0)
+        return spread
+
+
+class Surrogate:
+    """Predicts the log of one metric for every candidate from readings of some.
+
+    Args:
+        features: of all candidates.
+        columns: expectations, shape (candidates, k), on a log scale; the first is the rule of thumb.
+        slopes: what each column's slope is expected to be.
+        members: size of the ensemble.
+    """
+
+    def __init__(self, features: Features, columns: Floats, slopes: Floats, members: int = 24) -> None:
+        self.features = features
+        self.columns = columns - columns.mean(0) if len(columns) else columns
+        self.slopes = slopes
+        self.members = members
+
+    def fit(self, seen: Sequence[int], y: Sequence[float], rng: np.random.Generator) -> Prediction:
+        """Predicts from readings.
+
+        Args:
+            seen: places of the measured candidates; may be empty.
+            y: log of the metric there.
+            rng: draws the ensemble.
+        """
+        count = len(self.columns)
+        every, at = np.arange(count), np.asarray(seen, dtype=np.intp)
+        expected = self.columns @ self.slopes
+        if not len(at):
+            draws = rng.standard_normal((self.members, len(self.slopes))) * SLOPE
+            return Prediction(expected + draws @ self.columns.T)
+        readings = np.asarray(y, float)
+        prior = self.features.kernel(every, at) + SLOPE**2 * (self.columns @ self.columns[at].T)
+        residual = readings - expected[at]
+        noise, weight = self._noise(prior[at], residual)
+        offset = float((weight @ residual).sum() / weight.sum())
+        # Matheron's rule: a draw of the prior, moved by what it gets wrong at the readings.
+        draws = self._draws(rng)
+        disturbed = residual - offset + noise * rng.standard_normal((self.members, len(at)))
+        moved = (disturbed - draws[:, at]) @ weight @ prior.T
+        return Prediction(expected + offset + draws + moved)
+
+    def _draws(self, rng: np.random.Generator) -> Floats:
+        one_hot = self.features.one_hot
+        single = rng.standard_normal((self.members, one_hot.shape[1])) * CHOICE
+        # A sum over all pairs of independent weights, drawn through a symmetric matrix of them per member.
+        pairs = rng.standard_normal((self.members, one_hot.shape[1], one_hot.shape[1])) * PAIR
+        both: Floats = np.einsum("ni,mij,nj->mn", one_hot, np.triu(pairs, 1), one_hot, optimize=True)
+        slopes = rng.standard_normal((self.members, self.columns.shape[1])) * SLOPE
+        drawn: Floats = single @ one_hot.T + both + slopes @ self.columns.T
+        return drawn
+
+    def _noise(self, prior: Floats, residual: Floats) -> tuple[float, Floats]:
+        """The noise level under which left-out readings are likeliest, and the inverse covariance of the readings."""
+        tried = NOISES if len(residual) >= FEW else NOISES[:1]
+        fits = []
+        for noise in tried:
+            weight: Floats = np.asarray(np.linalg.inv(prior + noise**2 * np.eye(len(residual))), dtype=np.float64)
+            left_out = weight @ (residual - (weight @ residual).sum() / weight.sum())  # over its variance
+            error = float(np.mean(left_out**2 / np.diag(weight) - np.log(np.diag(weight))))
+            fits.append((error, noise, weight))
+        return min(fits, key=lambda fit: fit[0])[1:]
+
+
+def prior_column(features: Features, known: Mapping[int, float]) -> Floats:
+    """What one other context says about every candidate: its own log readings, and guesses in between.
+
+    Args:
+        features: of all candidates.
+        known: log of the metric there, by place.
+
+    Returns:
+        Shape (candidates,), centred on zero.
+    """
+    at = np.array(sorted(known), dtype=np.intp)
+    y = np.array([known[i] for i in at])
+    weight = np.linalg.inv(features.kernel(at, at) + 0.05**2 * np.eye(len(at)))
+    offset = (weight @ y).sum() / weight.sum()
+    column = offset + features.kernel(np.arange(len(features.one_hot)), at) @ (weight @ (y - offset))
+    column[at] = y
+    centred: Floats = column - column.mean()
+    return centred
+
+
+class Neighbours:
+    """Weighted votes of similar recipes: whether one will run, and what it will cost.
+
+    A crash is nearly always a matter of a chain on a backend, less often of an option, so those weigh most.
+    """
+
+    CHAIN, BACKEND, OPTION = 0.2, 0.05, 0.6
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        recipes = [c.recipe for c in candidates]
+        self._chain = np.array([r.chain for r in recipes])
+        self._backend = np.array([r.backend for r in recipes])
+        names = sorted({n for r in recipes for n in r.options})
+        self._options = np.array([[str(r.options.get(n, "")) for n in names] for r in recipes]).reshape(
+            len(recipes), -1
+        )
+
+    def likeness(self, place: int) -> Floats:
+        """How much one candidate says about each, 1 for itself; shape (candidates,)."""
+        differ = (self._options != self._options[place]).sum(1)
+        like: Floats = (
+            np.where(self._chain == self._chain[place], 1.0, self.CHAIN)
+            * np.where(self._backend == self._backend[place], 1.0, self.BACKEND)
+            * self.OPTION**differ
+        )
+        return like
+
+    def vote(self, seen: Sequence[int], values: Sequence[float], prior: float, weight: float) -> Floats:
+        """Mean of `values` weighted by likeness, with `prior` counting as `weight` readings; shape (candidates,)."""
+        total = np.full(len(self._chain), weight)
+        summed = total * prior
+        for place, value in zip(seen, values, strict=True):
+            like = self.likeness(place)
+            total += like
+            summed += like * value
+        mean: Floats = summed / total
+        return mean

@@ -1,0 +1,217 @@
+"""The slow axis: models read, passes applied, recipes compiled; each once per content, in a worker."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from portolan import __version__, frontends
+from portolan.core import registry
+from portolan.core.backend import Backend
+from portolan.core.data import Data
+from portolan.core.frontend import Shapes
+from portolan.core.model import Model
+from portolan.core.recipe import Recipe, Step, digest
+from portolan.core.target import Target
+from portolan.errors import PortolanError, UsageError, WorkerError
+from portolan.study.workspace import Workspace
+from portolan.worker import Worker
+from portolan.worker.environments import python_for
+
+_SECONDS = 600.0
+Make = Callable[[Path], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Data on disk, where workers read it."""
+
+    data: Data
+    path: Path
+    calibration: tuple[int, ...]
+    evaluation: tuple[int, ...]
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A recipe, compiled and saved: any number of processes can load it.
+
+    Attributes:
+        key: hash of the artefact, the backend with its options and versions, and the target.
+        seconds: what the backend's compile step took.
+        size: bytes of what was saved.
+        facts: what the runtime said it really does.
+    """
+
+    key: str
+    folder: Path
+    model: Model
+    backend: str
+    seconds: float
+    size: int
+    facts: Mapping[str, Any]
+
+    @property
+    def python(self) -> list[str] | None:
+        """The interpreter it runs in."""
+        return python_for(self.backend)
+
+
+class Builder:
+    """Builds what recipes name.
+
+    Args:
+        workspace: where it goes.
+        model: the original.
+        target: where it is to run.
+        backends: by name.
+        samples: data on disk, for passes that calibrate.
+    """
+
+    def __init__(
+        self, workspace: Workspace, model: Model, target: Target, backends: Mapping[str, Backend], samples: Samples
+    ) -> None:
+        self._workspace, self._model, self._target = workspace, model, target
+        self._backends, self._samples = backends, samples
+
+    def artefact(self, steps: Sequence[Step]) -> Model:
+        """The model after these passes.
+
+        Raises:
+            PortolanError: a pass failed; the failure is kept, so that it is not tried again.
+        """
+        model, key = self._model, self._model.sha256
+        for step in steps:
+            key = digest([key, self._step(step)])
+            folder, facts = self._remember("artefact", key, partial(self._apply, step, model))
+            model = _at(facts, folder)
+        return model
+
+    def compiled(self, recipe: Recipe) -> Compiled:
+        """The recipe, compiled for the target.
+
+        Raises:
+            PortolanError: a pass or the compile step failed; the failure is kept.
+        """
+        model, backend = self.artefact(recipe.passes), self._backends[recipe.backend]
+        key = self.compiled_key(recipe, model)
+        folder, facts = self._remember("compiled", key, lambda out: self._compile(recipe, model, out))
+        return Compiled(key, folder, model, backend.name, facts["seconds"], facts["size"], facts["facts"])
+
+    def compiled_key(self, recipe: Recipe, model: Model) -> str:
+        """Hash of everything that decides what is compiled and how fast it runs."""
+        backend = self._backends[recipe.backend]
+        options = backend.schema.check(recipe.options)
+        return digest([model.sha256, backend.name, options, backend.versions(), self._target.fingerprint])
+
+    def _step(self, step: Step) -> list[Any]:
+        found = registry.pass_(step.name)
+        options = found.schema.check(step.options)
+        data = self._samples.data.sha256 if found.needs(options) == "calibration" else None
+        return [step.name, options, data, versions_of_passes([step]), list(self._target.features)]
+
+    def _remember(self, kind: str, key: str, make: Make) -> tuple[Path, dict[str, Any]]:
+        """What `make` built or how it failed, now or in an earlier run."""
+        failure = self._workspace.ledger.latest(f"{kind}_failed", key)
+        if failure is not None:
+            raise WorkerError(failure["reason"], hint=failure["hint"])
+        try:
+            return self._workspace.build(kind, key, make)
+        except PortolanError as error:
+            if not isinstance(error, UsageError):
+                self._workspace.ledger.append(f"{kind}_failed", key, {"reason": str(error), "hint": error.hint})
+            raise
+
+    def _apply(self, step: Step, model: Model, out: Path) -> dict[str, Any]:
+        options = registry.pass_(step.name).schema.check(step.options)
+        calibrates = registry.pass_(step.name).needs(options) == "calibration"
+        with Worker() as worker:
+            reply = worker.ask(
+                "apply",
+                timeout=_SECONDS,
+                name=step.name,
+                options=options,
+                model=model.to_json(),
+                target=self._target.to_json(),
+                calibration=str(self._samples.path) if calibrates else None,
+                rows=list(self._samples.calibration) if calibrates else None,
+                out=str(out),
+            )
+        return {"model": reply.fields["model"], "scratch": str(out), "seconds": reply.fields["seconds"]}
+
+    def _compile(self, recipe: Recipe, model: Model, out: Path) -> dict[str, Any]:
+        with Worker(python=python_for(recipe.backend)) as worker:
+            reply = worker.ask(
+                "compile",
+                timeout=_SECONDS,
+                backend=recipe.backend,
+                model=model.to_json(),
+                target=self._target.to_json(),
+                options=dict(recipe.options),
+                out=str(out),
+            )
+        return {name: reply.fields[name] for name in ("seconds", "size", "facts")}
+
+
+def read_model(workspace: Workspace, source: str, shapes: Shapes | None = None) -> Model:
+    """The model behind `source`. A front end that needs a framework runs in a worker, once per content.
+
+    Raises:
+        UsageError: no such source, or shapes that do not fit.
+        ModelError: it cannot be read.
+    """
+    front_end = frontends.find(source)
+    if not front_end.distributions:
+        return front_end.load(source, workspace.folder / "models", shapes)
+    sizes = {name: list(shape) for name, shape in (shapes or {}).items()}
+    key = digest([_content(source), sizes, versions(front_end.distributions)])
+
+    def make(out: Path) -> dict[str, Any]:
+        with Worker() as worker:
+            reply = worker.ask("convert", timeout=_SECONDS, source=source, out=str(out), shapes=sizes or None)
+        return {"model": reply.fields["model"], "scratch": str(out)}
+
+    folder, facts = workspace.build("models", key, make)
+    return _at(facts, folder)
+
+
+def _content(source: str) -> list[str]:
+    """Hash of the file behind `FILE` or `FILE.py:FUNCTION`, and the function."""
+    name, _, function = source.partition(":")
+    path = Path(name)
+    return [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else name, function]
+
+
+def _at(facts: Mapping[str, Any], folder: Path) -> Model:
+    """The model that `facts` describe, where its files are now: they were written to a folder that was then renamed."""
+    before = Path(facts["scratch"])
+
+    def move(text: str | None) -> str | None:
+        path = None if text is None else Path(text)
+        inside = path is not None and before in path.parents
+        return str(folder / path.relative_to(before)) if path is not None and inside else text
+
+    model = facts["model"]
+    return Model.from_json({**model, "path": move(model["path"]), "program": move(model["program"])})
+
+
+def versions_of_passes(steps: Sequence[Step]) -> dict[str, str]:
+    """The version of everything that decides what these passes give."""
+    return versions([name for step in steps for name in registry.pass_(step.name).distributions])
+
+
+def versions(distributions: Sequence[str]) -> dict[str, str]:
+    """The version of Portolan and of each distribution."""
+    found = {"portolan": __version__}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found

@@ -1,0 +1,75 @@
+"""What earlier studies on this machine learned, as a start for new ones. Losing it costs time, never a result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from portolan.core.model import Model
+from portolan.core.target import Target
+from portolan.errors import PortolanError
+from portolan.search.space import Candidate
+from portolan.study.ledger import Ledger
+from portolan.study.trial import Trial
+
+_METRICS = ("latency_p50", "size", "memory")
+
+
+def cache_folder() -> Path:
+    """PORTOLAN_CACHE, or the user's cache folder."""
+    if folder := os.environ.get("PORTOLAN_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "portolan"
+
+
+class Memory:
+    """The ledger of earlier studies: per recipe, how it did relative to its study's baseline."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._path = (folder or cache_folder()) / "ledger.sqlite"
+
+    def prior(self, target: Target, space: Sequence[Candidate]) -> dict[str, Mapping[str, float]]:
+        """For each recipe of `space` seen before, its metrics relative to the baseline, newest study last to speak."""
+        if not self._path.is_file():
+            return {}
+        wanted = {c.key for c in space}
+        found: dict[str, Mapping[str, float]] = {}
+        try:
+            ledger = Ledger(self._path, writable=False)
+        except PortolanError:
+            return {}
+        try:
+            for key, data in ledger.all("relative"):
+                here = data["target"] == target.fingerprint
+                if key in wanted and (here or key not in found):
+                    found[key] = data["metrics"]
+        except PortolanError:
+            return {}
+        finally:
+            ledger.close()
+        return found
+
+    def keep(self, target: Target, model: Model, trials: Sequence[Trial]) -> str | None:
+        """Adds a study's results; a note when they could not be kept."""
+        valid = [t for t in trials if t.status == "ok"]
+        if not valid:
+            return None
+        usual = valid[0].metrics
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            ledger = Ledger(self._path)
+        except (PortolanError, OSError):
+            return f"`{self._path.parent}` cannot be written: later studies will not learn from this one"
+        try:
+            for trial in valid:
+                both = [m for m in _METRICS if m in trial.metrics and m in usual and usual[m].value > 0]
+                metrics = {m: trial.metrics[m].value / usual[m].value for m in both} | {"seconds": trial.seconds}
+                data = {"target": target.fingerprint, "model": model.sha256, "metrics": metrics}
+                ledger.append("relative", trial.recipe.key, data)
+        except PortolanError as error:
+            return f"later studies will not learn from this one: {error}"
+        finally:
+            ledger.close()
+        return None

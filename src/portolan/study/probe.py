@@ -1,0 +1,126 @@
+"""The fast axis: a compiled recipe in a fresh process, judged, timed and loaded."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from portolan.core.measurement import Measurement, Metrics
+from portolan.core.signature import Signature
+from portolan.study.builder import Compiled, Samples
+from portolan.worker import Worker
+
+LOAD_SECONDS = 120.0
+RUN_SECONDS = 60.0
+_OUTPUT_BYTES = 512 * 2**20
+Outputs = dict[str, np.ndarray]
+
+
+class Session:
+    """One started process of one compiled recipe; what `measure.race` times.
+
+    Args:
+        compiled: what to load.
+        feeds: the inputs of the timed runs, used in turn.
+        least: the fewest inferences of a block, however long they take.
+
+    Raises:
+        WorkerError: it does not load or does not run.
+    """
+
+    def __init__(self, compiled: Compiled, feeds: Sequence[Mapping[str, np.ndarray]], *, least: int = 1) -> None:
+        self._least = least
+        begin = time.perf_counter()
+        self.worker = Worker(python=compiled.python)
+        try:
+            self.worker.ask("load", timeout=LOAD_SECONDS, folder=str(compiled.folder))
+            tensors = {f"{i}/{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
+            self.worker.ask("inputs", timeout=RUN_SECONDS, tensors=tensors, count=len(feeds))
+            self.worker.ask("time", timeout=RUN_SECONDS, seconds=0.0, max_runs=1)
+        except BaseException:
+            self.worker.close()
+            raise
+        self.cold_start_ms = (time.perf_counter() - begin) * 1e3
+
+    def block(self, seconds: float) -> np.ndarray:
+        """Milliseconds of each inference of a block of about `seconds`."""
+        timeout = RUN_SECONDS + 20 * seconds + self._least
+        reply = self.worker.ask("time", timeout=timeout, seconds=seconds, min_runs=self._least)
+        return np.asarray(reply.tensors["ns"] / 1e6)
+
+    def peak_memory(self) -> int:
+        """Peak resident bytes so far."""
+        return int(self.worker.ask("memory", timeout=RUN_SECONDS).fields["peak"])
+
+    def throughput(self, cores: int, seconds: float = 0.4) -> Measurement:
+        """Inferences per second: the better of one caller and one per core, over three blocks."""
+        best: list[float] = []
+        for callers in dict.fromkeys((1, cores)):
+            rates = []
+            for _ in range(3):
+                reply = self.worker.ask(
+                    "load_test", timeout=RUN_SECONDS + 20 * seconds, callers=callers, seconds=seconds
+                )
+                rates.append(reply.fields["count"] / reply.fields["seconds"])
+            if not best or np.median(rates) > np.median(best):
+                best = rates
+        return Measurement.of("throughput", float(np.median(best)), min(best), max(best), len(best))
+
+    def outputs(self, samples: Samples, rows: Sequence[int], signature: Signature) -> Outputs:
+        """Outputs for the given rows, first axis the samples."""
+        reply = self.worker.ask(
+            "evaluate",
+            timeout=RUN_SECONDS * 10,
+            data=str(samples.path),
+            rows=list(rows),
+            inputs=[spec.to_json() for spec in signature.inputs],
+        )
+        return reply.tensors
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.worker.close()
+
+
+def rows_to_judge(session: Session, samples: Samples, signature: Signature, seconds: float = 10.0) -> tuple[int, ...]:
+    """The evaluation rows that fit in about `seconds` and in memory; all of them where labels decide.
+
+    Raises:
+        WorkerError: the model does not run.
+    """
+    rows = samples.evaluation
+    begin = time.perf_counter()
+    first = session.outputs(samples, rows[:1], signature)
+    spent = max(time.perf_counter() - begin, 1e-4)
+    size = max(1, sum(array.nbytes for array in first.values()))
+    most = min(len(rows), _OUTPUT_BYTES // size)
+    if samples.data.labels is None:
+        most = min(most, max(32, int(seconds / spent)))
+    return rows[: max(1, most)]
+
+
+def judge(outputs: Outputs, reference: Outputs, labels: Any, metric: Any, specs: Sequence[Any]) -> Metrics:
+    """Fidelity against the original's outputs, and accuracy where there are labels."""
+    from portolan.measure import quality
+
+    metrics = quality.compare(outputs, reference, specs)
+    if labels is not None:
+        metrics["accuracy"] = quality.accuracy(outputs, labels, metric)
+        metrics["accuracy_drop"] = quality.accuracy_drop(outputs, reference, labels, metric)
+    return metrics
+
+
+def broken(metrics: Mapping[str, Measurement], exact: bool, tolerance: float = 1e-2) -> str | None:
+    """Why outputs cannot be right, whatever the goals: not finite, or far off although nothing was to change."""
+    error = metrics.get("max_rel_error")
+    if error is None:
+        return None
+    if not math.isfinite(error.value):
+        return "verification failed: the outputs hold NaN or infinity where the original's do not"
+    if exact and error.value > tolerance:
+        return f"verification failed: the outputs are off by {error.value:.2g} of the original's RMS"
+    return None

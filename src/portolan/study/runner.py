@@ -1,0 +1,417 @@
+"""The runner: carries out what the search proposes, writes every result down, races the finalists, and decides.
+
+Each result lies in the ledger under the hash of what produced it, so a repeated or resumed command asks the search the
+same questions and finds the answers already there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from portolan.core.backend import Backend
+from portolan.core.data import sample
+from portolan.core.goal import Goals
+from portolan.core.labels import label
+from portolan.core.measurement import METRICS, Measurement, Metrics
+from portolan.core.model import Model
+from portolan.core.recipe import digest
+from portolan.core.target import Target
+from portolan.errors import NoResult, PortolanError, UsageError
+from portolan.measure import roofline, stats
+from portolan.measure.lock import measuring
+from portolan.measure.race import Arm, race
+from portolan.measure.result import Race
+from portolan.search.searcher import Searcher
+from portolan.search.space import Candidate
+from portolan.study.budget import Spending
+from portolan.study.builder import Builder, Compiled, Samples, versions_of_passes
+from portolan.study.probe import Outputs, Session, broken, judge, rows_to_judge
+from portolan.study.trial import Trial
+from portolan.study.workspace import Workspace
+
+Progress = Callable[[str], None]
+#: Seconds of timed blocks per fidelity level, and process starts.
+LEVELS = ((0.4, 1), (0.8, 2))
+_FEEDS = 4
+#: Entrants of the race besides the baseline and the defaults; its starts; longest warm-up of one process, seconds.
+_FINALISTS, _RACE_STARTS, _WARM_UP = 4, 5, 0.5
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done: everything a runner needs and does not decide."""
+
+    model: Model
+    target: Target
+    goals: Goals
+    samples: Samples
+    backends: Mapping[str, Backend]
+    candidates: Sequence[Candidate]
+    prior: Mapping[str, Mapping[str, float]]
+    metric: Any
+    flops: float | None
+    seed: int
+    command: str
+
+    @property
+    def live(self) -> list[Candidate]:
+        """What may be tried; the baseline first."""
+        return [c for c in self.candidates if c.refused is None]
+
+
+class Runner:
+    """Runs one search to its end. `finish` may be called at any time after `prepare`.
+
+    Args:
+        task: what to do.
+        workspace: where results go.
+        spending: the budget.
+        progress: told one line at a time.
+    """
+
+    def __init__(self, task: Task, workspace: Workspace, spending: Spending, progress: Progress) -> None:
+        self.task, self._workspace, self._spending, self._say = task, workspace, spending, progress
+        self._ledger = workspace.ledger
+        self._builder = Builder(workspace, task.model, task.target, task.backends, task.samples)
+        rows = task.samples.evaluation[:_FEEDS]
+        self._feeds = [sample(task.samples.data, row, task.model.signature) for row in rows]
+        self._searcher = Searcher(task.candidates, task.goals, seed=task.seed, prior=task.prior)
+        self._quality: dict[str, Metrics] = {}
+        self._reference: tuple[tuple[int, ...], Outputs] | None = None
+        self._pace: _Pace | None = None
+        self._race: Race | None = None
+        self._first: float | None = None
+        self.trials: dict[str, Trial] = {}
+        self._ceilings = self._known_ceilings()
+
+    # --- the search
+
+    def prepare(self) -> None:
+        """Builds and measures the baseline.
+
+        Raises:
+            NoResult: the untouched model does not run on the default runtime, so there is nothing to compare with.
+        """
+        baseline = self.task.live[0]
+        trial = self._try(baseline, 0)
+        if trial.status != "ok":
+            raise NoResult(
+                f"the untouched model does not run on `{baseline.recipe.backend}`: {trial.reason}",
+                hint="portolan inspect MODEL shows what it needs; portolan doctor what this machine has",
+            )
+        self._say(f"baseline  {_brief(trial.metrics)}")
+
+    def search(self) -> None:
+        """Tries what the search proposes until it stops or the budget is spent."""
+        while not self._spending.search_over and not self._race_is_due():
+            proposal = self._searcher.ask()
+            if proposal is None:
+                break
+            self._spending.count()
+            before = self.trials[proposal.candidate.key].seconds if proposal.candidate.key in self.trials else 0.0
+            trial = self._try(proposal.candidate, proposal.level)
+            failure = trial.reason if trial.status == "failed" else None
+            metrics = None if failure else trial.metrics
+            self._searcher.tell(proposal.candidate, proposal.level, metrics, trial.seconds - before, failure)
+            self._tell(trial)
+        self.close()
+
+    def race(self) -> None:
+        """Races the finalists, the baseline and every exact default, in fresh processes."""
+        entrants = self._entrants()
+        while len(entrants) > 2 and _RACE_STARTS * self._round_seconds(entrants) > self._spending.left:
+            entrants.pop()  # the least promising: fewer starts than five could claim nothing
+        key = digest([self._question(c, "race") for c in entrants])
+        kept = self._ledger.latest("race", key)
+        if kept is not None:
+            self._race = Race.from_json(kept)
+        else:
+            self._say(f"final race of {len(entrants)}")
+            self._race = self._run_race(entrants)
+            self._ledger.append("race", key, self._race.to_json())
+        self._settle(entrants, self._race)
+
+    def _race_is_due(self) -> bool:
+        """Whether what is left of the budget is what the race will take."""
+        if self._spending.left == float("inf"):
+            return False
+        entrants = self._entrants()
+        return bool(entrants) and _RACE_STARTS * self._round_seconds(entrants) > self._spending.left
+
+    def close(self) -> None:
+        """Ends the process that sets the pace."""
+        if self._pace is not None:
+            self._pace.close()
+            self._pace = None
+
+    @property
+    def outcome(self) -> Race | None:
+        """The final race, once it was run."""
+        return self._race
+
+    # --- one trial
+
+    def _try(self, candidate: Candidate, level: int) -> Trial:
+        """Screens the candidate, or finds in the ledger how that went before."""
+        key = self._question(candidate, level)
+        kept = self._ledger.latest("screened", key)
+        if kept is None:
+            kept = self._screen(candidate, level)
+            self._ledger.append("screened", key, kept)
+        trial = self.trials.get(candidate.key) or self._new(candidate)
+        metrics = {name: Measurement(**m) for name, m in kept["metrics"].items()}
+        self._quality.setdefault(candidate.numerics, {n: m for n, m in metrics.items() if METRICS[n].quality})
+        trial = trial.with_metrics(metrics, "screened")
+        if reason := kept["reason"] or broken(metrics, candidate.exact) or self._unbelievable(metrics):
+            trial = replace(trial, status="failed", reason=reason, metrics={})
+        # The seconds it took when it ran: the search weighs cost, and a resumed one must weigh the same.
+        trial = replace(trial, seconds=trial.seconds + kept["seconds"])
+        self.trials[candidate.key] = trial
+        return trial
+
+    def _new(self, candidate: Candidate) -> Trial:
+        number = self._ledger.number("trial", candidate.key, {"recipe": candidate.recipe.to_json()})
+        return Trial(number, candidate.recipe, "ok", command=self._reproduce(candidate))
+
+    def _screen(self, candidate: Candidate, level: int) -> dict[str, Any]:
+        begin = time.monotonic()
+        reason, metrics = None, {}
+        try:
+            metrics = self._measure(candidate, self._compiled(candidate), level)
+        except UsageError:
+            raise
+        except PortolanError as error:
+            reason = error.message
+        return {
+            "metrics": {name: m.to_json() for name, m in metrics.items()},
+            "reason": reason,
+            "seconds": round(time.monotonic() - begin, 3),
+        }
+
+    def _measure(self, candidate: Candidate, compiled: Compiled, level: int) -> Metrics:
+        seconds, starts = LEVELS[min(level, len(LEVELS) - 1)]
+        is_baseline = candidate is self.task.live[0]
+        metrics: Metrics = {
+            "size": Measurement.of("size", compiled.size),
+            "compile_time": Measurement.of("compile_time", compiled.seconds * 1e3, n=1),
+        }
+        blocks: list[np.ndarray] = []
+        pace = self._pacemaker()
+        for start in range(starts):
+            session = Session(compiled, self._feeds, least=20 if "latency_p95" in self.task.goals.metrics else 1)
+            try:
+                if start == 0:
+                    metrics["cold_start"] = Measurement.of("cold_start", session.cold_start_ms, n=1)
+                    metrics |= self._judged(candidate, session)
+                    if broken(metrics, candidate.exact) or self._hopeless(metrics):
+                        return metrics
+                with measuring():
+                    blocks.append(pace.against(session, seconds) if not is_baseline else session.block(seconds))
+                    if start == 0 and "throughput" in self.task.goals.metrics:
+                        metrics["throughput"] = session.throughput(self.task.target.cores)
+                metrics["memory"] = Measurement.of("memory", session.peak_memory(), n=1)
+            finally:
+                session.close()
+        return metrics | _latency(blocks)
+
+    def _judged(self, candidate: Candidate, session: Session) -> Metrics:
+        """Quality of the candidate's numerics: judged once, on the first candidate that has them."""
+        known = self._quality.get(candidate.numerics)
+        if known is None:
+            known = self._judge(session)
+            self._quality[candidate.numerics] = known
+        return known
+
+    def _hopeless(self, metrics: Metrics) -> bool:
+        """Whether a limit on quality is missed: then how fast the outputs are wrong is nobody's question."""
+        limits = [limit for limit in self.task.goals.limits if METRICS[limit.metric].quality]
+        return any(limit.metric in metrics and not limit.holds(metrics[limit.metric]) for limit in limits)
+
+    def _judge(self, session: Session) -> Metrics:
+        rows, reference = self._original()
+        outputs = session.outputs(self.task.samples, rows, self.task.model.signature)
+        labels = self.task.samples.data.labels
+        chosen = None if labels is None else labels[list(rows)]
+        return judge(outputs, reference, chosen, self.task.metric, self.task.model.signature.outputs)
+
+    def _original(self) -> tuple[tuple[int, ...], Outputs]:
+        """The evaluation rows and the untouched model's outputs on the default runtime."""
+        if self._reference is None:
+            session = Session(self._compiled(self.task.live[0]), self._feeds)
+            try:
+                rows = rows_to_judge(session, self.task.samples, self.task.model.signature)
+                self._reference = rows, session.outputs(self.task.samples, rows, self.task.model.signature)
+            finally:
+                session.close()
+        return self._reference
+
+    def _pacemaker(self) -> _Pace:
+        if self._pace is None:
+            self._pace = _Pace(Session(self._compiled(self.task.live[0]), self._feeds))
+        return self._pace
+
+    def _compiled(self, candidate: Candidate) -> Compiled:
+        return self._builder.compiled(candidate.recipe)
+
+    def _question(self, candidate: Candidate, level: int | str) -> str:
+        """Hash of everything that decides the answer to "how does this candidate do"."""
+        backend = self.task.backends[candidate.recipe.backend]
+        task = self.task
+        return digest(
+            [
+                task.model.sha256, task.samples.data.sha256, task.target.fingerprint, candidate.key, level,
+                backend.versions(), versions_of_passes(candidate.recipe.passes), getattr(task.metric, "sha256", None),
+                "throughput" in task.goals.metrics,
+            ]
+        )  # fmt: skip
+
+    # --- belief
+
+    def _known_ceilings(self) -> Mapping[str, Any]:
+        kept = self._ledger.latest("ceilings", self.task.target.fingerprint)
+        if kept is None:
+            kept = dict(roofline.ceilings(self.task.target.cores))
+            self._ledger.append("ceilings", self.task.target.fingerprint, kept)
+        return kept
+
+    def _unbelievable(self, metrics: Metrics) -> str | None:
+        if self.task.flops is None or "latency_p50" not in metrics:
+            return None
+        return roofline.believable(metrics["latency_p50"].value, self.task.flops, self._ceilings)
+
+    # --- the race
+
+    def _entrants(self) -> list[Candidate]:
+        """Baseline, finalists, and each backend's exact default: nobody loses for want of being asked."""
+        live = self.task.live
+        chosen = [live[0], *self._searcher.finalists(_FINALISTS)]
+        defaults: dict[str, Candidate] = {}
+        for candidate in live:
+            if candidate.exact and not candidate.recipe.passes:
+                defaults.setdefault(candidate.recipe.backend, candidate)
+        chosen += [c for c in defaults.values() if self._contender(c)]
+        fit = {c.key: c for c in chosen if c.key in self.trials and self.trials[c.key].status == "ok"}
+        return list(fit.values())
+
+    def _contender(self, candidate: Candidate) -> bool:
+        """A default that was screened as more than twice as slow as the fastest has had its chance."""
+        trial = self.trials.get(candidate.key)
+        if trial is None or trial.status != "ok":
+            return False
+        fastest = min(t.metrics["latency_p50"].value for t in self.trials.values() if "latency_p50" in t.metrics)
+        return trial.metrics["latency_p50"].value <= 2 * fastest
+
+    def _run_race(self, entrants: Sequence[Candidate]) -> Race:
+        def arm(candidate: Candidate) -> Arm:
+            compiled = self._compiled(candidate)
+            least = 23 if "latency_p99" in self.task.goals.metrics else 1
+            return Arm(candidate.key, lambda: Session(compiled, self._feeds, least=least))
+
+        left = self._spending.left
+        return race(
+            [arm(c) for c in entrants],
+            baseline=entrants[0].key,
+            block_seconds=self._block_seconds(entrants),
+            deadline=None if left == float("inf") else time.monotonic() + max(left, 1.0),
+            rng=np.random.default_rng(self.task.seed),
+            progress=self._say,
+            warm_up=_WARM_UP,
+        )
+
+    def _block_seconds(self, entrants: Sequence[Candidate]) -> float:
+        slowest = max(self.trials[c.key].metrics["latency_p50"].value for c in entrants)
+        return max(0.1, min(0.5, 3 * slowest / 1e3))
+
+    def _round_seconds(self, entrants: Sequence[Candidate]) -> float:
+        """About how long one start of every entrant takes in the race; the baseline starts twice."""
+        starts = [self.trials[c.key].metrics["cold_start"].value / 1e3 for c in (entrants[0], *entrants)]
+        return sum(starts) + len(starts) * (_WARM_UP + 4 * self._block_seconds(entrants))
+
+    def _settle(self, entrants: Sequence[Candidate], outcome: Race) -> None:
+        for candidate in entrants:
+            trial = self.trials[candidate.key]
+            if candidate.key in outcome.failures:
+                trial = replace(trial, status="failed", reason=outcome.failures[candidate.key], metrics={})
+            elif candidate.key in outcome.arms:
+                arm = outcome.arms[candidate.key]
+                trial = trial.with_metrics(arm.metrics(), "raced")
+                trial = replace(trial, samples=_thinned(arm.blocks))
+            if reason := self._unbelievable(trial.metrics):
+                trial = replace(trial, status="failed", reason=reason, metrics={})
+            self.trials[candidate.key] = trial
+
+    # --- words
+
+    def _reproduce(self, candidate: Candidate) -> str:
+        return f"{self.task.command} --recipe '{_compact(candidate.recipe.to_json())}'"
+
+    def _tell(self, trial: Trial) -> None:
+        unmet = self.task.goals.unmet(trial.metrics) if trial.status == "ok" else [trial.reason or "failed"]
+        if not unmet and self._first is None:
+            self._first = self._spending.seconds
+            self._say(f"first usable answer after {self._first:.1f} s: trial {trial.id}, {_brief(trial.metrics)}")
+        verdict = "met" if not unmet else ", ".join(unmet)
+        words = label(trial.recipe)
+        self._say(f"#{trial.id} {words['passes']} on {words['backend']}  {_brief(trial.metrics)}  {verdict}")
+
+
+class _Pace:
+    """The baseline, kept loaded: a candidate is timed between two of its blocks, so a drifting machine cancels out."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._usual: float | None = None
+
+    def against(self, session: Session, seconds: float) -> np.ndarray:
+        """The candidate's milliseconds, scaled by how the baseline did around them."""
+        before = self._session.block(seconds / 4)
+        mine = session.block(seconds)
+        after = self._session.block(seconds / 4)
+        now = float(np.median(np.concatenate([before, after])))
+        if self._usual is None:
+            self._usual = now
+        return mine * (self._usual / now)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _latency(blocks: Sequence[np.ndarray]) -> Metrics:
+    """Latency of a screening: percentiles, each between the order statistics that hold it with 95 %.
+
+    One start says little about the next (runtimes settle into different speeds), so 3 % is added to each side.
+    """
+    readings = np.sort(np.concatenate(blocks))
+    n = len(readings)
+    metrics = {}
+    for name, p in (("latency_p50", 0.5), ("latency_p95", 0.95), ("latency_p99", 0.99)):
+        if n < stats.readings_needed(p):
+            continue
+        half = 1.96 * (n * p * (1 - p)) ** 0.5
+        low, high = (readings[int(np.clip(round(n * p + side * half), 0, n - 1))] for side in (-1, 1))
+        metrics[name] = Measurement.of(name, float(np.quantile(readings, p)), 0.97 * low, 1.03 * high, n)
+    return metrics
+
+
+def _thinned(blocks: Sequence[Sequence[np.ndarray]], most: int = 200) -> tuple[tuple[float, ...], ...]:
+    starts = []
+    for start in blocks:
+        readings = np.concatenate(list(start)) if len(start) else np.array([])
+        step = max(1, len(readings) // most)
+        starts.append(tuple(float(f"{ms:.5g}") for ms in readings[::step]))
+    return tuple(starts)
+
+
+def _brief(metrics: Metrics) -> str:
+    return "  ".join(str(metrics[name]) for name in ("latency_p50", "size") if name in metrics)
+
+
+def _compact(data: Any) -> str:
+    import json
+
+    return json.dumps(data, separators=(",", ":"))

@@ -1,0 +1,96 @@
+"""The folder of a study: its ledger, and what was built, each in a folder named by the hash of what went into it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from portolan.errors import PortolanError, UsageError
+from portolan.study.ledger import Ledger
+
+_FACTS, _FILES = "facts.json", "files"
+_SCRATCH = ".building-"
+
+
+class Workspace:
+    """A study's folder.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _explain(self.folder, error) from error
+        self.ledger = Ledger(self.folder / "ledger.sqlite")
+        self._sweep()
+
+    def build(self, kind: str, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any]]:
+        """The folder of what has this `key`, and its facts; `make` fills it if it is not there yet.
+
+        `make` gets an empty folder and returns facts. The folder appears under its name only when it is whole, so a
+        killed process leaves nothing half built behind, and of two processes that build the same one wins.
+        """
+        final = self.folder / kind / key
+        if (final / _FACTS).is_file():
+            return final / _FILES, json.loads((final / _FACTS).read_text())
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-", dir=self.folder))
+        except OSError as error:
+            raise _explain(self.folder, error) from error
+        try:
+            (scratch / _FILES).mkdir()
+            facts = dict(make(scratch / _FILES))
+            (scratch / _FACTS).write_text(json.dumps(facts))
+            scratch.chmod(0o755)
+            with contextlib.suppress(FileExistsError):
+                _rename(scratch, final)
+        except OSError as error:
+            raise _explain(final, error) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return final / _FILES, json.loads((final / _FACTS).read_text())
+
+    def close(self) -> None:
+        """Closes the ledger."""
+        self.ledger.close()
+
+    def _sweep(self) -> None:
+        for left in self.folder.glob(f"{_SCRATCH}*"):
+            owner = left.name.removeprefix(_SCRATCH).split("-")[0]
+            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise FileExistsError(target) from error
+
+
+def _explain(path: Path, error: OSError) -> PortolanError:
+    if error.errno == errno.ENOSPC:
+        return PortolanError(
+            f"the disk is full: `{path}` could not be written",
+            hint="free some space and repeat the command: what was measured before is kept",
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return UsageError(f"`{path}` cannot be written", hint="name a folder that can be written: --study DIR")
+    return PortolanError(f"`{path}` could not be written: {error.strerror}")

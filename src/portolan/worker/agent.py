@@ -1,0 +1,96 @@
+"""The worker's side: answers requests on stdin and stdout until stdin ends.
+
+Before anything else it moves the frames to a private descriptor, so that a runtime that prints to stdout prints to
+stderr, and asks the kernel to end it with its controller and to bound its memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from portolan.core.silence import silence
+from portolan.errors import PortolanError
+from portolan.worker import frames
+from portolan.worker.operations import Operations
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serves until the controller closes stdin. `argv` is `--memory BYTES`."""
+    parent = os.getppid()
+    _end_with_parent(parent)
+    _limit_memory(int(argv[argv.index("--memory") + 1]))
+    source, sink = os.dup(0), os.dup(1)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    silence()
+    operations = Operations()
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        while True:
+            _answer(operations, source, sink)
+    os._exit(0)
+
+
+def _answer(operations: Operations, source: int, sink: int) -> None:
+    request = frames.decode(lambda size: _read(source, size))
+    try:
+        fields, tensors = operations.answer(request)
+        buffers = list(frames.encode(fields, tensors))
+    except PortolanError as error:
+        buffers = _failure(type(error).__name__, error.message, error.hint, error.where)
+    except MemoryError:
+        buffers = _failure("OutOfMemory", f"out of memory during `{request.fields.get('op')}`", None, None)
+    except Exception as error:
+        traceback.print_exc()
+        words = " ".join(str(error).split())
+        buffers = _failure("WorkerError", f"{type(error).__name__}: {words[:600]}", None, None)
+    sys.stderr.flush()
+    for buffer in buffers:
+        while buffer:
+            buffer = buffer[os.write(sink, buffer[: 1 << 20]) :]
+
+
+def _failure(kind: str, message: str, hint: str | None, where: str | None) -> list[memoryview]:
+    problem: Mapping[str, Any] = {"type": kind, "message": message, "hint": hint, "where": where}
+    empty: dict[str, np.ndarray] = {}
+    return list(frames.encode({"error": problem}, empty))
+
+
+def _read(fd: int, size: int) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        got = os.readv(fd, [view])
+        if got == 0:
+            raise EOFError
+        view = view[got:]
+    return data
+
+
+def _end_with_parent(parent: int) -> None:
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _limit_memory(limit: int) -> None:
+    # Private writable memory, which is what a leak takes; address space would also count what runtimes only reserve.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

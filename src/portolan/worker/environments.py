@@ -1,0 +1,55 @@
+"""Which interpreter each backend lives in: this one, or another that PORTOLAN_PYTHON_<BACKEND> names.
+
+Compilers clash, so each may have an environment of its own; a worker started there needs NumPy and the runtime only.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shlex
+from collections.abc import Sequence
+
+from portolan.core import registry
+from portolan.core.backend import Backend, Support
+from portolan.core.target import Target
+from portolan.errors import WorkerError
+from portolan.worker.session import Worker
+
+_PROBE_SECONDS = 60.0
+
+
+def python_for(backend: str) -> list[str] | None:
+    """The argv of the interpreter that `backend` lives in; None for this one."""
+    text = os.environ.get(f"PORTOLAN_PYTHON_{backend.upper().replace('-', '_')}")
+    return shlex.split(text) if text else None
+
+
+def backends(target: Target, names: Sequence[str] | None = None) -> dict[str, Backend]:
+    """Every backend (or the named ones), answering `probe` and `versions` for the interpreter it lives in.
+
+    Raises:
+        UnknownName: no backend of that name.
+    """
+    found = {}
+    for name in registry.BACKENDS.names() if names is None else names:
+        backend = registry.backend(name)
+        python = python_for(name)
+        found[name] = backend if python is None else _elsewhere(backend, python, target)
+    return found
+
+
+def _elsewhere(backend: Backend, python: list[str], target: Target) -> Backend:
+    versions: dict[str, str] = {}
+    try:
+        with Worker(python=python) as worker:
+            reply = worker.ask("probe", timeout=_PROBE_SECONDS, backend=backend.name, target=target.to_json())
+        support = Support(**reply.fields["support"])
+        versions = dict(reply.fields["versions"])
+    except (WorkerError, OSError) as error:
+        variable = f"PORTOLAN_PYTHON_{backend.name.upper()}"
+        support = Support(False, reason=f"`{shlex.join(python)}` does not answer: {error}", fix=f"unset {variable}")
+    answer = copy.copy(backend)
+    answer.probe = lambda target: support  # type: ignore[method-assign]
+    answer.versions = lambda: versions  # type: ignore[method-assign]
+    return answer

@@ -1,0 +1,196 @@
+"""The controller's side of a worker: start it, ask it, time it out, and say why it died."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from portolan import errors
+from portolan.errors import OutOfMemory, PortolanError, WorkerCrashed, WorkerError, WorkerTimeout
+from portolan.worker import frames
+from portolan.worker.frames import Frame
+from portolan.worker.transport import command, environment
+
+Reply = Frame
+_TAIL = 4000
+_OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "out of memory", "not enough memory")
+
+
+class Worker:
+    """A worker process. Use it as a context manager; leaving it ends the process.
+
+    Args:
+        python: argv that starts a Python interpreter, through any transport; None for this one.
+        memory_limit: bytes of memory the process may allocate; None for the default of `default_memory_limit`.
+        env: further environment variables.
+    """
+
+    def __init__(
+        self,
+        *,
+        python: Sequence[str] | None = None,
+        memory_limit: int | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.memory_limit = memory_limit or default_memory_limit()
+        self.started = time.monotonic()
+        self._stderr = tempfile.TemporaryFile(prefix="portolan-worker-")  # noqa: SIM115 - closed with the worker
+        self._op = "start"
+        self._process = subprocess.Popen(
+            command(python, self.memory_limit),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=environment(python, env),
+            start_new_session=True,
+            bufsize=0,
+        )
+        self._pipes = (cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout))
+        self._stdin, self._stdout = (pipe.fileno() for pipe in self._pipes)
+        os.set_blocking(self._stdin, False)
+        os.set_blocking(self._stdout, False)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the worker, or of its transport."""
+        return self._process.pid
+
+    def ask(self, op: str, *, timeout: float, tensors: Mapping[str, np.ndarray] | None = None, **fields: Any) -> Reply:
+        """Sends one request and waits for its answer.
+
+        Args:
+            op: the operation; see portolan.worker.operations.
+            timeout: seconds; at its end the process is killed.
+            tensors: arrays that travel with the request.
+            fields: plain data that travels with the request.
+
+        Raises:
+            WorkerTimeout, WorkerCrashed, OutOfMemory: the process is gone.
+            PortolanError: what the far side raised, by its class.
+        """
+        self._op = op
+        deadline = time.monotonic() + timeout
+        try:
+            for buffer in frames.encode({"op": op, **fields}, tensors or {}):
+                self._write(buffer, deadline)
+            reply = frames.decode(lambda size: self._read(size, deadline))
+        except _Late:
+            self.kill()
+            raise WorkerTimeout(f"no answer to `{op}` within {timeout:.3g} s", stderr=self.tail()) from None
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise self._obituary() from None
+        except WorkerError:
+            self.kill()
+            raise
+        if problem := reply.fields.get("error"):
+            raise _rebuild(problem, self.tail())
+        return reply
+
+    def tail(self) -> str:
+        """The end of what the worker printed."""
+        if self._stderr.closed:
+            return ""
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - _TAIL))
+        return self._stderr.read().decode(errors="replace")
+
+    def kill(self) -> None:
+        """Ends the process and all that it started, at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def close(self) -> None:
+        """Ends the process. Nothing it holds is worth a slow goodbye."""
+        self.kill()
+        for stream in (*self._pipes, self._stderr):
+            with contextlib.suppress(OSError):
+                stream.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def _write(self, buffer: memoryview, deadline: float) -> None:
+        while buffer:
+            try:
+                buffer = buffer[os.write(self._stdin, buffer[: 1 << 20]) :]
+            except BlockingIOError:
+                _wait(self._stdin, selectors.EVENT_WRITE, deadline)
+
+    def _read(self, size: int, deadline: float) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            try:
+                got = os.readv(self._stdout, [view])
+            except BlockingIOError:
+                _wait(self._stdout, selectors.EVENT_READ, deadline)
+                continue
+            if got == 0:
+                raise EOFError
+            view = view[got:]
+        return data
+
+    def _obituary(self) -> WorkerError:
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = 0
+        tail = self.tail()
+        if any(word in tail for word in _OUT_OF_MEMORY):
+            return OutOfMemory(
+                f"out of memory during `{self._op}` (limit {self.memory_limit / 2**30:.3g} GiB)", stderr=tail
+            )
+        if code < 0:
+            name = signal.Signals(-code).name
+            more = " (the system's memory ran out?)" if name == "SIGKILL" else ""
+            return WorkerCrashed(f"crashed with {name} during `{self._op}`{more}", stderr=tail)
+        last = tail.strip().splitlines()[-1:] or ["it printed nothing"]
+        return WorkerCrashed(f"ended with code {code} during `{self._op}`: {last[0]}", stderr=tail)
+
+
+class _Late(Exception):
+    """The deadline has passed."""
+
+
+def _wait(fd: int, event: int, deadline: float) -> None:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise _Late
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, event)
+        if not selector.select(left):
+            raise _Late
+
+
+def _rebuild(problem: Mapping[str, Any], tail: str) -> PortolanError:
+    kind = getattr(errors, str(problem.get("type")), WorkerError)
+    if not (isinstance(kind, type) and issubclass(kind, PortolanError)):
+        kind = WorkerError
+    if issubclass(kind, WorkerError):
+        return kind(str(problem.get("message")), hint=problem.get("hint"), stderr=tail)
+    if issubclass(kind, errors.UnknownName) or issubclass(kind, errors.GoalsNotMet):
+        kind = errors.UsageError
+    return kind(str(problem.get("message")), hint=problem.get("hint"), where=problem.get("where"))
+
+
+def default_memory_limit() -> int:
+    """Bytes a worker may allocate: PORTOLAN_WORKER_MEMORY (bytes), or three quarters of the machine's memory."""
+    asked = os.environ.get("PORTOLAN_WORKER_MEMORY")
+    if asked and asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
