@@ -62,7 +62,7 @@ def _fold(proto: onnx.ModelProto, name: str, largest: int) -> onnx.ModelProto:
 
 
 def _transposed(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with transposed constants folded: onnxslim leaves those that are used elsewhere too, as tied weights are."""
+    """A copy with transposed constants folded: onnxslim leaves those that are used elsewhere too (tied weights)."""
     import onnx
 
     copy = onnx.ModelProto()
