@@ -85,7 +85,8 @@ def inspect(model: str | Path | Model, *, shapes: Shapes | None = None) -> Resul
         workspace = Workspace(Path(folder))
         try:
             found = model if isinstance(model, Model) else read_model(workspace, str(model), None)
-            analysis = analyse(found, shapes)
+            one = {s.name: (1, *s.shape[1:]) for s in found.signature.inputs if found.signature.batch is not None}
+            analysis = analyse(found, shapes or (one if isinstance(found.signature.batch, str) else None))
         finally:
             workspace.close()
     data = found.to_json()

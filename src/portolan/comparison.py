@@ -324,6 +324,6 @@ def _effect(builder: Builder, model: Model, samples: Samples, recipe: Recipe, ta
 def _copy_model(source: Path, final: Path) -> None:
     """The ONNX file under its new name, with external data beside it."""
     for path in source.parent.iterdir():
-        if path.is_file() and path.name not in ("facts.json", source.name):
+        if path.is_file() and path != source:
             shutil.copyfile(path, final.parent / path.name)
     shutil.copyfile(source, final)

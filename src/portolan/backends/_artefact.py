@@ -128,13 +128,14 @@ def _tensors(message: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def explained(backend: str, path: Path, *operators: str) -> Iterator[None]:
+def explained(backend: str, path: Path, *operators: str, doing: str = "read") -> Iterator[None]:
     """Turns what a runtime raises while it reads or compiles `path` into Portolan's errors.
 
     Args:
         backend: its name.
         path: the model's file.
         operators: patterns whose first group is the operator that the runtime says it lacks.
+        doing: the verb of the message.
 
     Raises:
         UnsupportedOperator: a pattern matched.
@@ -154,7 +155,7 @@ def explained(backend: str, path: Path, *operators: str) -> Iterator[None]:
                     f"`{backend}` has no operator `{found[1]}`", hint=_other(backend), where=str(path)
                 ) from error
         raise ModelError(
-            f"`{backend}` cannot read `{path.name}`: {_reason(text) or type(error).__name__}",
+            f"`{backend}` cannot {doing} `{path.name}`: {_reason(text) or type(error).__name__}",
             hint=f"`portolan inspect {path}` says what is wrong with it",
             where=str(path),
         ) from error

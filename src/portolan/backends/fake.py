@@ -55,7 +55,6 @@ class Play(Executable):
     def __init__(self, artefact: Artefact, variant: Variant, name: str, start: int, factor: float) -> None:
         import numpy as np
 
-        misbehave(variant, "load")
         self._evaluator = Evaluator(artefact)
         self._artefact, self._variant = artefact, variant
         self._random = np.random.default_rng([zlib.crc32(name.encode()), start])
@@ -173,6 +172,7 @@ class Fake(Backend):
     """Does what a script says."""
 
     name = "fake"
+    searched = False
     distributions = ("onnx",)
     module = "onnx"
     fix = f"{VARIABLE}=script.toml portolan ..."
@@ -214,7 +214,9 @@ class Fake(Backend):
     def load(self, folder: Path, *, variant: str = "default") -> Play:
         """Plays `variant`; where the script tells starts apart, they are counted in `folder`."""
         scripted = _scripted()
-        start = _count(folder) if scripted.variant(variant).starts else 0
+        chosen = scripted.variant(variant)
+        misbehave(chosen, "load")
+        start = _count(folder) if chosen.starts else 0
         return _play(scripted, Artefact.open(folder), variant, start)
 
 

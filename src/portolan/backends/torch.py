@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from portolan.backends._artefact import Artefact, demand, explained
 from portolan.core.backend import Backend, Executable, Support, Tensors
 from portolan.core.model import Model
 from portolan.core.schema import Knob
-from portolan.core.silence import runtime
+from portolan.core.silence import environment, runtime
 from portolan.core.target import Target, usable_cores
 from portolan.errors import ModelError
 
@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["channels_last", "contiguous"]
 _PACKAGE = "model.pt2"
-_LACKS = (
-    r"(?:[Uu]nsupported|[Mm]issing) operator:? [`']?([\w.:]+)",
-    r"'_OpNamespace' '(\w+)' object has no attribute '\w+'",
-    r"torch\.ops\.([\w.]+)",
-)
+_LACKS = (r"failed to resolve torch\.ops\.(\w+\.\w+)",)
 
 
 class Package(Executable):
@@ -133,25 +129,29 @@ class Torch(Backend):
                 hint="give the module itself: `file.py:factory` or an exported `.pt2`",
             )
         torch, count = runtime("torch"), threads or target.cores
-        work = tempfile.TemporaryDirectory(prefix="portolan-torch-")
-        package = Path(work.name) / _PACKAGE
-        settings = {
-            "freezing": freezing,
-            "layout_optimization": layout == "channels_last",
-            "force_layout_optimization": False,
-            "cpp.threads": count,
-            "compile_threads": 1,  # one source file; a pool of processes would outlive the compilation
-        }
         torch.set_num_threads(count)
-        # Inductor's cache would hide compile time and fill a folder shared by all users; freezing wants no gradients.
-        environment = _environment(
-            TORCHINDUCTOR_CACHE_DIR=str(Path(work.name) / "cache"), TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"
-        )
-        with environment, explained("torch", model.program, *_LACKS), torch.no_grad():
-            program = torch.export.load(str(model.program))
-            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=settings)
-        shutil.rmtree(Path(work.name) / "cache", ignore_errors=True)
-        return Package(Artefact.of(model, package), count, work)
+        with contextlib.ExitStack() as undo:
+            work = tempfile.TemporaryDirectory(prefix="portolan-torch-")
+            undo.callback(work.cleanup)
+            # Inductor's own cache would hide compile time, and fill a folder that all users share.
+            cache, package = Path(work.name) / "cache", Path(work.name) / _PACKAGE
+            settings = {
+                "freezing": freezing,
+                "layout_optimization": layout == "channels_last",
+                "cpp.threads": count,
+                "compile_threads": 1,  # one source file; a pool of processes would outlive the compilation
+            }
+            program = _program(model.program)
+            with (
+                environment(TORCHINDUCTOR_CACHE_DIR=str(cache)),
+                explained("torch", model.program, doing="compile"),
+                torch.no_grad(),  # freezing wants no gradients
+            ):
+                torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=settings)
+            shutil.rmtree(cache, ignore_errors=True)
+            executable = Package(Artefact.of(model, package), count, work)
+            undo.pop_all()
+        return executable
 
     def load(
         self, folder: Path, *, freezing: bool = True, layout: Layout = "channels_last", threads: int = 0
@@ -161,19 +161,11 @@ class Torch(Backend):
         return Package(Artefact.open(folder, _PACKAGE), threads or usable_cores())
 
 
-@contextlib.contextmanager
-def _environment(**settings: str) -> Iterator[None]:
-    """Environment variables for a while; the weights-only one keeps a `.pt2` from running pickled code."""
-    before = {key: os.environ.get(key) for key in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+def _program(path: Path) -> Any:
+    """Reads an exported program. The setting keeps what is pickled in it from running code."""
+    with environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"), explained("torch", path, *_LACKS):
+        # torch.export.load would put the reason of a failure into a log, and raise a sentence that refers to it.
+        return runtime("torch.export.pt2_archive._package").load_pt2(str(path)).exported_programs["model"]
 
 
 torch = Torch()

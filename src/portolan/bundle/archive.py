@@ -162,7 +162,8 @@ def _extras(raw: bytes) -> Iterator[tuple[int, bytes]]:
 def _entry_fault(info: zipfile.ZipInfo) -> str | None:
     """What is wrong with one entry of the directory, or None."""
     mode, dos = stat.S_IFMT(info.external_attr >> 16), info.external_attr & 0xFFFF
-    if info.is_dir() or stat.S_ISDIR(mode) or dos & 0x10:
+    # Not `info.is_dir()`: it fails on an empty name.
+    if info.filename.endswith("/") or stat.S_ISDIR(mode) or dos & 0x10:
         return "is a folder; a bundle lists files only"
     if stat.S_ISLNK(mode) or dos & 0x400:
         return "is a symbolic link"

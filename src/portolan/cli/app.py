@@ -92,7 +92,7 @@ class App(click.Group):
         except Exception as error:  # the one boundary: a bug, too, gets a message in the same voice
             from portolan.cli.failure import fail
 
-            code = fail(error, console)
+            code = fail(error, console, next((a for a in args[:1] if a in VERBS), None))
         sys.exit(code if isinstance(code, int) else 0)
 
 

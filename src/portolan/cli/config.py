@@ -15,7 +15,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,10 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UsageError(f"the configuration file `{path}` does not exist", where="--config") from error
+        raise UsageError(f"the configuration file `{_short(path)}` does not exist", where="--config") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"the configuration file `{path}` cannot be read: {reason}") from error
+        raise UsageError(f"the configuration file `{_short(path)}` cannot be read: {reason}") from error
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
@@ -139,27 +139,44 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
 
 def _of_file(source: Source, verb: str, verbs: Verbs) -> dict[str, Setting]:
     """The settings for `verb`; every key of the file is checked, also those of other commands."""
-    everything = {name: flag for flags in verbs.values() for name, flag in flags.items()}
+    names = {name for flags in verbs.values() for name in flags}
+    everything = {
+        name: Flag(name, any(flags[name].many for flags in verbs.values() if name in flags)) for name in names
+    }
     general: dict[str, Setting] = {}
     own: dict[str, Setting] = {}
     for key, value in source.table.items():
-        if key in verbs and isinstance(value, dict):
+        if key in verbs and not isinstance(value, dict):
+            raise UsageError(
+                f"`{key}` is a command, so it is a table", hint=f"write `[{key}]`", where=source.where(key)
+            )
+        if key in verbs:
             for name, inner in value.items():
-                setting = _setting(source, (key, name), verbs[key], inner)
+                setting = _setting(source, (key, name), verbs[key], inner, verbs)
                 if key == verb:
                     own[name] = setting
         else:
-            setting = _setting(source, (key,), {**everything, **{v: Flag(v) for v in verbs}}, value)
-            if key in verbs[verb]:
-                general[key] = setting
+            setting = _setting(source, (key,), everything, value, verbs)
+            if key in verbs[verb] and (fit := _fitted(setting, verbs[verb][key])) is not None:
+                general[key] = fit
     return general | own
 
 
-def _setting(source: Source, keys: tuple[str, ...], flags: Mapping[str, Flag], value: Any) -> Setting:
+def _fitted(setting: Setting, flag: Flag) -> Setting | None:
+    """A general setting as one command's flag takes it: a list says nothing to a flag that takes one value."""
+    if flag.many or not isinstance(setting.value, list):
+        return setting
+    return Setting(setting.value[0], setting.where) if len(setting.value) == 1 else None
+
+
+def _setting(source: Source, keys: tuple[str, ...], flags: Mapping[str, Flag], value: Any, verbs: Verbs) -> Setting:
     where, name = source.where(*keys), keys[-1]
-    if name not in flags or (isinstance(value, dict) and len(keys) > 1):
-        kind = "key" if len(keys) == 1 else f"key of `{keys[0]}`"
-        raise UnknownName(kind, name, flags, where=where)
+    if name not in flags:
+        owner = f"`{keys[0]}` has no key" if len(keys) > 1 else "there is no key"
+        hint = (
+            nearest(name, [*flags, *(verbs if len(keys) == 1 else ())], verbs) or f"known: {', '.join(sorted(flags))}"
+        )
+        raise UsageError(f"{owner} `{name}`", hint=hint, where=where)
     if isinstance(value, dict):
         raise UsageError(f"`{name}` is a flag, not a table", hint=f'write `{name} = "..."`', where=where)
     many = flags[name].many
@@ -170,6 +187,14 @@ def _setting(source: Source, keys: tuple[str, ...], flags: Mapping[str, Flag], v
         return Setting([_anchored(item, name, source.path) for item in values], where)
     value = _anchored(_scalar(value, name, where), name, source.path)
     return Setting([value] if many else value, where)
+
+
+def nearest(name: str, known: Iterable[str], verbs: Verbs, dashes: str = "") -> str | None:
+    """A hint for an unknown flag or key: the nearest one that is known, else the commands that do have it."""
+    if owners := [f"`{verb}`" for verb, flags in verbs.items() if name in flags]:
+        return f"{' and '.join(owners)} {'has' if len(owners) == 1 else 'have'} it"
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean `{dashes}{near[0]}`?" if near else None
 
 
 def _scalar(value: Any, name: str, where: str) -> Any:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
+import re
 import tempfile
 import traceback
 from pathlib import Path
 
 import click
 
+from portolan.cli.app import VERBS
+from portolan.cli.config import nearest
 from portolan.cli.console import Console
 from portolan.errors import Interrupted, PortolanError, UsageError
 
 
-def fail(error: Exception, console: Console) -> int:
-    """Prints `error` in the voice of Portolan; gives back its exit code."""
+def fail(error: Exception, console: Console, verb: str | None = None) -> int:
+    """Prints `error` in the voice of Portolan; gives back its exit code. `verb` is the command that ran, if known."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         console.error(error.format_message())
         return 2
-    told = told_as(error)
+    told = told_as(error, verb)
     saved = save_traceback(error) if told.exit_code == 1 else None
     if console.json:
         console.raw(json.dumps(told.to_json(), ensure_ascii=False))
@@ -45,43 +47,49 @@ def lines(error: PortolanError) -> list[str]:
     return told
 
 
-def told_as(error: Exception) -> PortolanError:
+def told_as(error: Exception, verb: str | None = None) -> PortolanError:
     """The error as one of Portolan's own."""
     if isinstance(error, PortolanError):
         return error
     if isinstance(error, click.Abort):
         return Interrupted("interrupted", hint="what was measured is saved; repeat the command to go on")
     if isinstance(error, click.ClickException):
-        return _usage(error)
+        return _usage(error, verb)
     return PortolanError(
         f"a bug in Portolan: `{type(error).__name__}: {error}`",
         hint="`-v` says where the traceback is saved, `-vv` prints it; please report it",
     )
 
 
-def flags(command: click.Command, ctx: click.Context) -> list[str]:
-    """The long flags of a command."""
-    return [o for p in command.get_params(ctx) if isinstance(p, click.Option) for o in p.opts if o.startswith("--")]
-
-
-def _usage(error: click.ClickException) -> PortolanError:
+def _usage(error: click.ClickException, verb: str | None) -> PortolanError:
     ctx = getattr(error, "ctx", None)
-    path = f"`{ctx.command_path}`" if ctx else "`portolan`"
-    help_hint = f"see {path[:-1]} --help`"
+    path = f"portolan {verb}" if verb else "portolan"
+    help_hint = f"see `{path} --help`"
+    usage = f"usage: {path} {VERBS[verb].synopsis}" if verb else help_hint
     if isinstance(error, click.NoSuchOption):
-        known = [flag.lstrip("-") for flag in (flags(ctx.command, ctx) if ctx else [])]
-        near = difflib.get_close_matches(error.option_name.lstrip("-"), known, n=1, cutoff=0.6)
-        hint = f"did you mean `--{near[0]}`?" if near else help_hint
-        return UsageError(f"{path} has no flag `{error.option_name}`", hint=hint)
+        return _no_such_flag(error, path, ctx)
     if isinstance(error, click.MissingParameter) and error.param is not None:
-        name = error.param.make_metavar(ctx) if isinstance(error.param, click.Argument) and ctx else _flag(error.param)
-        usage = " ".join(ctx.command.collect_usage_pieces(ctx)) if ctx else ""
-        return UsageError(f"{path} needs {name.rstrip('.')}", hint=f"usage: {path.strip('`')} {usage}")
+        name = _flag(error.param)
+        if ctx is not None and isinstance(error.param, click.Argument):
+            name = error.param.make_metavar(ctx)
+        return UsageError(f"`{path}` needs {name.split()[0]}", hint=usage)
     if isinstance(error, click.BadOptionUsage):
         return UsageError(f"`{error.option_name}` {_needs(error.message)}", hint=help_hint)
     if isinstance(error, click.BadParameter):
         return UsageError(_ticked(error.message), where=place(ctx, error.param), hint=help_hint)
+    if extra := re.match(r"Got unexpected extra arguments? \((.*)\)", error.message):
+        return UsageError(f"`{path}` takes no further argument: `{extra[1]}`", hint=usage)
     return UsageError(_ticked(error.format_message()), hint=help_hint)
+
+
+def _no_such_flag(error: click.NoSuchOption, path: str, ctx: click.Context | None) -> PortolanError:
+    from portolan.cli.options import verbs
+
+    params = ctx.command.get_params(ctx) if ctx else []
+    known = [o[2:] for p in params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")]
+    others = verbs(ctx) if ctx else {}
+    hint = nearest(error.option_name.lstrip("-"), known, others, "--")
+    return UsageError(f"`{path}` has no flag `{error.option_name}`", hint=hint or f"see `{path} --help`")
 
 
 def place(ctx: click.Context | None, param: click.Parameter | None) -> str | None:

@@ -148,19 +148,22 @@ def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) 
     del param
     if ctx.resilient_parsing:
         return
-    from portolan.cli.app import VERBS, app
-
-    cwd, verbs = Path.cwd(), {}
-    for verb in VERBS:
-        command = app.get_command(ctx, verb)
-        verbs[verb] = _keys(command, ctx) if command else {}
-    found = settings(ctx.command.name or "", verbs, cwd=cwd, env=os.environ, explicit=Path(value) if value else None)
+    explicit = Path(value) if value else None
+    found = settings(ctx.command.name or "", verbs(ctx), cwd=Path.cwd(), env=os.environ, explicit=explicit)
     names = {max(p.opts, key=len).lstrip("-"): p.name for p in ctx.command.params if p.name}
     ctx.default_map = {names[flag]: setting.value for flag, setting in found.items()}
     ctx.meta["portolan.origins"] = {names[flag]: setting.where for flag, setting in found.items()}
 
 
-def _keys(command: click.Command, ctx: click.Context) -> dict[str, Flag]:
+def verbs(ctx: click.Context) -> dict[str, dict[str, Flag]]:
+    """The flags of every command that configuration can set."""
+    from portolan.cli.app import VERBS, app
+
+    commands = {verb: app.get_command(ctx, verb) for verb in VERBS}
+    return {verb: _keys(command) for verb, command in commands.items() if command}
+
+
+def _keys(command: click.Command) -> dict[str, Flag]:
     flags = {}
     for param in command.params:
         if isinstance(param, click.Option) or param.name == "target":

@@ -19,7 +19,7 @@ def comparison(data: Json, *, arms: Sequence[str] = ()) -> Answer:
     measured = [arm for arm in data["arms"] if arm["metrics"]]
     lines = [*_table(measured), *_failures(data["arms"])]
     ratios = data["ratios"]
-    if ratios:
+    if len(ratios) > 1:
         lines += [Line(""), *plain([ratio_text(r) for r in ratios])]
     lines += plain([noise_text(data["noise"])], "dim") if data.get("noise") else []
     notes = [*data.get("notes", ()), *environment_notes(data.get("environment", {}))]

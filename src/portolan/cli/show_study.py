@@ -35,24 +35,32 @@ def study(data: Json, *, dry_run: bool = False, verbose: bool = False) -> Answer
     return Answer(
         lines,
         verdict(data, goals),
-        next=[f"portolan report {_quoted(data)}", f"portolan pack {_quoted(data)}"],
+        next=_next(data),
         notes=notes,
-        code=0 if data["met"] else 3,
+        code=0 if data["met"] else 3 if data.get("closest") else 7,
     )
 
 
-def _quoted(data: Json) -> str:
-    return shlex.quote(str(data["study"]))
+def _next(data: Json) -> list[str]:
+    """The report, and the bundle: of the closest trial where none meets the goals, since that has to be named."""
+    folder, closest = shlex.quote(str(data["study"])), data.get("closest")
+    if data["met"]:
+        return [f"portolan report {folder}", f"portolan pack {folder}"]
+    return [f"portolan report {folder}", *([f"portolan pack {folder} --trial {closest['id']}"] if closest else [])]
 
 
-def recipe_text(recipe: Json) -> str:
-    """The passes of a recipe: `simplify + quantize(bits=8)`, or `-` for the untouched model."""
-    return " + ".join(map(step_text, recipe["passes"])) or "-"
+def recipe_text(trial: Json) -> str:
+    """The passes of a trial's recipe: `simplify + quantize(bits=8)`, or `-` for the untouched model."""
+    if label := trial.get("label"):
+        return str(label["passes"])
+    return " + ".join(map(step_text, trial["recipe"]["passes"])) or "-"
 
 
-def backend_text(recipe: Json) -> str:
-    """The backend of a recipe with its options."""
-    return options_text(recipe["backend"], recipe.get("options") or {})
+def backend_text(trial: Json) -> str:
+    """The backend of a trial's recipe with its options."""
+    if label := trial.get("label"):
+        return str(label["backend"])
+    return options_text(trial["recipe"]["backend"], trial["recipe"].get("options") or {})
 
 
 def _columns(goals: Goals, data: Json) -> list[str]:
@@ -77,7 +85,7 @@ def _baseline(data: Json) -> list[Line]:
     cells = [number(metrics[latency])] if latency else []
     cells += [number(metrics["size"])] if "size" in metrics else []
     cells += [f"accuracy {number(metrics['accuracy'], n=True)}"] if "accuracy" in metrics else []
-    return [Line("   ".join([f"baseline  {backend_text(base['recipe'])}", *cells]))]
+    return [Line("   ".join([f"baseline  {backend_text(base)}", *cells]))]
 
 
 def _ranked(data: Json, goals: Goals) -> list[Json]:
@@ -107,7 +115,7 @@ def _table(rows: Sequence[Json], names: Sequence[str], data: Json, goals: Goals)
     for row, cell in zip(rows, cells, strict=True):
         mark = "★" if row["id"] == best else " "
         table.append(
-            [f"{mark}{row['id']:>2}", recipe_text(row["recipe"]), backend_text(row["recipe"]), *cell, _met(row, goals)]
+            [f"{mark}{row['id']:>2}", recipe_text(row), backend_text(row), *cell, _met(row, goals)]
         )
     lines = columns(table, right=frozenset({0, *range(3, 3 + len(heads))}))
     styles = ["dim", *("bold" if row["id"] == best else "" for row in rows)]
@@ -156,7 +164,7 @@ def verdict(data: Json, goals: Goals) -> str:
         return f"goals met: {gains(data, data['best'], goals)}"
     closest = data.get("closest")
     if not closest:
-        return "goals not met, and no trial gave a valid result"
+        return "no valid result in the budget"
     metrics = read(closest)
     missed = [
         f"{_value(limit, metrics)} (asked for `{limit.text}`)"

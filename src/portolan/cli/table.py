@@ -7,7 +7,7 @@ from typing import Any
 
 from portolan import units
 from portolan.cli.console import Line
-from portolan.core.measurement import Measurement
+from portolan.core.measurement import METRICS, Measurement
 
 LABELS: Mapping[str, str] = {
     "latency_p50": "p50",
@@ -42,7 +42,7 @@ def number(metric: Mapping[str, Any] | None, *, n: bool = False) -> str:
 def quantity(value: float | None, unit: str) -> str:
     """A plain count with a prefix: `25.6 M`, `8.21 GFLOP`; `unknown` for None."""
     if value is None:
-        return f"unknown {unit}".strip()
+        return f"unknown {'bytes' if unit == 'B' else f'{unit}s'}"
     if unit == "B":
         scaled, name = units.scale(value, "B")
         return f"{units.digits(scaled, None)} {name}"
@@ -69,11 +69,13 @@ def metric_columns(metrics: Sequence[str], rows: Sequence[Mapping[str, Any]]) ->
     cells: list[list[str]] = [[] for _ in rows]
     for name in metrics:
         texts = [number(row.get(name)) for row in rows]
-        shared = all(" ms" in text for text in texts if text != "-") and any(text != "-" for text in texts)
+        # A rate's unit is always its heading; milliseconds are only where no cell needs another scale.
+        unit = " 1/s" if METRICS[name].unit == "1/s" else " ms"
+        shared = all(unit in text for text in texts if text != "-") and any(text != "-" for text in texts)
         label = LABELS.get(name, name.replace("_", " "))
-        heads.append(f"{label} ms" if shared else label)
+        heads.append(f"{label} ms" if shared and unit == " ms" else label)
         for cell, text in zip(cells, texts, strict=True):
-            cell.append(text.replace(" ms", "") if shared else text)
+            cell.append(text.replace(unit, "") if shared else text)
     return heads, cells
 
 

@@ -14,11 +14,20 @@ def examine(target: Target) -> dict[str, Any]:
 
     A plug-in that cannot be loaded, or whose probe fails, is a backend that is not ready, with that as its reason.
     """
+    rows = [(_searched(name), _backend(name, target)) for name in BACKENDS.names()]
     return {
         "target": target.to_json(),
-        "backends": [_backend(name, target) for name in BACKENDS.names()],
+        # One that is never searched is news only where it works: nobody misses the fake.
+        "backends": [row for searched, row in rows if searched or row["ready"]],
         "passes": [_pass(name) for name in PASSES.names()],
     }
+
+
+def _searched(name: str) -> bool:
+    try:
+        return bool(BACKENDS.get(name).searched)
+    except PortolanError:
+        return True
 
 
 def _backend(name: str, target: Target) -> dict[str, Any]:

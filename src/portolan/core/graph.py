@@ -47,12 +47,17 @@ def load_model(path: Path, *, name: str | None = None, format: str = "onnx") -> 
     _check_versions(proto, path)
     _check_operators(proto, path)
     locations = external.files(proto, path)
-    _check_graph(proto, data if not locations else str(path), path)
+    whole = _with_output_shapes(proto)
+    signature = _signature(whole, path)
+    if whole is proto:
+        _check_graph(proto, str(path) if locations else data, path)
+    elif not locations:  # from memory the checker looks for external data in the current folder
+        _check_graph(proto, whole.SerializeToString(), path)
     return Model(
         name=name or path.stem,
         path=path.absolute(),
         sha256=external.digest(hashlib.sha256(data).hexdigest(), path, locations),
-        signature=_signature(proto, path),
+        signature=signature,
         format=format,
         opset=next((o.version for o in proto.opset_import if protos.domain(o.domain) == ""), 0),
         operators=protos.operators(proto),
@@ -222,24 +227,22 @@ def _check_graph(model: onnx.ModelProto, source: bytes | str, path: Path) -> Non
         reason = str(error).split("==>")[0].strip().splitlines()
         line = reason[0].strip().rstrip(".:") if reason else type(error).__name__
         raise ModelError(f"`{path}` is not a valid ONNX graph: {line}", hint=hint) from None
-    graph = model.graph
-    known = {value.name for value in (*graph.input, *graph.initializer)}
-    known.update(sparse.values.name for sparse in graph.sparse_initializer)
-    known.update(name for node in graph.node for name in node.output)
-    lost = [value.name for value in graph.output if value.name not in known]
-    if lost or not graph.output:
-        reason_ = f"no node computes the output `{lost[0]}`" if lost else "it has no outputs"
-        raise ModelError(f"`{path}` is not a valid ONNX graph: {reason_}", hint=hint)
+    if not model.graph.output:
+        raise ModelError(f"`{path}` is not a valid ONNX graph: it has no outputs", hint=hint)
+
+
+def _with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself, or where an output has no shape, which runtimes accept and the checker does not, one with."""
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return model
+    return _inferred(model)
 
 
 def _signature(model: onnx.ModelProto, path: Path) -> Signature:
     stored = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
-    outputs = list(model.graph.output)
-    if not all(value.type.tensor_type.HasField("shape") for value in outputs):
-        outputs = list(_inferred(model).graph.output)
     return Signature(
         inputs=tuple(_spec(value, "input", path) for value in model.graph.input if value.name not in stored),
-        outputs=tuple(_spec(value, "output", path) for value in outputs),
+        outputs=tuple(_spec(value, "output", path) for value in model.graph.output),
     )
 
 
@@ -259,12 +262,10 @@ def _spec(value: onnx.ValueInfoProto, side: str, path: Path) -> TensorSpec:
         )
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
-        if side == "input":
-            raise ModelError(
-                f"the input `{value.name}` of `{path}` has no rank",
-                hint="export the model with the number of dimensions known; sizes may stay free",
-            )
-        return TensorSpec(value.name, protos.element_type(tensor.elem_type), ("...",))
+        raise ModelError(
+            f"the {side} `{value.name}` of `{path}` has no rank",
+            hint="export the model with the number of dimensions known; sizes may stay free",
+        )
     shape: list[Dim] = []
     for axis, dim in enumerate(tensor.shape.dim):
         # Exporters mark a free size in three ways: a name, nothing, or a size of -1 or 0.

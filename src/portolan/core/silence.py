@@ -7,9 +7,11 @@ stopped only before the import, so nothing in Portolan imports a runtime but thr
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 _HUB = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -47,3 +49,18 @@ def silence() -> None:
     os.environ.update(quiet_environment())
     for absent in _ABSENT:
         sys.modules[absent] = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def environment(**settings: str) -> Iterator[None]:
+    """Environment variables for a while, for libraries that read a setting nowhere else."""
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

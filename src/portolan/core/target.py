@@ -73,7 +73,7 @@ class Target:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Target:
         """Reads what `to_json` wrote."""
-        lists = {key: tuple(data[key]) for key in ("features", "accelerators", "reach")}
+        lists: dict[str, Any] = {key: tuple(data[key]) for key in ("features", "accelerators", "reach")}
         rest = {key: data[key] for key in ("id", "kind", "arch", "cores", "ram", "caches", "runtimes", "display")}
         return cls(**rest, **lists)
 

@@ -24,7 +24,7 @@ _ADVICE = {
     ".pkl": "a pickle runs code when it is loaded: convert the model to ONNX, scikit-learn's with `skl2onnx.to_onnx`",
     ".joblib": "a pickle runs code when it is loaded: convert the model to ONNX with `skl2onnx.to_onnx`",
     ".tflite": "convert it: `python -m tf2onnx.convert --tflite model.tflite --output model.onnx`",
-    ".pb": "convert it: `python -m tf2onnx.convert --graphdef model.pb --output model.onnx` with its inputs and outputs",
+    ".pb": "convert it: `python -m tf2onnx.convert --graphdef model.pb --output model.onnx`",
     ".keras": "export it from Keras: `model.export('model.onnx', format='onnx')`",
     ".h5": "load it in Keras and export it: `model.export('model.onnx', format='onnx')`",
     ".hdf5": "load it in Keras and export it: `model.export('model.onnx', format='onnx')`",

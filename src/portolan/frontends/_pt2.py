@@ -29,14 +29,10 @@ _ARITHMETIC = (
 )
 #: Functions in size expressions: those torch prints, and SymPy's own that they simplify to.
 _EXPRESSIONS = (
-    "FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural "
-    "FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt "
-    "RoundDecimal ToFloat Identity Max Min Eq Ne Lt Le Gt Ge And Or Not Abs floor ceiling Pow sqrt Integer Rational"
+    "FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv RShift "
+    "FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt "
+    "RoundDecimal ToFloat Identity Max Min Eq Ne Lt Le Gt Ge And Or Not Abs Add Mul floor ceiling Integer Rational"
 )
-_SYNTAX = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Call, ast.Name, ast.Constant, ast.Load,
-    ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
-)  # fmt: skip
 
 
 def load_program(path: Path) -> Any:
@@ -108,7 +104,7 @@ def _refused(path: Path, reason: str) -> ModelError:
 
 
 def _check_pickle(path: Path, name: str, data: bytes) -> None:
-    """torch falls back from `weights_only=True` to an unrestricted unpickler, so the former has to succeed."""
+    """The loader falls back from `weights_only=True` to an unrestricted unpickler, so the former has to succeed."""
     import torch
 
     if not data:
@@ -204,23 +200,47 @@ def _is_pure(overload: Any) -> bool:
 
 
 def _is_arithmetic(expression: object) -> bool:
-    """Whether SymPy, which evaluates the text as Python, meets only numbers, names and known functions."""
+    """Whether SymPy, which evaluates the text as Python, meets only numbers, symbols and known functions."""
     if not isinstance(expression, str) or len(expression) > 2000:
         return False
     try:
         tree = ast.parse(expression, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    for node in ast.walk(tree):
-        if not isinstance(node, _SYNTAX):
-            return False
-        if isinstance(node, ast.Constant) and not isinstance(node.value, (int, float)):
-            return False
-        if isinstance(node, ast.Call):
-            named = isinstance(node.func, ast.Name) and node.func.id in _EXPRESSIONS.split()
-            if not named or node.keywords:
-                return False
-        big = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)
-        if big and not (isinstance(node.right, ast.Constant) and node.right.value <= 16):  # type: ignore[attr-defined]
-            return False
-    return True
+    return _is_number(tree.body)
+
+
+def _is_number(node: ast.expr) -> bool:
+    match node:
+        case ast.Constant(value=value):
+            return isinstance(value, (int, float))
+        case ast.Name():
+            return True
+        case ast.UnaryOp(operand=inner):
+            return _is_number(inner)
+        case ast.BinOp(left=left, op=operator, right=right):
+            return _is_number(left) and (_small(right) if isinstance(operator, ast.Pow) else _is_number(right))
+        case ast.BoolOp(values=values):
+            return all(map(_is_number, values))
+        case ast.Compare(left=left, comparators=others):
+            return all(map(_is_number, (left, *others)))
+        case ast.Call(func=ast.Name(id="Symbol" | "Float" as function), args=[ast.Constant(value=str(text))]):
+            # As SymPy writes a symbol or number: anywhere else it would evaluate a string.
+            flags = all(isinstance(k.value, ast.Constant) and isinstance(k.value.value, int) for k in node.keywords)
+            return flags and re.fullmatch(r"[A-Za-z_]\w*" if function == "Symbol" else r"[-+\d.e]+", text) is not None
+        case ast.Call(func=ast.Name(id="Pow" | "PowByNatural" | "FloatPow" | "LShift"), args=[base, exponent]):
+            return not node.keywords and _is_number(base) and _small(exponent)
+        case ast.Call(func=ast.Name(id=function), args=values):
+            return not node.keywords and function in _EXPRESSIONS.split() and all(map(_is_number, values))
+    return False
+
+
+def _small(exponent: ast.expr) -> bool:
+    """A power of numbers is worked out at once, and a tower of them would take for ever."""
+    match exponent:
+        case ast.Constant(value=int(value) | float(value)):
+            return value <= 16
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant()) | ast.Call(func=ast.Name(id="Integer"), args=[_]):
+            inner = exponent.operand if isinstance(exponent, ast.UnaryOp) else exponent.args[0]
+            return _small(inner)
+    return False

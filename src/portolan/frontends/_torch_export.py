@@ -63,10 +63,13 @@ def to_onnx(program: Any, example: Example | None, out: Path, name: str, source:
     size = sum(t.nelement() * t.element_size() for t in (*program.state_dict.values(), *program.constants.values())
                if isinstance(t, torch.Tensor))  # fmt: skip
     exported.save(str(path), external_data=size > _LARGEST)
-    _finish(path, (example.names if example else None) or [], _output_names(program))
+    names = example.names if example else None
+    _finish(path, names or [str(name) for name in program.graph_signature.user_inputs], _output_names(program))
     model = load_model(path, name=name, format="torch")
     _verify(model, program, example)
     kept = out / f"{name}.pt2"
+    if kept.exists() and Path(source).exists() and kept.samefile(source):
+        return dataclasses.replace(model, program=kept)  # the source itself is never written
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the machine it was exported on are nobody's business
     torch.export.save(program, str(kept))
@@ -123,7 +126,7 @@ def _finish(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
-    _rename(model, inputs or [value.name for value in model.graph.input], outputs)
+    _rename(model, inputs, outputs)
     for graph in protos.graphs(model):
         values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node)
         for thing in (graph, *values):

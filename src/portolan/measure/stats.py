@@ -106,6 +106,13 @@ def _weighted_quantiles(values: Floats, weights: NDArray[Any], ps: Sequence[floa
     return out
 
 
+def _interpolated(values: Floats, weights: Floats, ps: Sequence[float]) -> Floats:
+    """Quantiles of sorted, weighted `values`; with equal weights, NumPy's linear interpolation."""
+    before = np.cumsum(weights) - weights
+    place = np.arange(len(values)) * weights + (len(values) - 1) * before
+    return np.asarray(np.interp(np.asarray(ps) * place[-1], place, values))
+
+
 def _flatten(starts: Sequence[Sequence[Floats]], most: int | None) -> tuple[Floats, NDArray[np.int64], Floats]:
     """Sorted readings, the block each belongs to, and how many readings each stands for (`most` blocks' size kept)."""
     values, owners, stands = [], [], []
@@ -150,7 +157,7 @@ def percentile_intervals(
     weight = np.concatenate([np.full(n, 1.0 / n) for n in shape])
     sizes = np.array([len(block) for start in starts for block in start])
     values, owner, _ = _flatten(starts, None)
-    points = _weighted_quantiles(values, (weight / sizes)[owner][None, :], ps)[:, 0]
+    points = _interpolated(values, (weight / sizes)[owner], ps)
 
     rng = np.random.default_rng(seed)
     values, owner, stand = _flatten(starts, max(8, _THINNED // len(sizes)))
@@ -207,7 +214,7 @@ def readings_needed(p: float) -> int:
 def queries_for_margin(p: float, conf: float = 0.99, margin: float | None = None) -> int:
     """Queries that pin the share below the p-quantile to ±`margin` (MLPerf: (1-p)/20), without early stopping."""
     width = (1 - p) / 20 if margin is None else margin
-    return math.ceil(_normal((1 - conf) / 2) ** 2 * p * (1 - p) / width**2 - 1e-6)
+    return round(_normal((1 - conf) / 2) ** 2 * p * (1 - p) / width**2)
 
 
 def percentile_bound(ms: Floats, p: float = 0.99, conf: float = 0.99) -> float | None:
@@ -232,6 +239,15 @@ def wilson(right: float, n: int, conf: float = 0.95) -> Interval:
     middle, scale = (share + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n)
     half = scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return Interval(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
+
+
+def mean_interval(values: Floats, low: float, high: float, conf: float = 0.95) -> Interval:
+    """A mean over samples with Student's t, kept inside `low` to `high`; without width below two samples."""
+    mean = float(np.mean(values))
+    half = 0.0
+    if len(values) > 1:
+        half = _student((1 - conf) / 2, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Interval(mean, min(mean, max(low, mean - half)), max(mean, min(high, mean + half)))
 
 
 def _exact_upper(count: int, n: int, conf: float) -> float:

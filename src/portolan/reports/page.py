@@ -120,8 +120,8 @@ def _explorer(reading: Reading) -> str:
 
 def _raw(reading: Reading) -> str:
     command = f"<p>This repeats the study:</p><pre>{esc(reading.command)}</pre>" if reading.command else ""
-    without = "<noscript><p>Without scripts, the data is in this file's source, in the element "
-    return f'{command}<div data-part="raw"></div>{without}<code>portolan-data</code>.</p></noscript>'
+    without = "Without scripts, the data is in this file's source, in the element <code>portolan-data</code>."
+    return f'{command}<div data-part="raw"></div><p class="without">{without}</p>'
 
 
 def _footer() -> str:

@@ -38,11 +38,12 @@ class Trial:
     seconds: float | None = None
     command: str | None = None
     stages: tuple[str, ...] = ()
+    label: tuple[str, str] | None = None
 
     @property
     def passes(self) -> str:
         """The chain of passes; `-` for the untouched model."""
-        return clean(self.recipe)
+        return clean(self.recipe if self.label is None else self.label[0])
 
     @property
     def backend(self) -> str:
@@ -51,7 +52,9 @@ class Trial:
 
     @property
     def options(self) -> str:
-        """The backend's options on one line."""
+        """The backend's options on one line; those at their defaults are left out where the study says which are."""
+        if self.label is not None:
+            return clean(self.label[1].removeprefix(self.recipe.backend).strip("()"))
         return clean(", ".join(f"{k}={v}" for k, v in self.recipe.options.items()))
 
     @property
@@ -218,7 +221,13 @@ def _trial(data: Any, where: str, labels: bool) -> Trial:
         seconds=_end(data.get("seconds")),
         command=None if command is None else clean(command),
         stages=tuple(_stage(stage) for stage in _want(data, "stages", (list, tuple), where, ())),
+        label=_label(_want(data, "label", Mapping, where, {})),
     )
+
+
+def _label(data: Mapping[str, Any]) -> tuple[str, str] | None:
+    passes, backend = data.get("passes"), data.get("backend")
+    return (passes, backend) if isinstance(passes, str) and isinstance(backend, str) else None
 
 
 def _goal(text: Any, where: str) -> Limit | Objective:

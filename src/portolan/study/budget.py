@@ -51,11 +51,11 @@ class Spending:
 
     Args:
         budget: the bounds.
-        reserve: share of the seconds that the search leaves to the final race.
+        reserve: share of the seconds that the search leaves to the final race in any case.
         clock: seconds that only grow.
     """
 
-    def __init__(self, budget: Budget, reserve: float = 0.4, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, budget: Budget, reserve: float = 0.25, clock: Callable[[], float] = time.monotonic) -> None:
         self._budget, self._reserve, self._clock = budget, reserve, clock
         self._begin = clock()
         self._trials = 0

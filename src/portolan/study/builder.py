@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from portolan.worker import Worker
 from portolan.worker.environments import python_for
 
 _SECONDS = 600.0
+Make = Callable[[Path], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Builder:
         model, key = self._model, self._model.sha256
         for step in steps:
             key = digest([key, self._step(step)])
-            model = self._once("artefact", key, lambda out, s=step, m=model: self._apply(s, m, out))
+            folder, facts = self._remember("artefact", key, partial(self._apply, step, model))
+            model = _at(facts, folder)
         return model
 
     def compiled(self, recipe: Recipe) -> Compiled:
@@ -98,8 +101,7 @@ class Builder:
         """
         model, backend = self.artefact(recipe.passes), self._backends[recipe.backend]
         key = self.compiled_key(recipe, model)
-        facts = self._remember("compiled", key, lambda: self._compile(recipe, model, key))
-        folder = self._workspace.folder / "compiled" / key
+        folder, facts = self._remember("compiled", key, lambda out: self._compile(recipe, model, out))
         return Compiled(key, folder, model, backend.name, facts["seconds"], facts["size"], facts["facts"])
 
     def compiled_key(self, recipe: Recipe, model: Model) -> str:
@@ -114,27 +116,17 @@ class Builder:
         data = self._samples.data.sha256 if found.needs(options) == "calibration" else None
         return [step.name, options, data, versions_of_passes([step]), list(self._target.features)]
 
-    def _once(self, kind: str, key: str, make: Any) -> Model:
-        def build() -> dict[str, Any]:
-            return self._workspace.build(kind, key, make)[1]
-
-        facts = self._remember(kind, key, build)
-        data = facts["model"]
-        folder = self._workspace.folder / kind / key
-        return Model.from_json(data | {"path": str(folder / Path(data["path"]).name)})
-
-    def _remember(self, kind: str, key: str, build: Any) -> dict[str, Any]:
-        """What `build` returned or raised, now or in an earlier run."""
+    def _remember(self, kind: str, key: str, make: Make) -> tuple[Path, dict[str, Any]]:
+        """What `make` built or how it failed, now or in an earlier run."""
         failure = self._workspace.ledger.latest(f"{kind}_failed", key)
         if failure is not None:
             raise WorkerError(failure["reason"], hint=failure["hint"])
         try:
-            facts: dict[str, Any] = build()
+            return self._workspace.build(kind, key, make)
         except PortolanError as error:
             if not isinstance(error, UsageError):
                 self._workspace.ledger.append(f"{kind}_failed", key, {"reason": str(error), "hint": error.hint})
             raise
-        return facts
 
     def _apply(self, step: Step, model: Model, out: Path) -> dict[str, Any]:
         options = registry.pass_(step.name).schema.check(step.options)
@@ -151,23 +143,20 @@ class Builder:
                 rows=list(self._samples.calibration) if calibrates else None,
                 out=str(out),
             )
-        return {"model": reply.fields["model"], "seconds": reply.fields["seconds"]}
+        return {"model": reply.fields["model"], "scratch": str(out), "seconds": reply.fields["seconds"]}
 
-    def _compile(self, recipe: Recipe, model: Model, key: str) -> dict[str, Any]:
-        def make(out: Path) -> dict[str, Any]:
-            with Worker(python=python_for(recipe.backend)) as worker:
-                reply = worker.ask(
-                    "compile",
-                    timeout=_SECONDS,
-                    backend=recipe.backend,
-                    model=model.to_json(),
-                    target=self._target.to_json(),
-                    options=dict(recipe.options),
-                    out=str(out),
-                )
-            return {name: reply.fields[name] for name in ("seconds", "size", "facts")}
-
-        return self._workspace.build("compiled", key, make)[1]
+    def _compile(self, recipe: Recipe, model: Model, out: Path) -> dict[str, Any]:
+        with Worker(python=python_for(recipe.backend)) as worker:
+            reply = worker.ask(
+                "compile",
+                timeout=_SECONDS,
+                backend=recipe.backend,
+                model=model.to_json(),
+                target=self._target.to_json(),
+                options=dict(recipe.options),
+                out=str(out),
+            )
+        return {name: reply.fields[name] for name in ("seconds", "size", "facts")}
 
 
 def read_model(workspace: Workspace, source: str, shapes: Shapes | None = None) -> Model:
@@ -189,7 +178,7 @@ def read_model(workspace: Workspace, source: str, shapes: Shapes | None = None) 
         return {"model": reply.fields["model"], "scratch": str(out)}
 
     folder, facts = workspace.build("models", key, make)
-    return Model.from_json(_moved(facts["model"], Path(facts["scratch"]), folder))
+    return _at(facts, folder)
 
 
 def _content(source: str) -> list[str]:
@@ -199,16 +188,17 @@ def _content(source: str) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else name, function]
 
 
-def _moved(model: Mapping[str, Any], before: Path, after: Path) -> dict[str, Any]:
-    """`model` with its files where they are now: they were written to a folder that was then renamed."""
+def _at(facts: Mapping[str, Any], folder: Path) -> Model:
+    """The model that `facts` describe, where its files are now: they were written to a folder that was then renamed."""
+    before = Path(facts["scratch"])
 
     def move(text: str | None) -> str | None:
         path = None if text is None else Path(text)
-        if path is None or before not in path.parents:
-            return text
-        return str(after / path.relative_to(before))
+        inside = path is not None and before in path.parents
+        return str(folder / path.relative_to(before)) if path is not None and inside else text
 
-    return {**model, "path": move(model["path"]), "program": move(model["program"])}
+    model = facts["model"]
+    return Model.from_json({**model, "path": move(model["path"]), "program": move(model["program"])})
 
 
 def versions_of_passes(steps: Sequence[Step]) -> dict[str, str]:

@@ -90,7 +90,7 @@ def _latency(trial: Trial) -> float:
     return trial.metrics["latency_p50"].value if "latency_p50" in trial.metrics else math.inf
 
 
-def ratios(race: Race | None, baseline: Trial, numbers: Mapping[str, int | None]) -> list[dict[str, object]]:
+def ratios(race: Race | None, baseline: Trial, numbers: Mapping[str, int]) -> list[dict[str, object]]:
     """Each raced trial against the baseline, named by trial number."""
     if race is None:
         return []

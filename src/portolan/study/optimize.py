@@ -282,12 +282,17 @@ def _search(
     return Study(workspace.folder, result)
 
 
+def _refusal(candidate: Candidate, workspace: Workspace) -> Trial:
+    number = workspace.ledger.number("trial", f"refused {candidate.key}", {"recipe": candidate.recipe.to_json()})
+    return Trial(number, candidate.recipe, "refused", candidate.refused)
+
+
 def _result(
     settings: Settings, setting: Setting, runner: Runner, workspace: Workspace, spending: Spending, before: Ticks | None
 ) -> dict[str, Any]:
     goals, race = setting.goals, runner.outcome
-    refused = [Trial(None, c.recipe, "refused", c.refused) for c in setting.space if c.refused is not None]
-    tried = settle(sorted(runner.trials.values(), key=lambda t: t.id or 0), goals)
+    refused = [_refusal(c, workspace) for c in setting.space if c.refused is not None]
+    tried = settle(sorted(runner.trials.values(), key=lambda t: t.id), goals)
     baseline = next(t for t in tried if t.recipe.key == runner.task.live[0].key)
     best = best_of(tried, goals, baseline, race)
     closest = None if best else closest_of(tried, goals)

@@ -26,12 +26,14 @@ class Session:
     Args:
         compiled: what to load.
         feeds: the inputs of the timed runs, used in turn.
+        least: the fewest inferences of a block, however long they take.
 
     Raises:
         WorkerError: it does not load or does not run.
     """
 
-    def __init__(self, compiled: Compiled, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
+    def __init__(self, compiled: Compiled, feeds: Sequence[Mapping[str, np.ndarray]], *, least: int = 1) -> None:
+        self._least = least
         begin = time.perf_counter()
         self.worker = Worker(python=compiled.python)
         try:
@@ -46,7 +48,8 @@ class Session:
 
     def block(self, seconds: float) -> np.ndarray:
         """Milliseconds of each inference of a block of about `seconds`."""
-        reply = self.worker.ask("time", timeout=RUN_SECONDS + 20 * seconds, seconds=seconds)
+        timeout = RUN_SECONDS + 20 * seconds + self._least
+        reply = self.worker.ask("time", timeout=timeout, seconds=seconds, min_runs=self._least)
         return np.asarray(reply.tensors["ns"] / 1e6)
 
     def peak_memory(self) -> int:

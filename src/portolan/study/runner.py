@@ -16,12 +16,13 @@ import numpy as np
 from portolan.core.backend import Backend
 from portolan.core.data import sample
 from portolan.core.goal import Goals
+from portolan.core.labels import label
 from portolan.core.measurement import METRICS, Measurement, Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import digest
 from portolan.core.target import Target
 from portolan.errors import NoResult, PortolanError, UsageError
-from portolan.measure import roofline
+from portolan.measure import roofline, stats
 from portolan.measure.lock import measuring
 from portolan.measure.race import Arm, race
 from portolan.measure.result import Race
@@ -37,7 +38,8 @@ Progress = Callable[[str], None]
 #: Seconds of timed blocks per fidelity level, and process starts.
 LEVELS = ((0.4, 1), (0.8, 2))
 _FEEDS = 4
-_FINALISTS = 5
+#: Entrants of the race besides the baseline and the defaults; its starts; longest warm-up of one process, seconds.
+_FINALISTS, _RACE_STARTS, _WARM_UP = 4, 5, 0.5
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Runner:
 
     def search(self) -> None:
         """Tries what the search proposes until it stops or the budget is spent."""
-        while not self._spending.search_over:
+        while not self._spending.search_over and not self._race_is_due():
             proposal = self._searcher.ask()
             if proposal is None:
                 break
@@ -122,8 +124,8 @@ class Runner:
     def race(self) -> None:
         """Races the finalists, the baseline and every exact default, in fresh processes."""
         entrants = self._entrants()
-        if not entrants:
-            return
+        while len(entrants) > 2 and _RACE_STARTS * self._round_seconds(entrants) > self._spending.left:
+            entrants.pop()  # the least promising: fewer starts than five could claim nothing
         key = digest([self._question(c, "race") for c in entrants])
         kept = self._ledger.latest("race", key)
         if kept is not None:
@@ -133,6 +135,13 @@ class Runner:
             self._race = self._run_race(entrants)
             self._ledger.append("race", key, self._race.to_json())
         self._settle(entrants, self._race)
+
+    def _race_is_due(self) -> bool:
+        """Whether what is left of the budget is what the race will take."""
+        if self._spending.left == float("inf"):
+            return False
+        entrants = self._entrants()
+        return bool(entrants) and _RACE_STARTS * self._round_seconds(entrants) > self._spending.left
 
     def close(self) -> None:
         """Ends the process that sets the pace."""
@@ -194,7 +203,7 @@ class Runner:
         blocks: list[np.ndarray] = []
         pace = self._pacemaker()
         for start in range(starts):
-            session = Session(compiled, self._feeds)
+            session = Session(compiled, self._feeds, least=20 if "latency_p95" in self.task.goals.metrics else 1)
             try:
                 if start == 0:
                     metrics["cold_start"] = Measurement.of("cold_start", session.cold_start_ms, n=1)
@@ -300,18 +309,28 @@ class Runner:
     def _run_race(self, entrants: Sequence[Candidate]) -> Race:
         def arm(candidate: Candidate) -> Arm:
             compiled = self._compiled(candidate)
-            return Arm(candidate.key, lambda: Session(compiled, self._feeds))
+            least = 23 if "latency_p99" in self.task.goals.metrics else 1
+            return Arm(candidate.key, lambda: Session(compiled, self._feeds, least=least))
 
-        slowest = max(self.trials[c.key].metrics["latency_p50"].value for c in entrants)
         left = self._spending.left
         return race(
             [arm(c) for c in entrants],
             baseline=entrants[0].key,
-            block_seconds=max(0.1, min(0.5, 3 * slowest / 1e3)),
+            block_seconds=self._block_seconds(entrants),
             deadline=None if left == float("inf") else time.monotonic() + max(left, 1.0),
             rng=np.random.default_rng(self.task.seed),
             progress=self._say,
+            warm_up=_WARM_UP,
         )
+
+    def _block_seconds(self, entrants: Sequence[Candidate]) -> float:
+        slowest = max(self.trials[c.key].metrics["latency_p50"].value for c in entrants)
+        return max(0.1, min(0.5, 3 * slowest / 1e3))
+
+    def _round_seconds(self, entrants: Sequence[Candidate]) -> float:
+        """About how long one start of every entrant takes in the race; the baseline starts twice."""
+        starts = [self.trials[c.key].metrics["cold_start"].value / 1e3 for c in (entrants[0], *entrants)]
+        return sum(starts) + len(starts) * (_WARM_UP + 4 * self._block_seconds(entrants))
 
     def _settle(self, entrants: Sequence[Candidate], outcome: Race) -> None:
         for candidate in entrants:
@@ -337,7 +356,8 @@ class Runner:
             self._first = self._spending.seconds
             self._say(f"first usable answer after {self._first:.1f} s: trial {trial.id}, {_brief(trial.metrics)}")
         verdict = "met" if not unmet else ", ".join(unmet)
-        self._say(f"#{trial.id} {trial.recipe} on {trial.recipe.backend}  {_brief(trial.metrics)}  {verdict}")
+        words = label(trial.recipe)
+        self._say(f"#{trial.id} {words['passes']} on {words['backend']}  {_brief(trial.metrics)}  {verdict}")
 
 
 class _Pace:
@@ -362,17 +382,19 @@ class _Pace:
 
 
 def _latency(blocks: Sequence[np.ndarray]) -> Metrics:
-    """Latency of a screening: percentiles with an interval that few readings deserve."""
-    everything = np.concatenate(blocks)
-    n = len(everything)
+    """Latency of a screening: percentiles, each between the order statistics that hold it with 95 %.
+
+    One start says little about the next (runtimes settle into different speeds), so 3 % is added to each side.
+    """
+    readings = np.sort(np.concatenate(blocks))
+    n = len(readings)
     metrics = {}
-    for name, q in (("latency_p50", 0.5), ("latency_p95", 0.95), ("latency_p99", 0.99)):
-        if q == 0.99 and n < 459:
+    for name, p in (("latency_p50", 0.5), ("latency_p95", 0.95), ("latency_p99", 0.99)):
+        if n < stats.readings_needed(p):
             continue
-        value = float(np.quantile(everything, q))
-        # One start says little about the next (runtimes settle into different speeds): 3 % is added to each side.
-        spread = 1.96 * float(everything.std()) / np.sqrt(n) + 0.03 * value
-        metrics[name] = Measurement.of(name, value, max(0.0, value - spread), value + spread, n)
+        half = 1.96 * (n * p * (1 - p)) ** 0.5
+        low, high = (readings[int(np.clip(round(n * p + side * half), 0, n - 1))] for side in (-1, 1))
+        metrics[name] = Measurement.of(name, float(np.quantile(readings, p)), 0.97 * low, 1.03 * high, n)
     return metrics
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from portolan.core.labels import label
 from portolan.core.measurement import Measurement, Metrics
 from portolan.core.recipe import Recipe
 
@@ -17,7 +18,7 @@ class Trial:
     """One recipe and its result.
 
     Attributes:
-        id: its number in the study; refused recipes have none.
+        id: its number in the study.
         reason: why it failed, was refused, or does not meet the goals; None when there is nothing to say.
         pareto: no other trial is better in every metric that the goals name.
         met: every limit holds.
@@ -25,7 +26,7 @@ class Trial:
         samples: milliseconds of each inference, per process start.
     """
 
-    id: int | None
+    id: int
     recipe: Recipe
     status: Status
     reason: str | None = None
@@ -42,6 +43,7 @@ class Trial:
         return {
             "id": self.id,
             "recipe": self.recipe.to_json(),
+            "label": label(self.recipe),
             "status": self.status,
             "reason": self.reason,
             "metrics": {name: m.to_json() for name, m in self.metrics.items()},

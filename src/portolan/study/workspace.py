@@ -15,7 +15,7 @@ from typing import Any
 from portolan.errors import PortolanError, UsageError
 from portolan.study.ledger import Ledger
 
-_FACTS = "facts.json"
+_FACTS, _FILES = "facts.json", "files"
 _SCRATCH = ".building-"
 
 
@@ -39,21 +39,22 @@ class Workspace:
         self._sweep()
 
     def build(self, kind: str, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any]]:
-        """The folder `kind/key` and its facts; `make` fills it if it is not there yet.
+        """The folder of what has this `key`, and its facts; `make` fills it if it is not there yet.
 
         `make` gets an empty folder and returns facts. The folder appears under its name only when it is whole, so a
         killed process leaves nothing half built behind, and of two processes that build the same one wins.
         """
         final = self.folder / kind / key
         if (final / _FACTS).is_file():
-            return final, json.loads((final / _FACTS).read_text())
+            return final / _FILES, json.loads((final / _FACTS).read_text())
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-", dir=self.folder))
         except OSError as error:
             raise _explain(self.folder, error) from error
         try:
-            facts = dict(make(scratch))
+            (scratch / _FILES).mkdir()
+            facts = dict(make(scratch / _FILES))
             (scratch / _FACTS).write_text(json.dumps(facts))
             scratch.chmod(0o755)
             with contextlib.suppress(FileExistsError):
@@ -62,7 +63,7 @@ class Workspace:
             raise _explain(final, error) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return final, json.loads((final / _FACTS).read_text())
+        return final / _FILES, json.loads((final / _FACTS).read_text())
 
     def close(self) -> None:
         """Closes the ledger."""

@@ -98,7 +98,8 @@
       search.dataset.filter = "text";
       const kinds = [...new Set(view.trials.map((t) => t.status))],
         backends = [...new Set(view.trials.map((t) => t.backend))].sort();
-      const met = view.trials.some((t) => t.met) ? ["met"] : [];
+      const extra = { met: (t) => t.met, front: (t) => t.pareto };
+      const met = Object.keys(extra).filter((name) => view.trials.some(extra[name]));
       return el(
         "div",
         { className: "controls" },
@@ -121,7 +122,11 @@
     }
 
     function matches(trial, row) {
-      const status = !state.status || trial.status === state.status || (state.status === "met" && trial.met);
+      const status =
+        !state.status ||
+        trial.status === state.status ||
+        (state.status === "met" && trial.met) ||
+        (state.status === "front" && trial.pareto);
       return (
         status &&
         (!state.backend || trial.backend === state.backend) &&

@@ -1,0 +1,103 @@
+"""The machine's ceilings, measured, and the time below which no reading is believed.
+
+The integer ceiling is left out (`flops_int8` is null): NumPy has no fast integer matrix product to measure it with, and
+a guess would be a prediction among measurements.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+LOW_PRECISION = 16.0
+"""How far low precision and tricks may beat the fp32 ceiling: int8 dot products 4x (bf16 2x), Winograd convolution
+2.25x, and the rest for what NumPy's matrix product leaves unused or lost to other work while it was measured."""
+MATRIX_UNITS = 64.0
+"""The same where the processor has matrix units (AMX, SME): 32x for int8 by their data sheets, and 2x for the rest."""
+_MATRIX_FEATURES = ("amx", "sme")
+_SECONDS = 0.35
+_SIZES = (256, 512, 1024)
+_COPY_BYTES = 1 << 26
+
+
+def ceilings(cores: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
+    """Measures what this machine's cores can do, in below a second.
+
+    Args:
+        cores: how many cores the caller may use; recorded. NumPy's own threads decide what is measured.
+        clock: seconds.
+
+    Returns:
+        `flops_fp32` (per second, best of several matrix products), `bandwidth` (bytes per second, read and written, of
+        a copy), `flops_int8` (None: not measured), `cores`, and `detail` with min, median, best and n of both.
+    """
+    compute = _compute(clock)
+    copied = _copy(clock)
+    return {
+        "flops_fp32": compute["best"],
+        "flops_int8": None,
+        "bandwidth": copied["best"],
+        "cores": cores,
+        "detail": {"flops_fp32": compute, "bandwidth": copied},
+    }
+
+
+def _compute(clock: Callable[[], float]) -> dict[str, Any]:
+    rng, end, rates = np.random.default_rng(0), clock() + _SECONDS, []
+    for size in _SIZES:
+        a, b = (rng.standard_normal((size, size), dtype=np.float32) for _ in range(2))
+        out = np.empty_like(a)
+        np.matmul(a, b, out=out)
+        rates += _rates(lambda a=a, b=b, out=out: np.matmul(a, b, out=out), 2.0 * size**3, clock, end, 5)  # type: ignore[misc]
+    return _summary(rates)
+
+
+def _copy(clock: Callable[[], float]) -> dict[str, Any]:
+    source = np.ones(_COPY_BYTES // 4, dtype=np.float32)
+    target = np.zeros_like(source)
+    return _summary(_rates(lambda: np.copyto(target, source), 2.0 * _COPY_BYTES, clock, clock() + _SECONDS, 10))
+
+
+def _rates(work: Callable[[], object], amount: float, clock: Callable[[], float], end: float, most: int) -> list[float]:
+    """`amount` per second of each call of `work`: at most `most` of them, none begun after `end` but the first."""
+    rates: list[float] = []
+    while len(rates) < most and (not rates or clock() < end):
+        begun = clock()
+        work()
+        rates.append(amount / max(clock() - begun, 1e-9))
+    return rates
+
+
+def _summary(rates: list[float]) -> dict[str, Any]:
+    return {"min": min(rates), "median": float(np.median(rates)), "best": max(rates), "n": len(rates)}
+
+
+def floor_ms(flops: float, ceilings: Mapping[str, Any], features: Iterable[str] = ()) -> float:
+    """Milliseconds below which no honest measurement of `flops` floating-point operations can be on these cores.
+
+    It is a bound, not an estimate: the fp32 ceiling times `LOW_PRECISION` (or `MATRIX_UNITS`). It holds for the
+    processor only; an accelerator needs its own ceiling.
+
+    Args:
+        flops: of one inference, multiply and add counted apart.
+        ceilings: what `ceilings` returned.
+        features: the target's features; `amx_int8` and the like raise the bound.
+    """
+    peak = ceilings.get("flops_fp32")
+    if not peak or flops <= 0:
+        return 0.0
+    matrix = any(feature.lower().startswith(_MATRIX_FEATURES) for feature in features)
+    return float(flops / (peak * (MATRIX_UNITS if matrix else LOW_PRECISION)) * 1000)
+
+
+def believable(ms: float, flops: float, ceilings: Mapping[str, Any], features: Iterable[str] = ()) -> str | None:
+    """Why a reading of `ms` for `flops` operations cannot be true, or None when it can."""
+    if not ms > 0 or ms == float("inf"):
+        return f"a latency of {ms} ms is not a time"
+    floor = floor_ms(flops, ceilings, features)
+    if ms >= floor:
+        return None
+    return f"{ms:.3g} ms is below the roofline floor of {floor:.3g} ms: this machine cannot compute that fast"

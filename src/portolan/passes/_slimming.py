@@ -1,0 +1,65 @@
+"""Constants folded, dead and duplicate parts removed: what `simplify` does, and `quantize` before it looks at a graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from portolan.core.silence import runtime
+from portolan.errors import ModelError
+from portolan.passes._graphs import LARGEST_FILE, hushed, weight_bytes
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Where folding everything makes the file larger, only results up to this many bytes are folded.
+SMALL = 2**16
+_ALL = 2**62
+#: It turns MatMul and Add into Reshape, Gemm, Reshape: three nodes for two, and runtimes no longer see attention in it.
+_SKIPPED = ["FusionGemm"]
+
+
+def slim(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The same function as a smaller graph. `proto` itself stays as it is.
+
+    Args:
+        proto: from `open_graph`.
+        name: what to call the model in an error.
+
+    Raises:
+        ModelError: the graph holds something that onnxslim cannot handle.
+    """
+    folded = _fold(proto, name, _ALL)
+    if weight_bytes(folded) > weight_bytes(proto) + SMALL:
+        return _fold(proto, name, SMALL)
+    return folded
+
+
+def _fold(proto: onnx.ModelProto, name: str, largest: int) -> onnx.ModelProto:
+    import onnx
+
+    runtime("onnxruntime")  # onnxslim evaluates constants with it
+    import onnxslim
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    try:
+        with hushed():
+            # Its own shape inference is off: it merges free dimensions with static ones it meets, which is wrong.
+            slimmed: onnx.ModelProto = onnxslim.slim(
+                _inferred(copy),
+                no_shape_infer=True,
+                size_threshold=largest,
+                skip_fusion_patterns=_SKIPPED,
+            )
+    except Exception as error:  # third-party code over any graph: whatever it raises is the reason
+        raise ModelError(
+            f"`{name}` cannot be simplified: {type(error).__name__}: {error}", hint="leave `simplify` out of the recipe"
+        ) from error
+    return slimmed
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    # Shape inference serializes the graph, which protobuf refuses above 2 GiB.
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True) if weight_bytes(proto) < LARGEST_FILE else proto

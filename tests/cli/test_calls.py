@@ -1,0 +1,95 @@
+"""What the flags become: the keywords of the Python API, the same names and meanings."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from scripted import PLAN, Api, run
+
+DEFAULTS = {
+    "goals": (), "data": None, "metric": None, "shapes": None, "study": None, "backend": None, "passes": None,
+    "recipe": None, "budget": None, "jobs": 1, "seed": 0, "target": "local", "dry_run": False,
+}  # fmt: skip
+
+
+def test_optimize_without_flags(api: Api) -> None:
+    run("optimize", "m.onnx")
+    assert api.calls[-1][:2] == ("optimize", ("m.onnx",))
+    assert api.keywords == DEFAULTS
+
+
+def test_optimize_with_every_flag(api: Api) -> None:
+    api.answers["optimize"] = PLAN
+    args = (
+        "optimize", "m.onnx", "-g", "latency_p95 < 8ms", "--goal", "min size", "--data", "val/",  "--metric",
+        "f.py:top5",
+        "--shapes", "x:1x3,y:2", "--shapes", "in:0:4x4", "--backend", "openvino, torch", "--backend", "reference",
+        "--passes", "quantize,simplify", "--recipe", "r.toml", "--budget", "300s, 40 trials", "--jobs", "2",
+        "--seed", "7", "-t", "local", "--study", "s", "--dry-run",
+    )  # fmt: skip
+    assert run(*args).code == 0
+    assert api.keywords == {
+        "goals": ("latency_p95 < 8ms", "min size"), "data": "val/", "metric": "f.py:top5",
+        "shapes": {"x": (1, 3), "y": (2,), "in:0": (4, 4)}, "backend": ["openvino", "torch", "reference"],
+        "passes": ["quantize", "simplify"], "recipe": "r.toml", "budget": "300s, 40 trials", "jobs": 2, "seed": 7,
+        "target": "local", "study": "s", "dry_run": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "positional", "keywords"),
+    [
+        (("inspect", "m", "--shapes", "x:1x3"), ("m",), {"shapes": {"x": (1, 3)}}),
+        (("doctor",), ("local",), {"bench": False}),
+        (("doctor", "far", "--bench"), ("far",), {"bench": True}),
+        (
+            (
+                "compress", "m", "--pass", "simplify", "--pass", "quantize(bits=8, mode=static)", "-o", "q.onnx",
+                "--force",
+            ),
+            ("m",),
+            {
+                "passes": ["simplify", "quantize(bits=8, mode=static)"], "out": "q.onnx", "data": None, "shapes": None,
+                "seed": 0, "force": True, "dry_run": False,
+            },
+        ),
+        (
+            ("bench", "a", "b@openvino(threads=1)", "--backend", "openvino", "--budget", "20s", "--seed", "3"),
+            ("a", "b@openvino(threads=1)"),
+            {"data": None, "shapes": None, "backend": ["openvino"], "budget": "20s", "seed": 3},
+        ),
+        (("report", "s1", "s2", "-o", "r.html", "--force"), ("s1", "s2"), {"out": "r.html", "force": True}),
+        (("report",), (), {"out": "report.html", "force": False}),
+        (
+            ("pack", "s", "--name", "n", "--trial", "4", "-o", "b", "--backend", "torch", "--data", "d.npz"),
+            ("s",),
+            {
+                "out": "b", "name": "n", "trial": 4, "backend": "torch", "data": "d.npz", "shapes": None,
+                "force": False, "dry_run": False,
+            },
+        ),
+        (("pack", "--check", "b.portolan"), ("b.portolan",), {}),
+    ],
+)  # fmt: skip
+def test_flags_become_keywords(
+    args: tuple[str, ...], positional: tuple[str, ...], keywords: dict[str, Any], api: Api
+) -> None:
+    assert run(*args).code == 0
+    assert api.calls[-1][1] == positional
+    assert api.keywords == keywords
+
+
+def test_a_dry_report_opens_the_studies_and_writes_nothing(api: Api) -> None:
+    run("report", "a", "b", "--dry-run")
+    assert [call[:2] for call in api.calls] == [("open", ("a",)), ("open", ("b",))]
+
+
+def test_the_scripted_api_has_the_keywords_of_the_real_one() -> None:
+    from portolan import api as real
+
+    for verb in ("inspect", "doctor", "optimize", "compress", "bench", "report", "pack", "check", "open"):
+        ours = inspect.signature(getattr(Api, verb)).parameters.values()
+        theirs = inspect.signature(getattr(real, verb)).parameters
+        assert {p.name for p in ours if p.kind is p.KEYWORD_ONLY} <= set(theirs), verb

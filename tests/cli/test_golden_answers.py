@@ -1,0 +1,173 @@
+"""What each command prints, from contract-shaped objects, and every help text, compared with snapshots."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import json_shapes
+import pytest
+import scripted
+from scripted import Api, run
+
+from golden import check, transcript
+from portolan.cli.app import VERBS
+
+
+def _with(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(data), **changes}
+
+
+def _same_study() -> dict[str, Any]:
+    verdict = {"ratio": 0.998, "lo": 0.98, "hi": 1.02, "verdict": "no significant difference"}
+    return _with(scripted.STUDY, ratios=[{**scripted.RATIO, **verdict}])
+
+
+def _unlabelled() -> dict[str, Any]:
+    study = _with(scripted.STUDY, goals=["latency_p95 < 8ms", "cosine >= 0.99", "max throughput"])
+    for trial in study["trials"]:
+        for name in ("accuracy", "accuracy_drop"):
+            trial["metrics"].pop(name, None)
+        if trial["status"] == "ok":
+            trial["metrics"]["cosine"] = scripted.metric("cosine", 0.9991, 0.0002, 64)
+            trial["metrics"]["throughput"] = scripted.metric("throughput", 212.0, 3.0, 40)
+    study["baseline"], study["best"] = study["trials"][0], study["trials"][3]
+    study["data"]["synthetic"] = True
+    return study
+
+
+def _many() -> dict[str, Any]:
+    study = _with(scripted.STUDY)
+    for i in range(20, 34):
+        study["trials"].append(_with(scripted.SECOND, id=i))
+        reason = f"reason {i % 6}"
+        study["trials"].append(scripted.trial(None, scripted.recipe("torch"), status="refused", reason=reason))
+    return study
+
+
+def _no_trials() -> dict[str, Any]:
+    failed = scripted.trial(0, scripted.recipe(), status="failed", reason="out of memory at 2.0 GiB")
+    return _with(scripted.UNMET, trials=[failed], closest=None, baseline=failed)
+
+
+def _baseline_wins() -> dict[str, Any]:
+    base = {**scripted.BASELINE, "met": True, "reason": None}
+    return _with(scripted.STUDY, goals=["min latency_p50"], best=base, baseline=base, trials=[base], ratios=[])
+
+
+def _three_arms(verdict: str | None = None) -> dict[str, Any]:
+    data = _with(scripted.COMPARISON)
+    third = {**data["ratios"][0], "a": "m.onnx@torch", "ratio": 1.3, "lo": 1.2, "hi": 1.4, "verdict": "slower"}
+    data["ratios"].append(third)
+    data["arms"].append({"name": "m.onnx@torch", "metrics": {"latency_p50": scripted.metric("latency_p50", 0.051)}})
+    data["arms"].append({"name": "m.onnx@odd", "metrics": {}, "reason": "the worker died of signal 6 (SIGABRT)"})
+    for ratio in data["ratios"]:
+        ratio["verdict"] = verdict or ratio["verdict"]
+    return data
+
+
+CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
+    "optimize": (("optimize", "resnet50.onnx"), "optimize", scripted.STUDY),
+    "optimize-not-met": (("optimize", "resnet50.onnx"), "optimize", scripted.UNMET),
+    "optimize-same-speed": (("optimize", "resnet50.onnx"), "optimize", _same_study()),
+    "optimize-unlabelled": (("optimize", "resnet50.onnx"), "optimize", _unlabelled()),
+    "optimize-many": (("optimize", "resnet50.onnx"), "optimize", _many()),
+    "optimize-many-verbose": (("optimize", "resnet50.onnx", "-v"), "optimize", _many()),
+    "optimize-nothing-valid": (("optimize", "resnet50.onnx"), "optimize", _no_trials()),
+    "optimize-baseline-wins": (("optimize", "resnet50.onnx"), "optimize", _baseline_wins()),
+    "optimize-dry-run": (("optimize", "resnet50.onnx", "--dry-run"), "optimize", scripted.PLAN),
+    "inspect": (("inspect", "my model.onnx"), "inspect", scripted.INSPECTION),
+    "inspect-unknown-size": (
+        ("inspect", "m.onnx"),
+        "inspect",
+        _with(scripted.INSPECTION, flops=None, bytes_moved=None, operators={}, notes=[]),
+    ),
+    "doctor": (("doctor",), "doctor", scripted.EXAMINATION),
+    "doctor-verbose": (("doctor", "-v"), "doctor", scripted.EXAMINATION),
+    "doctor-bench": (("doctor", "--bench"), "doctor", _with(scripted.EXAMINATION, ceilings=scripted.CEILINGS)),
+    "doctor-nothing-ready": (
+        ("doctor",),
+        "doctor",
+        _with(scripted.EXAMINATION, backends=scripted.EXAMINATION["backends"][1:], passes=[]),
+    ),
+    "compress": (("compress", "resnet50.onnx", "--pass", "quantize"), "compress", scripted.COMPRESSION),
+    "compress-dry-run": (
+        ("compress", "resnet50.onnx", "--pass", "quantize", "--dry-run"),
+        "compress",
+        _with(scripted.COMPRESSION, metrics={}),
+    ),
+    "bench": (("bench", "m.onnx"), "bench", scripted.COMPARISON),
+    "bench-three": (("bench", "m.onnx"), "bench", _three_arms()),
+    "bench-three-same": (("bench", "m.onnx"), "bench", _three_arms("no significant difference")),
+    "bench-restless": (
+        ("bench", "m.onnx"),
+        "bench",
+        _with(scripted.COMPARISON, noise={**scripted.NOISE, "aa_ratio": 1.2, "lo": 1.1, "hi": 1.3, "ok": False}),
+    ),
+    "bench-one": (
+        ("bench", "m.onnx"),
+        "bench",
+        _with(
+            scripted.COMPARISON,
+            arms=scripted.COMPARISON["arms"][:1],
+            ratios=[],
+            noise={"aa_ratio": None, "lo": None, "hi": None, "ok": False},
+        ),
+    ),
+    "bench-all-failed": (
+        ("bench", "m.onnx"),
+        "bench",
+        _with(scripted.COMPARISON, arms=[{"name": "m.onnx", "metrics": {}, "reason": "it hung"}], ratios=[]),
+    ),
+    "report": (("report", "study-resnet50", "-o", "out.html"), "pack", None),
+    "report-dry-run": (("report", "study-resnet50", "--dry-run"), "pack", None),
+    "pack": (("pack", "study-resnet50"), "pack", scripted.PACKING),
+    "pack-dry-run": (
+        ("pack", "study-resnet50", "--dry-run"),
+        "pack",
+        _with(scripted.PACKING, files=[], sha256=None, verified=False),
+    ),
+    "pack-not-verified": (("pack", "study-resnet50"), "pack", _with(scripted.PACKING, verified=False)),
+    "pack-check": (("pack", "--check", "resnet50.portolan"), "check", scripted.PACKING),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answer(name: str, api: Api) -> None:
+    args, verb, data = CASES[name]
+    api.answers[verb] = data
+    check(f"answers/{name}", transcript(args, run(*args)))
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "dry-run" not in n and not n.startswith("report")])
+def test_json_is_the_object_alone(name: str, api: Api) -> None:
+    args, verb, data = CASES[name]
+    api.answers[verb] = data
+    quiet = run(*args, "--json")
+    assert quiet.json == data
+    assert quiet.code == run(*args).code
+    json_shapes.BY_VERB[args[0]](quiet.json)
+
+
+def test_report_json(api: Api) -> None:
+    assert run("report", "s", "-o", "x.html", "--json").json == {"report": "x.html"}
+
+
+def test_numbers_that_json_lacks_are_null(api: Api) -> None:
+    api.answers["inspect"] = _with(scripted.INSPECTION, flops=float("nan"), bytes_moved=float("inf"))
+    found = run("inspect", "m.onnx", "--json").json
+    assert found["flops"] is None
+    assert found["bytes_moved"] is None
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    args = (*verb.split(), "--help")
+    check(f"help/{verb or 'portolan'}", transcript(args, run(*args)))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_list_of_commands_says_what_the_command_says(verb: str) -> None:
+    said = run(verb, "-h").out
+    assert VERBS[verb].about.lower() in " ".join(said.lower().split())

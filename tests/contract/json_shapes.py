@@ -1,0 +1,146 @@
+"""Plain checks that an object printed by `--json` has the keys and types of the contract. More keys are allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from portolan.core.measurement import METRICS
+
+NUMBER = (int, float)
+OPTIONAL_NUMBER = (int, float, type(None))
+TEXT_OR_NONE = (str, type(None))
+
+
+class Misshapen(AssertionError):
+    """An object that is not as the contract says; the message has the path."""
+
+
+def _want(data: Any, path: str, fields: Mapping[str, Any]) -> None:
+    if not isinstance(data, Mapping):
+        raise Misshapen(f"{path} is no object but {type(data).__name__}")
+    for key, kind in fields.items():
+        if key not in data:
+            raise Misshapen(f"{path}.{key} is missing")
+        value = data[key]
+        if isinstance(value, bool) and bool not in (kind if isinstance(kind, tuple) else (kind,)):
+            raise Misshapen(f"{path}.{key} is a bool")
+        if not isinstance(value, kind):
+            raise Misshapen(f"{path}.{key} is {type(value).__name__}, expected {kind}")
+
+
+def metric(data: Any, path: str, name: str | None = None) -> None:
+    _want(data, path, {"value": OPTIONAL_NUMBER, "unit": str, "lo": OPTIONAL_NUMBER, "hi": OPTIONAL_NUMBER})
+    _want(data, path, {"n": (int, type(None)), "kind": str})
+    if data["kind"] not in ("measured", "estimated", "predicted"):
+        raise Misshapen(f"{path}.kind is {data['kind']!r}")
+    if name is not None and name in METRICS and data["unit"] != METRICS[name].unit:
+        raise Misshapen(f"{path}.unit is {data['unit']!r}, expected {METRICS[name].unit!r}")
+    if None not in (data["lo"], data["hi"]) and data["lo"] > data["hi"]:
+        raise Misshapen(f"{path} has its interval upside down")
+
+
+def metrics(data: Any, path: str) -> None:
+    _want(data, path, {})
+    for name, value in data.items():
+        if name not in METRICS:
+            raise Misshapen(f"{path}.{name} is no metric")
+        metric(value, f"{path}.{name}", name)
+
+
+def recipe(data: Any, path: str) -> None:
+    _want(data, path, {"passes": list, "backend": str, "options": Mapping, "target": str, "serving": Mapping})
+    for i, step in enumerate(data["passes"]):
+        _want(step, f"{path}.passes[{i}]", {"name": str})
+
+
+def trial(data: Any, path: str) -> None:
+    _want(data, path, {"id": (int, type(None)), "recipe": Mapping, "status": str, "reason": TEXT_OR_NONE})
+    _want(data, path, {"metrics": Mapping, "pareto": bool, "met": bool})
+    recipe(data["recipe"], f"{path}.recipe")
+    metrics(data["metrics"], f"{path}.metrics")
+    if data["status"] not in ("ok", "failed", "refused"):
+        raise Misshapen(f"{path}.status is {data['status']!r}")
+    if data["status"] != "ok" and not data["reason"]:
+        raise Misshapen(f"{path} is {data['status']} without a reason")
+    if data["met"] and data["status"] != "ok":
+        raise Misshapen(f"{path} is {data['status']} and yet met")
+
+
+def inspection(data: Any) -> None:
+    _want(data, "$", {"name": str, "format": str, "opset": int, "sha256": str, "inputs": list, "outputs": list})
+    _want(data, "$", {"operators": Mapping, "parameters": int, "flops": OPTIONAL_NUMBER, "notes": list})
+    _want(data, "$", {"bytes_moved": OPTIONAL_NUMBER})
+    for side in ("inputs", "outputs"):
+        for i, spec in enumerate(data[side]):
+            _want(spec, f"$.{side}[{i}]", {"name": str, "dtype": str, "shape": list})
+
+
+def examination(data: Any, *, bench: bool = False) -> None:
+    _want(data, "$", {"target": Mapping, "backends": list, "passes": list})
+    _want(data["target"], "$.target", {"id": str, "fingerprint": str, "kind": str, "arch": str, "features": list})
+    _want(data["target"], "$.target", {"cores": int, "ram": int, "accelerators": list})
+    for i, row in enumerate(data["backends"]):
+        _want(row, f"$.backends[{i}]", {"name": str, "ready": bool, "version": TEXT_OR_NONE, "reason": TEXT_OR_NONE})
+        _want(row, f"$.backends[{i}]", {"fix": TEXT_OR_NONE})
+        if not row["ready"] and not row["reason"]:
+            raise Misshapen(f"$.backends[{i}] is not ready without a reason")
+    for i, row in enumerate(data["passes"]):
+        _want(row, f"$.passes[{i}]", {"name": str, "about": TEXT_OR_NONE, "needs": TEXT_OR_NONE})
+    if bench:
+        _want(data, "$", {"ceilings": Mapping})
+        _want(data["ceilings"], "$.ceilings", {"flops_fp32": object, "bandwidth": object})
+
+
+def study(data: Any) -> None:
+    _want(data, "$", {"study": str, "goals": list, "met": bool, "baseline": Mapping, "trials": list})
+    _want(data, "$", {"best": (Mapping, type(None)), "closest": (Mapping, type(None)), "seconds": NUMBER})
+    _want(data, "$", {"measurements": int})
+    for i, row in enumerate(data["trials"]):
+        trial(row, f"$.trials[{i}]")
+    for role in ("baseline", "best", "closest"):
+        if data[role] is not None:
+            trial(data[role], f"$.{role}")
+    if data["met"] != (data["best"] is not None):
+        raise Misshapen("$.met and $.best disagree")
+
+
+def compression(data: Any) -> None:
+    _want(data, "$", {"model": str, "recipe": Mapping, "metrics": Mapping})
+    recipe(data["recipe"], "$.recipe")
+    metrics(data["metrics"], "$.metrics")
+
+
+def comparison(data: Any) -> None:
+    _want(data, "$", {"arms": list, "ratios": list, "noise": Mapping, "environment": Mapping})
+    for i, arm in enumerate(data["arms"]):
+        _want(arm, f"$.arms[{i}]", {"name": str, "metrics": Mapping})
+        metrics(arm["metrics"], f"$.arms[{i}].metrics")
+    for i, row in enumerate(data["ratios"]):
+        path = f"$.ratios[{i}]"
+        _want(row, path, {"a": str, "b": str, "metric": str, "ratio": NUMBER, "lo": NUMBER, "hi": NUMBER})
+        if row.get("verdict") not in ("faster", "slower", "no significant difference"):
+            raise Misshapen(f"{path}.verdict is {row.get('verdict')!r}")
+    noise = {"aa_ratio": OPTIONAL_NUMBER, "lo": OPTIONAL_NUMBER, "hi": OPTIONAL_NUMBER, "ok": bool}
+    _want(data["noise"], "$.noise", noise)
+
+
+def packing(data: Any) -> None:
+    _want(data, "$", {"bundle": str, "sha256": TEXT_OR_NONE, "files": list, "verified": bool})
+
+
+def failure(data: Any, code: int) -> None:
+    _want(data, "$", {"error": Mapping})
+    _want(data["error"], "$.error", {"code": int, "message": str, "where": TEXT_OR_NONE, "hint": TEXT_OR_NONE})
+    if data["error"]["code"] != code:
+        raise Misshapen(f"$.error.code is {data['error']['code']}, the exit code {code}")
+
+
+BY_VERB = {
+    "inspect": inspection,
+    "doctor": examination,
+    "optimize": study,
+    "compress": compression,
+    "bench": comparison,
+    "pack": packing,
+}

@@ -1,0 +1,131 @@
+"""The torch backend keeps the contract. One compilation takes 10 to 25 s, so all its cases are one module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from portolan.backends.torch import Package, torch
+from portolan.core.model import Model
+from portolan.core.signature import Signature, TensorSpec
+from portolan.errors import ModelError
+from portolan.testing.backend import BackendContract, python
+from portolan.testing.models import Case, this_machine
+
+pytestmark = pytest.mark.torch
+
+SIGNATURE = Signature(
+    (TensorSpec("image", "float32", ("batch", 3, 12, 12)), TensorSpec("ids", "int64", ("batch", 4))),
+    (
+        TensorSpec("classes", "float32", ("batch", 5)),
+        TensorSpec("next", "int64", ("batch", 4)),
+        TensorSpec("same", "float32", ("batch", 3, 12, 12)),
+        TensorSpec("weight", "float32", (8,)),
+    ),
+)
+
+# In a process of its own: exporting leaves torch's compiler loaded, and its threads.
+_EXPORT = """
+import json, sys
+import numpy as np
+import torch
+from torch import nn
+folder, = json.loads(sys.argv[1])
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.table, self.head = nn.Conv2d(3, 8, 3), nn.Embedding(20, 8), nn.Linear(8, 5)
+    def forward(self, image, ids):
+        pooled = torch.relu(self.conv(image)).mean((2, 3)) + self.table(ids).sum(1)
+        return self.head(pooled).softmax(-1), ids + 1, image, self.conv.bias
+
+torch.manual_seed(0)
+net, batch = Net().eval(), torch.export.Dim("batch", min=1, max=64)
+for rows in 2, 5:
+    args = torch.randn(rows, 3, 12, 12), torch.randint(0, 20, (rows, 4))
+    values = [v.detach().numpy() for v in (*args, *net(*args))]
+    np.savez(f"{folder}/{rows}.npz", *values)
+program = torch.export.export(net, args, dynamic_shapes=({0: batch}, {0: batch}))
+torch.export.save(program, f"{folder}/net.pt2")
+
+class Custom(nn.Module):
+    def forward(self, x):
+        return torch.ops.nobody.Mystery(x) + 1
+library = torch.library.Library("nobody", "DEF")
+library.define("Mystery(Tensor x) -> Tensor")
+library.impl("Mystery", lambda x: x.clone(), "CompositeExplicitAutograd")
+library.impl("Mystery", lambda x: torch.empty_like(x), "Meta")
+torch.export.save(torch.export.export(Custom(), (torch.ones(2),)), f"{folder}/custom.pt2")
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    python(_EXPORT, [str(folder)])
+    return folder
+
+
+def model(folder: Path, program: str = "net.pt2") -> Model:
+    return Model("net", folder / "net.onnx", "0" * 64, SIGNATURE, format="torch", program=folder / program)
+
+
+class TestTorch(BackendContract):
+    backend = torch
+    exported: Path
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def programs(cls, exported: Path) -> None:
+        cls.exported = exported
+
+    def cases(self, folder: Path) -> list[Case]:
+        for file in self.exported.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        names = [spec.name for spec in SIGNATURE.inputs + SIGNATURE.outputs]
+        found = []
+        for rows in 5, 2:
+            with np.load(folder / f"{rows}.npz") as arrays:
+                values = dict(zip(names, arrays.values(), strict=True))
+            inputs = {name: values.pop(name) for name in names[:2]}
+            found.append(Case(f"net, batch {rows}", model(folder), inputs, values))
+        first, other = found
+        return [Case("net", first.model, first.inputs, first.expected, other)]
+
+    def unsupported(self, folder: Path) -> Model:
+        return model(self.exported, "custom.pt2")
+
+    def corrupt(self, folder: Path) -> Model:
+        data = (self.exported / "net.pt2").read_bytes()
+        (folder / "cut.pt2").write_bytes(data[: len(data) // 2])
+        return model(folder, "cut.pt2")
+
+
+def test_options_off_the_default_path(exported: Path) -> None:
+    with np.load(exported / "5.npz") as arrays:
+        image, ids, classes, *_ = arrays.values()
+    executable = torch.compile(model(exported), this_machine(), freezing=False, layout="contiguous", threads=1)
+    assert isinstance(executable, Package)
+    assert executable.facts()["threads"] == 1
+    outputs = executable.run({"image": image, "ids": ids})
+    np.testing.assert_allclose(outputs["classes"], classes, rtol=1e-4, atol=1e-6)
+    executable.close()
+
+
+def test_a_plain_graph_is_told_what_is_missing(exported: Path) -> None:
+    plain = Model("net", exported / "net.onnx", "0" * 64, SIGNATURE)
+    assert "starts from a torch program" in (torch.refuse(plain, this_machine()) or "")
+    with pytest.raises(ModelError, match="`torch` starts from a torch program") as caught:
+        torch.compile(plain, this_machine())
+    assert "file.py:factory" in (caught.value.hint or "")
+
+
+def test_without_a_compiler_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    support = torch.probe(this_machine())
+    assert not support.ready
+    assert "`no-such-compiler`" in (support.reason or "")
+    assert support.fix == "apt-get install g++"

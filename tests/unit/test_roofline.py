@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from portolan.measure.roofline import LOW_PRECISION, MATRIX_UNITS, believable, ceilings, floor_ms
+
+MACHINE = {"flops_fp32": 100e9, "bandwidth": 20e9, "flops_int8": None}
+
+
+def test_ceilings_report_the_best_and_the_spread():
+    found = ceilings(2)
+    assert found["cores"] == 2
+    assert found["flops_int8"] is None
+    for name in ("flops_fp32", "bandwidth"):
+        detail = found["detail"][name]
+        assert 0 < detail["min"] <= detail["median"] <= detail["best"] == found[name]
+        assert detail["n"] >= 1
+
+
+def test_measuring_stops_when_its_time_is_over():
+    ticks = itertools.count()
+    found = ceilings(1, clock=lambda: float(next(ticks)))
+    # Each look at this clock takes a second: one product of each size, one copy.
+    assert found["detail"]["flops_fp32"]["n"] == 3
+    assert found["detail"]["bandwidth"]["n"] == 1
+    assert found["bandwidth"] == 2.0 * (1 << 26)
+
+
+def test_the_floor_allows_for_low_precision():
+    assert floor_ms(8e9, MACHINE) == pytest.approx(80 / LOW_PRECISION)
+    assert floor_ms(8e9, MACHINE, ["avx2", "amx_int8"]) == pytest.approx(80 / MATRIX_UNITS)
+    assert floor_ms(8e9, {"flops_fp32": None}) == 0
+    assert floor_ms(0, MACHINE) == 0
+
+
+def test_a_planted_reading_is_not_believed():
+    reason = believable(0.011, 8e9, MACHINE)
+    assert reason == "0.011 ms is below the roofline floor of 5 ms: this machine cannot compute that fast"
+    assert believable(20.0, 8e9, MACHINE) is None
+    assert believable(0.011, 0, MACHINE) is None
+
+
+@pytest.mark.parametrize("ms", [0.0, -1.0, math.nan, math.inf])
+def test_what_is_no_time_is_not_believed(ms):
+    reason = believable(ms, 8e9, MACHINE)
+    assert reason is not None
+    assert "is not a time" in reason
