@@ -378,7 +378,8 @@ def _variant(
         refused = "needs calibration data: give --data"
     if refused is None and needs == "training":
         refused = "needs training, which a search does not do: apply it with `portolan compress`"
-    return _Variant(Step(item.name, dict(options)), item.produces(options), lossy, refused)
+    said = {name: value for name, value in options.items() if value is not None}  # None has no place in TOML
+    return _Variant(Step(item.name, said), item.produces(options), lossy, refused)
 
 
 def _refusals(variants: Sequence[_Variant], target: Target) -> Iterator[Candidate]:
