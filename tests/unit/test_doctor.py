@@ -25,8 +25,8 @@ def bare(model: Any, context: Any) -> Any: ...
 
 
 class Probed:
-    def __init__(self, answer: Support | Exception) -> None:
-        self.answer = answer
+    def __init__(self, answer: Support | Exception, searched: bool = True) -> None:
+        self.answer, self.searched = answer, searched
 
     def probe(self, target: Target) -> Support:
         assert target is TARGET
@@ -55,6 +55,8 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
         good=Probed(Support(True, version="1.2")),
         absent=Probed(Support(False, reason="`x` is not installed", fix="pip install x")),
         raises=Probed(ZeroDivisionError("oh")),
+        hidden=Probed(Support(False, reason="it is scripted"), searched=False),
+        shown=Probed(Support(True, version="0"), searched=False),
         broken=broken,
     )
     monkeypatch.setattr(doctor, "BACKENDS", backends)
@@ -71,7 +73,8 @@ def test_backends(found: dict[str, dict[str, Any]]) -> None:
     assert rows["broken"]["reason"] == "the backend `broken` cannot be loaded"
     assert rows["broken"]["fix"] == "remove it"
     assert rows["raises"]["reason"] == "its probe failed: ZeroDivisionError: oh"
-    assert [name for name, row in rows.items() if row["ready"]] == ["good"]
+    assert [name for name, row in rows.items() if row["ready"]] == ["good", "shown"]
+    assert "hidden" not in rows  # never searched and not ready: nobody misses it
 
 
 def test_passes(found: dict[str, dict[str, Any]]) -> None:
@@ -86,5 +89,6 @@ def test_the_real_plug_ins_are_all_listed() -> None:
     from portolan.core.registry import BACKENDS, PASSES
 
     data = doctor.examine(TARGET)
-    assert [row["name"] for row in data["backends"]] == BACKENDS.names()
+    missing = set(BACKENDS.names()) - {row["name"] for row in data["backends"]}
+    assert all(not BACKENDS.get(name).searched for name in missing)
     assert [row["name"] for row in data["passes"]] == PASSES.names()
