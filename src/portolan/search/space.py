@@ -48,11 +48,13 @@ class Candidate:
             that do not matter to the reason are left out.
         exact: whether it keeps the arithmetic of the original model.
         refused: why it is not tried; None when it may be.
+        heavy: whether its backend compiles native code, which takes tens of seconds where others take one.
     """
 
     recipe: Recipe
     exact: bool = True
     refused: str | None = None
+    heavy: bool = False
 
     @property
     def key(self) -> str:
@@ -121,7 +123,7 @@ def candidates(
     _check_options(usable, fixed)
 
     baseline = Recipe((), default.name, default.schema.check({}), target.id)
-    found = [Candidate(baseline, default.exact(baseline.options))]
+    found = [Candidate(baseline, default.exact(baseline.options), heavy=default.needs_program)]
     options = {name: _options(b, target, goals, fixed.get("options", {})) for name, b in usable.items()}
     for _, told in options.values():
         refused += [replace(c, recipe=replace(c.recipe, target=target.id)) for c in told]
@@ -129,7 +131,8 @@ def candidates(
     for chain, backend in _pairs(chains, usable, model, target, refused):
         for chosen in options[backend.name][0]:
             recipe = Recipe(chain.steps, backend.name, chosen, target.id, serving)
-            found.append(Candidate(recipe, not chain.lossy and backend.exact(chosen)))
+            exact = not chain.lossy and backend.exact(chosen)
+            found.append(Candidate(recipe, exact, heavy=backend.needs_program))
     return _merged(found + refused if refused_too else found)
 
 
@@ -375,7 +378,8 @@ def _variant(
         refused = "needs calibration data: give --data"
     if refused is None and needs == "training":
         refused = "needs training, which a search does not do: apply it with `portolan compress`"
-    return _Variant(Step(item.name, dict(options)), item.produces(options), lossy, refused)
+    said = {name: value for name, value in options.items() if value is not None}  # None has no place in TOML
+    return _Variant(Step(item.name, said), item.produces(options), lossy, refused)
 
 
 def _refusals(variants: Sequence[_Variant], target: Target) -> Iterator[Candidate]:

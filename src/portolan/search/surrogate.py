@@ -24,6 +24,8 @@ Floats = npt.NDArray[np.float64]
 
 #: Prior standard deviations, in log units: of one choice, of a pair of choices, of a column's slope.
 CHOICE, PAIR, SLOPE = 0.25, 0.12, 0.5
+#: Size of the ensemble.
+MEMBERS = 24
 #: Noise levels tried; leave-one-out decides once there are enough readings.
 NOISES = (0.03, 0.1, 0.3)
 #: Readings below which the noise is not estimated.
@@ -116,7 +118,7 @@ class Surrogate:
         members: size of the ensemble.
     """
 
-    def __init__(self, features: Features, columns: Floats, slopes: Floats, members: int = 24) -> None:
+    def __init__(self, features: Features, columns: Floats, slopes: Floats, members: int = MEMBERS) -> None:
         self.features = features
         self.columns = columns - columns.mean(0) if len(columns) else columns
         self.slopes = slopes
@@ -189,11 +191,46 @@ def prior_column(features: Features, known: Mapping[int, float]) -> Floats:
     return centred
 
 
-class Neighbours:
-    """Weighted votes of similar recipes: whether one will run, and what it will cost.
+class Crashes:
+    """Whether a recipe will run, from which of its choices failed so far.
 
-    A crash is nearly always a matter of a chain on a backend, less often of an option, so those weigh most.
+    A crash is a matter of a backend, of a pass on a backend, of a chain or of an option: each of these groups has its
+    own record, and a candidate is as doubtful as the worst of its groups. Any success in a group clears most of it.
     """
+
+    #: Chance that an untried group runs, and how many trials that belief weighs in wide and in narrow groups.
+    RUNS, WIDE, NARROW = 0.95, 1.0, 0.5
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        rows = [_groups(c) for c in candidates]
+        names: dict[str, int] = {}
+        for name in (n for row in rows for n in row):
+            names.setdefault(name, len(names))
+        self._member = np.zeros((len(rows), len(names)), dtype=bool)
+        for i, row in enumerate(rows):
+            self._member[i, [names[n] for n in row]] = True
+        self._weight = np.array([self.NARROW if n.startswith("chain on") else self.WIDE for n in names])
+
+    def chance(self, tried: Sequence[int], ran: Sequence[bool]) -> Floats:
+        """The chance that each candidate runs, shape (candidates,)."""
+        at, good = np.asarray(tried, dtype=np.intp), np.asarray(ran, dtype=float)
+        count = self._member[at].sum(0)
+        fine = good @ self._member[at]
+        group = (fine + self.RUNS * self._weight) / (count + self._weight)
+        chance: Floats = np.where(self._member, group, 1.0).min(1, initial=1.0)
+        return chance
+
+
+def _groups(candidate: Candidate) -> list[str]:
+    recipe = candidate.recipe
+    names = [f"backend {recipe.backend}", f"chain on {recipe.backend} {recipe.chain}"]
+    for step in recipe.passes:
+        names += [f"step {step}", f"step on {recipe.backend} {step}"]
+    return names + [f"option of {recipe.backend} {n}={v}" for n, v in recipe.options.items()]
+
+
+class Neighbours:
+    """Weighted votes of similar recipes: what one will cost. The backend says most, then the chain, then options."""
 
     CHAIN, BACKEND, OPTION = 0.2, 0.05, 0.6
 
@@ -202,9 +239,8 @@ class Neighbours:
         self._chain = np.array([r.chain for r in recipes])
         self._backend = np.array([r.backend for r in recipes])
         names = sorted({n for r in recipes for n in r.options})
-        self._options = np.array([[str(r.options.get(n, "")) for n in names] for r in recipes]).reshape(
-            len(recipes), -1
-        )
+        self._options = np.array([[str(r.options.get(n, "")) for n in names] for r in recipes])
+        self._options = self._options.reshape(len(recipes), len(names))
 
     def likeness(self, place: int) -> Floats:
         """How much one candidate says about each, 1 for itself; shape (candidates,)."""
