@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -25,6 +25,7 @@ def scores(classes, n=10):
 # Closeness
 
 
+@settings(deadline=None)
 @given(TABLES)
 def test_outputs_equal_themselves(table):
     found = compare({"y": table}, {"y": table})
@@ -35,6 +36,7 @@ def test_outputs_equal_themselves(table):
     assert {m.n for m in found.values()} == {len(table)}
 
 
+@settings(deadline=None)
 @given(TABLES, st.integers(0, 2**32 - 1))
 def test_values_stay_in_their_ranges(table, seed):
     other = table + np.random.default_rng(seed).normal(size=table.shape).astype(np.float32)
@@ -45,6 +47,7 @@ def test_values_stay_in_their_ranges(table, seed):
     assert found["max_abs_error"].value == pytest.approx(np.abs(other.astype(float) - table).max())
 
 
+@settings(deadline=None)
 @given(TABLES, st.sampled_from([1e-30, 1e-3, 7.0, 1e30]))
 def test_the_relative_error_and_the_cosine_do_not_depend_on_the_scale(table, scale):
     a = table.astype(np.float64)
@@ -56,6 +59,7 @@ def test_the_relative_error_and_the_cosine_do_not_depend_on_the_scale(table, sca
         assert scaled[name].value == pytest.approx(plain[name].value, rel=1e-6, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(TABLES, st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
 def test_what_is_not_a_number_never_passes(table, bad, data):
     spoiled = table.copy()

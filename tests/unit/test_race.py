@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
 
 from portolan.errors import Interrupted, ModelError, UnknownName, UsageError, WorkerCrashed, WorkerError
+from portolan.measure.lock import lock_path
 from portolan.measure.race import Arm, looks, race
 from portolan.measure.result import UNDECIDED, Race, Samples
 from portolan.measure.simulate import Conditions, Machine
@@ -252,6 +254,15 @@ def test_the_lock_is_held_while_anything_is_timed():
     assert inside
     assert all(inside)
     assert {wait for wait in held if wait is not None} == {60.0}
+
+
+def test_on_a_real_machine_it_takes_the_users_lock_and_the_real_clock(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    m = machine(0, EXACT)
+    found = race([m.arm("only", 4.0)], baseline="only", starts=2, rng=np.random.default_rng(0))
+    assert found.starts == 2
+    assert lock_path().parent == tmp_path
+    assert lock_path().exists()
 
 
 def test_equal_seeds_give_equal_races():

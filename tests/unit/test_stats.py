@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portolan.measure import stats
@@ -58,6 +58,7 @@ def test_readings_that_are_no_table_of_numbers_are_refused(bad):
         stats.ratio_interval(bad)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 9), st.integers(1, 6))
 def test_swapping_the_arms_mirrors_the_interval(seed, starts, blocks):
     d = np.random.default_rng(seed).normal(size=(starts, blocks)) * 0.02
@@ -220,6 +221,7 @@ def test_a_lucky_flip_does_not_certify_more_than_the_rule_of_three_less_that_fli
     assert stats.drop_interval(1, 0, 299).hi > stats.drop_interval(0, 0, 299).hi
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(120, 5000))
 def test_swapping_the_models_mirrors_the_drop(wrong, right, n):
     one, other = stats.drop_interval(wrong, right, n), stats.drop_interval(right, wrong, n)
