@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import PLAN, Api, run
+from scripted import PLAN, STUDY, Api, run
 
 DEFAULTS = {
     "goals": (), "data": None, "metric": None, "shapes": None, "study": None, "backend": None, "passes": None,
@@ -79,6 +80,22 @@ def test_flags_become_keywords(
     assert run(*args).code == 0
     assert api.calls[-1][1] == positional
     assert api.keywords == keywords
+
+
+def test_a_report_of_nothing_named_takes_the_studies_that_are_here(api: Api, place: Path) -> None:
+    for name in ("study-b", "study-a"):
+        (place / name).mkdir()
+        (place / name / "ledger.sqlite").touch()
+    (place / "other").mkdir()
+    run("report")
+    assert api.calls[-1][1] == ("study-a", "study-b")
+
+
+def test_the_next_command_names_the_study_from_here(api: Api, place: Path) -> None:
+    api.answers["optimize"] = {**STUDY, "study": str(place / "study here")}
+    assert "next: portolan report 'study here'    portolan pack 'study here'" in run("optimize", "m").out
+    api.answers["optimize"] = {**STUDY, "study": "/else/where"}
+    assert "portolan report /else/where" in run("optimize", "m").out
 
 
 def test_a_dry_report_opens_the_studies_and_writes_nothing(api: Api) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from portolan.backends.torch import Package, torch
+from portolan.backends.torch import Package, _program, _reduced, torch
 from portolan.core.model import Model
 from portolan.core.signature import Signature, TensorSpec
+from portolan.core.silence import runtime
 from portolan.errors import ModelError
 from portolan.testing.backend import BackendContract, python
 from portolan.testing.models import Case, this_machine
@@ -113,6 +114,21 @@ def test_options_off_the_default_path(exported: Path) -> None:
     outputs = executable.run({"image": image, "ids": ids})
     np.testing.assert_allclose(outputs["classes"], classes, rtol=1e-4, atol=1e-6)
     executable.close()
+
+
+def test_bf16_is_bf16_inside_and_f32_outside(exported: Path) -> None:
+    # Without compiling: what Inductor is given. The contract compiles it.
+    pytorch = runtime("torch")
+    program = _program(exported / "net.pt2")
+    reduced = _reduced(program)
+    for rows in 5, 2:  # the batch is still free
+        with np.load(exported / f"{rows}.npz") as arrays:
+            image, ids, classes, following, *_ = arrays.values()
+        outputs = reduced.module()(pytorch.from_numpy(image), pytorch.from_numpy(ids))
+        assert [str(value.dtype) for value in outputs] == [f"torch.{spec.dtype}" for spec in SIGNATURE.outputs]
+        error = np.abs(outputs[0].detach().numpy() - classes).max() / classes.std()
+        assert 1e-4 < error < 0.1
+        np.testing.assert_array_equal(outputs[1].numpy(), following)
 
 
 def test_a_plain_graph_is_told_what_is_missing(exported: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from portolan.core.backend import Backend, Executable
 
 class Product(Executable):
     def __init__(self, folder):
+        import tiny_runtime
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
             self.w, self.b = arrays["w"], arrays["b"]
     def run(self, inputs):
@@ -110,6 +112,8 @@ def use_site(monkeypatch: Any, site: Path) -> None:
     monkeypatch.syspath_prepend(str(site))
     source = Path(registry.__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", f"{site}:{source}")
+    for module in ("tiny_backend", "tiny_runtime"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.delitem(registry.BACKENDS.__dict__, "_places", raising=False)
     # Filled again inside the test, and emptied after it: other tests must not see `tiny`.
     monkeypatch.setitem(registry.BACKENDS.__dict__, "_places", registry.Registry("backends")._places)

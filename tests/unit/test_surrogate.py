@@ -7,7 +7,7 @@ import pytest
 from searching import LOSSY, NETWORKS, Machine, space
 
 from portolan.search.space import Candidate
-from portolan.search.surrogate import Features, Neighbours, Surrogate, prior_column, rule_of_thumb, tokens
+from portolan.search.surrogate import Crashes, Features, Neighbours, Surrogate, prior_column, rule_of_thumb, tokens
 
 
 def live() -> list[Candidate]:
@@ -38,7 +38,9 @@ def pick(count: int, seed: int = 0) -> list[int]:
 
 
 def test_words_of_a_recipe() -> None:
-    found = next(c for c in live() if str(c.recipe) == "simplify + quantize(mode=static)" and c.recipe.options.get("hint"))
+    found = next(
+        c for c in live() if str(c.recipe) == "simplify + quantize(mode=static)" and c.recipe.options.get("hint")
+    )
     words = tokens(found)
     assert {"pass simplify", "pass quantize", "quantize.mode=static", "backend openvino", "hint=latency"} <= set(words)
 
@@ -124,17 +126,28 @@ def test_rules_of_thumb_point_the_right_way() -> None:
     assert thumb(threads=1)["rate"] < usual["rate"]
 
 
-def test_neighbours_share_crashes_within_a_chain_on_a_backend() -> None:
+def test_two_crashes_of_a_chain_on_a_backend_condemn_it_and_not_others() -> None:
     found = live()
-    near = Neighbours(found)
-    crashed = [i for i, c in enumerate(found) if c.recipe.backend == "torch"][:3]
-    fine = [0, 1]
-    chance = near.vote(crashed + fine, [0.0] * 3 + [1.0] * 2, 0.95, 0.5)
-    torch = [i for i, c in enumerate(found) if c.recipe.backend == "torch" and i not in crashed]
-    others = [i for i, c in enumerate(found) if c.recipe.backend != "torch"]
-    assert chance[torch].max() < 0.35
-    assert chance[others].min() > 0.6
-    assert near.likeness(0)[0] == 1.0
+    on = [i for i, c in enumerate(found) if c.recipe.backend == "openvino" and not c.recipe.passes]
+    fine = [i for i, c in enumerate(found) if c.recipe.backend == "openvino" and str(c.recipe) == "simplify"][:3]
+    chance = Crashes(found).chance([*on[:2], *fine], [False, False, True, True, True])
+    assert chance[on].max() < 0.2
+    assert chance[[i for i, c in enumerate(found) if c.recipe.backend != "openvino"]].min() > 0.9
+    assert chance[fine].min() > 0.2
+
+
+def test_an_option_that_crashes_everywhere_is_doubted_everywhere() -> None:
+    found = live()
+    off = [i for i, c in enumerate(found) if c.recipe.options.get("graph_optimization") == "disabled"]
+    on = [i for i, c in enumerate(found) if c.recipe.options.get("graph_optimization") == "all"]
+    tried = off[::3][:4] + on[::2][:4]
+    chance = Crashes(found).chance(tried, [i in on for i in tried])
+    assert chance[off].max() < 0.2
+    assert chance[on].min() > 0.3
+
+
+def test_before_anything_is_tried_nearly_all_run() -> None:
+    assert Crashes(live()).chance([], []).tolist() == pytest.approx([Crashes.RUNS] * len(live()))
 
 
 def test_costs_of_neighbours() -> None:

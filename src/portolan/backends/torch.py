@@ -22,29 +22,36 @@ from portolan.errors import ModelError
 if TYPE_CHECKING:
     import numpy as np
 
+Precision = Literal["f32", "bf16"]
 Layout = Literal["channels_last", "contiguous"]
 _PACKAGE = "model.pt2"
+# Keys of what a package says about itself.
+_PRECISION, _THREADS = "PORTOLAN_PRECISION", "PORTOLAN_THREADS"
 _LACKS = (r"failed to resolve torch\.ops\.(\w+\.\w+)",)
 
 
 class Package(Executable):
     """A loaded package. Its runner lets one thread in at a time, so `run` may be called from several."""
 
-    def __init__(self, artefact: Artefact, threads: int, work: tempfile.TemporaryDirectory[str] | None = None) -> None:
+    def __init__(
+        self, artefact: Artefact, precision: Precision, threads: int, work: tempfile.TemporaryDirectory[str] | None
+    ) -> None:
         import numpy as np
 
         self._torch = runtime("torch")
-        self._torch.set_num_threads(threads)
         # The code only reads its inputs, so one that arrived in a read-only buffer needs no copy and no warning.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
         with explained("torch", artefact.path):
             package = self._torch._inductor.aoti_load_package(str(artefact.path))
         self._runner, self._metadata = package.loader, package.get_metadata()
-        self._artefact, self._work, self._threads = artefact, work, threads
+        self._artefact, self._work = artefact, work
+        self._threads = int(self._metadata.get(_THREADS, 0)) or usable_cores()
+        self._torch.set_num_threads(self._threads)
         self._inputs = tuple(spec.name for spec in artefact.signature.inputs)
         self._names = artefact.outputs
         self._contiguous, self._aliased = np.ascontiguousarray, np.may_share_memory
-        demand("torch", {"device": "cpu", "threads": threads}, self.facts())
+        asked = {"device": "cpu", "precision": precision} | ({"threads": threads} if threads else {})
+        demand("torch", asked, self.facts())
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Runs once. The code takes any array for a contiguous one, and hands back an input that it passes through."""
@@ -74,7 +81,7 @@ class Package(Executable):
         """What the package says it was compiled for, and torch's thread count."""
         return {
             "device": self._metadata.get("AOTI_DEVICE_KEY"),
-            "precision": "f32",
+            "precision": self._metadata.get(_PRECISION),
             "threads": self._torch.get_num_threads(),
             "isa": self._metadata.get("AOTI_CPU_ISA"),
         }
@@ -109,6 +116,13 @@ class Torch(Backend):
         model: Model,
         target: Target,
         *,
+        precision: Annotated[
+            Precision,
+            Knob(
+                needs={"bf16": ("avx512_bf16", "amx_bf16", "bf16")},
+                help="The arithmetic of matrix products and convolutions; bf16 is not exact.",
+            ),
+        ] = "f32",
         freezing: Annotated[
             bool, Knob(search=False, help="Whether weights are folded and packed into the code.")
         ] = True,
@@ -140,6 +154,7 @@ class Torch(Backend):
                 "layout_optimization": layout == "channels_last",
                 "cpp.threads": count,
                 "compile_threads": 1,  # one source file; a pool of processes would outlive the compilation
+                "aot_inductor.metadata": {_PRECISION: precision, _THREADS: str(count)},
             }
             program = _program(model.program)
             with (
@@ -147,18 +162,26 @@ class Torch(Backend):
                 explained("torch", model.program, doing="compile"),
                 torch.no_grad(),  # freezing wants no gradients
             ):
+                if precision == "bf16":
+                    program = _reduced(program)
                 torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=settings)
             shutil.rmtree(cache, ignore_errors=True)
-            executable = Package(Artefact.of(model, package), count, work)
+            executable = Package(Artefact.of(model, package), precision, count, work)
             undo.pop_all()
         return executable
 
     def load(
-        self, folder: Path, *, freezing: bool = True, layout: Layout = "channels_last", threads: int = 0
+        self,
+        folder: Path,
+        *,
+        precision: Precision = "f32",
+        freezing: bool = True,
+        layout: Layout = "channels_last",
+        threads: int = 0,
     ) -> Package:
         """Loads what was saved. It is native code: never load a stranger's."""
-        del freezing, layout  # compiled in
-        return Package(Artefact.open(folder, _PACKAGE), threads or usable_cores())
+        del freezing, layout  # compiled in, as the others are, but the package does not tell
+        return Package(Artefact.open(folder, _PACKAGE), precision, threads, None)
 
 
 def _program(path: Path) -> Any:
@@ -166,6 +189,37 @@ def _program(path: Path) -> Any:
     with environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"), explained("torch", path, *_LACKS):
         # torch.export.load would put the reason of a failure into a log, and raise a sentence that refers to it.
         return runtime("torch.export.pt2_archive._package").load_pt2(str(path)).exported_programs["model"]
+
+
+def _reduced(program: Any) -> Any:
+    """The program with its matrix products and convolutions in bf16; inputs and outputs keep their types."""
+    torch = runtime("torch")
+    tree = runtime("torch.utils._pytree")
+    inner, base = program.module(), torch.nn.Module
+
+    class Reduced(base):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                outputs = inner(*args, **kwargs)
+            return tree.tree_map(lambda v: v.float() if getattr(v, "dtype", None) is torch.bfloat16 else v, outputs)
+
+    args, kwargs = program.example_inputs
+    tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    free, shapes = _free_axes(program), torch.export.ShapesCollection()
+    for tensor, axes in zip(tensors, free, strict=True):
+        if axes:
+            shapes[tensor] = dict.fromkeys(axes, torch.export.Dim.AUTO)
+    reduced = torch.export.export(Reduced(), args, kwargs, dynamic_shapes=shapes if any(free) else None)
+    if _free_axes(reduced) != free:
+        raise ModelError("a free dimension of the program became fixed on the way to bf16", hint="use precision `f32`")
+    return reduced
+
+
+def _free_axes(program: Any) -> list[list[int]]:
+    """For each input tensor of a program, the axes whose size is free."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = (values[name] for name in program.graph_signature.user_inputs if isinstance(name, str) and name in values)
+    return [[axis for axis, size in enumerate(v.shape) if not isinstance(size, int)] for v in inputs]
 
 
 torch = Torch()

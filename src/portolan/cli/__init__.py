@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """The entry point `portolan`: runs the command line and exits with the codes that docs/reference lists."""
+    """The entry point `portolan`: runs the command line and exits with the codes of portolan.errors."""
     from portolan.cli.app import app
 
     app.main()

@@ -75,6 +75,8 @@ def _usage(error: click.ClickException, verb: str | None) -> PortolanError:
         return UsageError(f"`{path}` needs {name.split()[0]}", hint=usage)
     if isinstance(error, click.BadOptionUsage):
         return UsageError(f"`{error.option_name}` {_needs(error.message)}", hint=help_hint)
+    if isinstance(error, click.BadParameter) and error.param is not None and error.param.type is click.BOOL:
+        return UsageError(f"`{error.param.opts[-1][2:]}` is true or false", where=place(ctx, error.param))
     if isinstance(error, click.BadParameter):
         return UsageError(_ticked(error.message), where=place(ctx, error.param), hint=help_hint)
     if extra := re.match(r"Got unexpected extra arguments? \((.*)\)", error.message):

@@ -46,5 +46,5 @@ def command(console: Console, /, source: str | None, check: str | None, dry_run:
             data = api.check(check).to_json()
         else:
             rest["backend"] = next(iter(rest["backend"] or ()), None)
-            data = api.pack(source, dry_run=dry_run, progress=progress, **rest).to_json()
+            data = api.pack(str(source), dry_run=dry_run, progress=progress, **rest).to_json()
     return console.answer(data, lambda: show.packing(data, dry_run=dry_run, check=check is not None))

@@ -25,6 +25,7 @@ def command(console: Console, /, studies: tuple[str, ...], out: str | None, forc
     from portolan import api
     from portolan.cli import show
 
+    studies = studies or tuple(sorted(str(ledger.parent) for ledger in Path().glob("*/ledger.sqlite")))
     path = Path(out or "report.html")
     if dry_run:
         for study in studies:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from portolan.cli.console import Answer, Line
@@ -43,7 +44,8 @@ def study(data: Json, *, dry_run: bool = False, verbose: bool = False) -> Answer
 
 def _next(data: Json) -> list[str]:
     """The report, and the bundle: of the closest trial where none meets the goals, since that has to be named."""
-    folder, closest = shlex.quote(str(data["study"])), data.get("closest")
+    path, closest = Path(data["study"]), data.get("closest")
+    folder = shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
     if data["met"]:
         return [f"portolan report {folder}", f"portolan pack {folder}"]
     return [f"portolan report {folder}", *([f"portolan pack {folder} --trial {closest['id']}"] if closest else [])]
@@ -114,9 +116,7 @@ def _table(rows: Sequence[Json], names: Sequence[str], data: Json, goals: Goals)
     table = [["#", "recipe", "backend", *heads, "goals"]]
     for row, cell in zip(rows, cells, strict=True):
         mark = "★" if row["id"] == best else " "
-        table.append(
-            [f"{mark}{row['id']:>2}", recipe_text(row), backend_text(row), *cell, _met(row, goals)]
-        )
+        table.append([f"{mark}{row['id']:>2}", recipe_text(row), backend_text(row), *cell, _met(row, goals)])
     lines = columns(table, right=frozenset({0, *range(3, 3 + len(heads))}))
     styles = ["dim", *("bold" if row["id"] == best else "" for row in rows)]
     return [Line(text, style) for text, style in zip(lines, styles, strict=True)]

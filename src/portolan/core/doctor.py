@@ -26,7 +26,7 @@ def examine(target: Target) -> dict[str, Any]:
 def _searched(name: str) -> bool:
     try:
         return bool(BACKENDS.get(name).searched)
-    except PortolanError:
+    except (PortolanError, AttributeError):  # `_backend` has the reason
         return True
 
 

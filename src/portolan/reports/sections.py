@@ -45,11 +45,15 @@ def _facts(reading: Reading) -> Iterable[tuple[str, str]]:
 
 def _data(reading: Reading) -> str:
     kind = "synthetic samples" if reading.synthetic else "samples"
-    parts = [f"{reading.data[k]} for {k}" for k in ("calibration", "evaluation") if reading.data.get(k)]
+    parts = [f"{_count_text(reading.data[k])} for {k}" for k in ("calibration", "evaluation") if reading.data.get(k)]
     total = (
         f"{reading.data['rows']} {kind}" if reading.data.get("rows") else kind if reading.synthetic else "not recorded"
     )
     return f"{total}: {', '.join(parts)}" if parts else total
+
+
+def _count_text(count: Any) -> str:
+    return f"{count:,}" if isinstance(count, int) else str(count)
 
 
 def _count(reading: Reading, status: str) -> int:

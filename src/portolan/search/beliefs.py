@@ -14,17 +14,32 @@ from portolan.core.measurement import METRICS
 from portolan.search import pareto
 from portolan.search.knowledge import Knowledge, coordinate
 from portolan.search.space import Candidate
-from portolan.search.surrogate import Features, Floats, Neighbours, Surrogate, prior_column, rule_of_thumb
+from portolan.search.surrogate import (
+    MEMBERS,
+    Crashes,
+    Features,
+    Floats,
+    Neighbours,
+    Surrogate,
+    prior_column,
+    rule_of_thumb,
+)
 
 #: Known metrics by recipe key: what the ledger says of one other context. `seconds` in it is the cost of a trial.
 Prior = Mapping[str, Mapping[str, float]]
+
+Places = npt.NDArray[np.intp]
 
 #: Judged before others while its own kind of reading is missing: a screening reads no throughput and no p99.
 STAND_IN = Objective("latency_p50", "min", "min latency_p50")
 #: Candidates whose gain is worked out when there are several objectives, the rest being ranked below them.
 SHORTLIST = 60
-#: Chances before anything is known: that a recipe runs; that quality holds, with and without the model's arithmetic.
-RUNS, EXACT_HOLDS, LOSSY_HOLDS, UNSHOWN = 0.95, 0.97, 0.6, 0.3
+#: Chances before anything is known that quality holds, with and without the model's arithmetic; when it was not shown.
+EXACT_HOLDS, LOSSY_HOLDS, UNSHOWN = 0.97, 0.6, 0.3
+#: What one judgement of the same changes weighs against the chance before anything is known.
+VOTE = 4.0
+#: How many times longer native code is expected to take to compile, before one was compiled.
+HEAVY = 8.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class Scores:
         places: which candidates.
         gain: expected growth of the dominated volume if limits hold, averaged over the ensemble.
         hope: share of the ensemble in which there is any growth.
+        miss: how far limits are expected to be missed, in log units.
         quality: chance that the outputs are good enough.
         runs: chance that it builds and runs.
         seconds: expected cost of a screening.
@@ -43,6 +59,7 @@ class Scores:
     places: Sequence[int]
     gain: Floats
     hope: Floats
+    miss: Floats
     quality: Floats
     runs: Floats
     seconds: Floats
@@ -67,7 +84,12 @@ class Beliefs:
         self.goals = goals
         self._places = {c.key: i for i, c in enumerate(candidates)}
         self._exact = np.array([c.exact for c in candidates], dtype=bool)
+        self._numerics = [c.numerics for c in candidates]
+        self._changes = _changes(candidates)
+        self._odd = _odd(candidates)
+        self._heavy = np.array([c.heavy for c in candidates], dtype=bool)
         self._features, self._neighbours = Features(candidates), Neighbours(candidates)
+        self._crashes = Crashes(candidates)
         self._contexts = contexts
         self._thumb = _rules_of_thumb(candidates)
         self._surrogates: dict[str, Surrogate] = {}
@@ -114,17 +136,18 @@ class Beliefs:
         """What to expect of the candidates at `places`."""
         at = np.asarray(places, dtype=np.intp)
         axes = self.axes(known)
-        met = self._limits_met(known, rng)[:, at]
+        over = self._over(known, at, rng)
         if axes:
-            members = np.stack([self._axis(known, o, rng)[:, at] for o in axes], axis=-1)
+            members = np.stack([self._axis(known, o, at, rng) for o in axes], axis=-1)
             gains = self._gains(known, axes, members)
         else:
-            gains = np.ones(met.shape)
-        useful = np.where(met, gains, 0.0)
+            gains = np.ones(over.shape)
+        useful = np.where(over <= 0, gains, 0.0)
         return Scores(
             places,
             useful.mean(0),
             (useful > 0.003).mean(0),
+            over.mean(0),
             self.quality(known)[at],
             self.runs(known)[at],
             self.seconds(known)[at],
@@ -144,19 +167,20 @@ class Beliefs:
         gains[:, chosen] = pareto.gains(fine, points, ref).reshape(count, len(chosen))
         return gains
 
-    def _axis(self, known: Knowledge, objective: Objective, rng: np.random.Generator) -> Floats:
+    def _axis(self, known: Knowledge, objective: Objective, at: Places, rng: np.random.Generator) -> Floats:
         """An ensemble of coordinates on one objective, shape (members, candidates)."""
         if METRICS[objective.metric].quality:
-            return self._quality_axis(known, objective, rng)
-        logs = self._predict(known, objective.metric, rng)
+            return self._quality_axis(known, objective, rng)[:, at]
+        logs = self._predict(known, objective.metric, at, rng)
         return logs if objective.direction == "min" else -logs
 
-    def _predict(self, known: Knowledge, metric: str, rng: np.random.Generator) -> Floats:
+    def _predict(self, known: Knowledge, metric: str, at: Places, rng: np.random.Generator) -> Floats:
         read = [(p, m[metric].value) for p in known.measured() if metric in (m := known.metrics(p))]
         read = [(p, v) for p, v in read if math.isfinite(v) and v > 0]
         if metric not in self._surrogates:
             self._surrogates[metric] = self._surrogate(metric)
-        return self._surrogates[metric].fit([p for p, _ in read], [math.log(v) for _, v in read], rng).members
+        logs = [math.log(v) for _, v in read]
+        return self._surrogates[metric].fit([p for p, _ in read], logs, rng, at).members
 
     def _surrogate(self, metric: str) -> Surrogate:
         kind = {"B": "size", "1/s": "rate"}.get(METRICS[metric].unit, "time")
@@ -178,27 +202,27 @@ class Beliefs:
                 values[p] = coordinate(objective, metrics[objective.metric].value)
         spread = float(np.std(list(values.values()))) or 0.01
         guess = self._neighbours.vote(list(values), list(values.values()), float(np.mean(list(values.values()))), 0.5)
-        drawn = guess + spread * rng.standard_normal((24, len(guess)))
+        drawn = guess + spread * rng.standard_normal((MEMBERS, len(guess)))
         drawn[:, list(values)] = list(values.values())
         return drawn
 
-    def _limits_met(self, known: Knowledge, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-        """Whether each member expects each candidate to meet the limits other than quality; shape (members, n)."""
-        met = np.ones((24, len(self._exact)), dtype=bool)
+    def _over(self, known: Knowledge, at: Places, rng: np.random.Generator) -> Floats:
+        """By how much each member expects limits other than quality to be missed, in log units; (members, n)."""
+        over = np.zeros((MEMBERS, len(at)))
         read = {name for p in known.measured() for name in known.metrics(p)}
         for limit in self.goals.limits:
             if METRICS[limit.metric].quality or limit.metric not in read or limit.bound <= 0:
                 continue
-            logs = self._predict(known, limit.metric, rng)
-            met &= logs <= math.log(limit.bound) if limit.op[0] == "<" else logs >= math.log(limit.bound)
-        return met
+            excess = self._predict(known, limit.metric, at, rng) - math.log(limit.bound)
+            over += np.maximum(0.0, excess if limit.op[0] == "<" else -excess)
+        return over
 
     def quality(self, known: Knowledge) -> Floats:
         """The chance that each candidate's outputs are good enough."""
         verdicts = [known.quality_known(p) for p in range(len(self._exact))]
-        first = {known.numerics[p]: p for p, v in enumerate(verdicts) if v is not None}
-        judged = [p for p in first.values() if not self._exact[p]]
-        lossy = self._neighbours.vote(judged, [float(bool(verdicts[p])) for p in judged], LOSSY_HOLDS, 1.0)
+        judged = {self._changes[p]: bool(v) for p, v in enumerate(verdicts) if v is not None and not self._exact[p]}
+        votes = {changes: _quality_vote(changes, judged) for changes in set(self._changes)}
+        lossy = np.array([votes[changes] for changes in self._changes])
         chance = np.where(self._exact, EXACT_HOLDS, lossy)
         for p, verdict in enumerate(verdicts):
             if verdict is not None:
@@ -209,8 +233,7 @@ class Beliefs:
 
     def runs(self, known: Knowledge) -> Floats:
         """The chance that each candidate builds and runs."""
-        tried = known.order
-        return self._neighbours.vote(tried, [float(p not in known.failures) for p in tried], RUNS, 0.5)
+        return self._crashes.chance(known.order, [p not in known.failures for p in known.order])
 
     def seconds(self, known: Knowledge) -> Floats:
         """The expected cost of screening each candidate, in seconds."""
@@ -224,6 +247,8 @@ class Beliefs:
             return np.ones(len(self._exact))
         typical = float(np.median(list(logs.values())))
         seconds: Floats = np.exp(self._neighbours.vote(list(logs), list(logs.values()), typical, 0.05))
+        if not any(self._heavy[p] for p in logs):
+            seconds[self._heavy] *= HEAVY
         return seconds
 
     def farthest(self, places: Sequence[int], tried: Sequence[int], rng: np.random.Generator) -> int:
@@ -235,7 +260,10 @@ class Beliefs:
         return min(order, key=lambda p: float(nearest[p]))
 
     def ledgers_best(self, most: int) -> list[int]:
-        """The candidates that did best in other contexts, by the first objective that those have readings of."""
+        """The candidates that did best in other contexts, one for each arithmetic.
+
+        Ranked by the first objective that those contexts have readings of.
+        """
         for objective in (*self.goals.objectives, STAND_IN):
             found: dict[int, list[float]] = {}
             for context in self._contexts:
@@ -248,8 +276,14 @@ class Beliefs:
                 for place, value in values.items():
                     found.setdefault(place, []).append(value - middle)
             if found:
-                return sorted(found, key=lambda p: (float(np.mean(found[p])), p))[:most]
+                ranked = sorted(found, key=lambda p: (float(np.mean(found[p])), p))
+                return list({self._numerics[p]: p for p in reversed(ranked)}.values())[::-1][:most]
         return []
+
+    def plainest(self, places: Sequence[int]) -> list[int]:
+        """Those of `places` that differ least from their backend's defaults, apart from the precision."""
+        least = min((self._odd[p] for p in places), default=0)
+        return [p for p in places if self._odd[p] == least]
 
     def _meets(self, metrics: Mapping[str, float]) -> bool:
         """Whether quality met the limits elsewhere; other limits (a time, a size) say nothing across contexts."""
@@ -260,10 +294,43 @@ class Beliefs:
         return True
 
 
-def _rules_of_thumb(candidates: Sequence[Candidate]) -> dict[str, Floats]:
-    defaults: dict[str, Mapping[str, object]] = {}
+def _defaults(candidates: Sequence[Candidate]) -> dict[str, Mapping[str, object]]:
+    found: dict[str, Mapping[str, object]] = {}
     for c in candidates:
-        defaults.setdefault(c.recipe.backend, c.recipe.options)
+        found.setdefault(c.recipe.backend, c.recipe.options)
+    return found
+
+
+def _odd(candidates: Sequence[Candidate]) -> list[int]:
+    """How many options of each candidate, the precision aside, are not its backend's default."""
+    defaults = _defaults(candidates)
+    return [
+        sum(n != "precision" and defaults[c.recipe.backend].get(n) != v for n, v in c.recipe.options.items())
+        for c in candidates
+    ]
+
+
+def _changes(candidates: Sequence[Candidate]) -> list[frozenset[str]]:
+    """What in each candidate changes outputs: the steps and precisions that no exact candidate has."""
+    harmless = {str(step) for c in candidates if c.exact for step in c.recipe.passes}
+    harmless |= {f"precision={c.recipe.options.get('precision')}" for c in candidates if c.exact}
+    return [
+        frozenset({*map(str, c.recipe.passes), f"precision={c.recipe.options.get('precision')}"} - harmless)
+        for c in candidates
+    ]
+
+
+def _quality_vote(changes: frozenset[str], judged: Mapping[frozenset[str], bool]) -> float:
+    """The chance that quality survives `changes`: supersets of what failed fail, subsets hold."""
+    good, votes = LOSSY_HOLDS, 1.0
+    for other, held in judged.items():
+        if other <= changes if not held else changes <= other:
+            good, votes = good + VOTE * held, votes + VOTE
+    return good / votes
+
+
+def _rules_of_thumb(candidates: Sequence[Candidate]) -> dict[str, Floats]:
+    defaults = _defaults(candidates)
     threads = {t for c in candidates if isinstance(t := c.recipe.options.get("threads"), int)}
     most = max(threads, default=0) * (2 if 0 in threads else 1)  # 0 stands for all: about twice the next
     rows = [rule_of_thumb(c, defaults[c.recipe.backend], most) for c in candidates]

@@ -34,6 +34,10 @@ EXPLORE, UNLIKELY, PER_ARTEFACT = 0.15, 0.2, 2
 IDLE_BATCHES, IDLE_GAIN = 3, 0.01
 #: Longer measurements between two batches, and in all at the end.
 PROMOTIONS, FINALISTS = 2, 8
+#: Batches before the defaults of a backend that compiles native code: a usable answer comes before it is ready.
+LIGHT_FIRST = 2
+#: Candidates considered at each step of the loop, drawn at random where there are more.
+POOL = 2000
 #: A chain is tried early only if at least this share of the ensemble sees a gain in it.
 HOPE = 0.25
 
@@ -92,9 +96,8 @@ class Searcher:
         self._pending: dict[int, int] = {}
         self._levels_told: list[int] = []
         self._defaults = _defaults(live)
-        few = min(10, max(2, len(live) // 10))
-        self._ledgers = self._beliefs.ledgers_best(few)
-        self._fill = min(10, len(live) // 40)
+        self._ledgers = self._beliefs.ledgers_best(min(10, max(3, len(live) // 20)))
+        self._fill = min(10, len(live) // 80)
 
     # --- asked and told
 
@@ -203,25 +206,30 @@ class Searcher:
     def _first(self) -> Move | None:
         """The start. Its moves are chosen one by one, since the later ones depend on what the first ones gave."""
         open_ = self._open()
-        for place in (p for p in self._defaults if p in open_):
+        usual = [p for p in self._defaults if p in open_]
+        for place in (p for p in usual if p == 0 or not self._known.candidates[p].heavy):
             return place, 0, "the baseline" if place == 0 else "the defaults of a backend"
-        for place in (p for p in self._ledgers if p in open_):
+        good = self._beliefs.quality(self._known)
+        for place in (p for p in self._ledgers if p in open_ and good[p] >= UNLIKELY):
             return place, 0, "best elsewhere"
         if (fresh := self._new_chain(open_)) is not None:
             return fresh, 0, "a chain not tried yet"
         touched = self._touched()
+        if usual and len(touched) >= LIGHT_FIRST * self._batch:
+            return usual[0], 0, "the defaults of a backend"
         chains = len({self._known.candidates[p].recipe.chain for p in touched}) - 1
-        if open_ and len(touched) < len(self._defaults) + len(self._ledgers) + chains + self._fill:
-            return self._beliefs.farthest(open_, touched, self._rng()), 0, "unlike what was tried"
+        light = [p for p in open_ if not self._known.candidates[p].heavy]
+        if light and len(touched) < len({*self._defaults, *self._ledgers} & {*touched}) + chains + self._fill:
+            return self._beliefs.farthest(light, touched, self._rng()), 0, "unlike what was tried"
         return None
 
     def _new_chain(self, open_: Sequence[int]) -> int | None:
         used = {self._known.candidates[p].recipe.chain for p in self._touched()}
-        fresh = [p for p in open_ if self._known.candidates[p].recipe.chain not in used]
+        fresh = self._beliefs.plainest([p for p in open_ if self._known.candidates[p].recipe.chain not in used])
         if not fresh:
             return None
         scores = self._beliefs.scores(self._known, fresh, self._rng())
-        hopeful = (scores.hope >= HOPE) & (scores.runs >= UNLIKELY)
+        hopeful = (scores.hope >= HOPE) & (scores.runs >= UNLIKELY) & (scores.quality >= UNLIKELY)
         if not hopeful.any():
             return None
         return fresh[int(np.argmax(np.where(hopeful, scores.worth, -1.0)))]
@@ -258,6 +266,8 @@ class Searcher:
         if not open_ or self._idle() is not None:
             return None
         rng = self._rng()
+        if len(open_) > POOL:
+            open_ = sorted(rng.choice(open_, POOL, replace=False).tolist())
         scores = self._beliefs.scores(self._known, open_, rng)
         allowed = self._allowed(scores)
         if rng.random() < EXPLORE:
@@ -265,8 +275,10 @@ class Searcher:
             if weights.sum() > 0:
                 return open_[int(rng.choice(len(open_), p=weights / weights.sum()))], 0, "at random"
         worth = np.where(allowed, scores.worth, -1.0)
-        if worth.max() <= 0:  # no member sees a gain anywhere: the cheapest that is most likely to work
-            worth = np.where(allowed, scores.quality * scores.runs / scores.seconds, -1.0)
+        if worth.max() <= 0:  # no member sees a gain anywhere: what misses limits least, or the cheapest that may work
+            likely = scores.quality * scores.runs
+            worth = likely * np.exp(-3 * scores.miss) if scores.miss.any() else likely / scores.seconds
+            worth = np.where(allowed, worth, -1.0)
         return open_[int(np.argmax(worth))], 0, "largest expected gain per second"
 
     def _allowed(self, scores: Scores) -> npt.NDArray[np.bool_]:

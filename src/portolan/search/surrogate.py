@@ -24,6 +24,8 @@ Floats = npt.NDArray[np.float64]
 
 #: Prior standard deviations, in log units: of one choice, of a pair of choices, of a column's slope.
 CHOICE, PAIR, SLOPE = 0.25, 0.12, 0.5
+#: Size of the ensemble.
+MEMBERS = 24
 #: Noise levels tried; leave-one-out decides once there are enough readings.
 NOISES = (0.03, 0.1, 0.3)
 #: Readings below which the noise is not estimated.
@@ -116,45 +118,54 @@ class Surrogate:
         members: size of the ensemble.
     """
 
-    def __init__(self, features: Features, columns: Floats, slopes: Floats, members: int = 24) -> None:
+    def __init__(self, features: Features, columns: Floats, slopes: Floats, members: int = MEMBERS) -> None:
         self.features = features
         self.columns = columns - columns.mean(0) if len(columns) else columns
         self.slopes = slopes
         self.members = members
 
-    def fit(self, seen: Sequence[int], y: Sequence[float], rng: np.random.Generator) -> Prediction:
+    def fit(
+        self,
+        seen: Sequence[int],
+        y: Sequence[float],
+        rng: np.random.Generator,
+        at: Sequence[int] | npt.NDArray[np.intp] | None = None,
+    ) -> Prediction:
         """Predicts from readings.
 
         Args:
             seen: places of the measured candidates; may be empty.
             y: log of the metric there.
             rng: draws the ensemble.
+            at: places to predict; all of them by default.
         """
-        count = len(self.columns)
-        every, at = np.arange(count), np.asarray(seen, dtype=np.intp)
+        wanted = np.arange(len(self.columns)) if at is None else np.asarray(at, dtype=np.intp)
+        known = np.asarray(seen, dtype=np.intp)
         expected = self.columns @ self.slopes
-        if not len(at):
+        if not len(known):
             draws = rng.standard_normal((self.members, len(self.slopes))) * SLOPE
-            return Prediction(expected + draws @ self.columns.T)
-        readings = np.asarray(y, float)
-        prior = self.features.kernel(every, at) + SLOPE**2 * (self.columns @ self.columns[at].T)
-        residual = readings - expected[at]
-        noise, weight = self._noise(prior[at], residual)
+            return Prediction(expected[wanted] + draws @ self.columns[wanted].T)
+        residual = np.asarray(y, float) - expected[known]
+        noise, weight = self._noise(self._prior(known, known), residual)
         offset = float((weight @ residual).sum() / weight.sum())
         # Matheron's rule: a draw of the prior, moved by what it gets wrong at the readings.
-        draws = self._draws(rng)
-        disturbed = residual - offset + noise * rng.standard_normal((self.members, len(at)))
-        moved = (disturbed - draws[:, at]) @ weight @ prior.T
-        return Prediction(expected + offset + draws + moved)
+        draws = self._draws(np.concatenate([known, wanted]), rng)
+        disturbed = residual - offset + noise * rng.standard_normal((self.members, len(known)))
+        moved = (disturbed - draws[:, : len(known)]) @ weight @ self._prior(known, wanted)
+        return Prediction(expected[wanted] + offset + draws[:, len(known) :] + moved)
 
-    def _draws(self, rng: np.random.Generator) -> Floats:
-        one_hot = self.features.one_hot
+    def _prior(self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Floats:
+        slopes: Floats = SLOPE**2 * (self.columns[rows] @ self.columns[columns].T)
+        return self.features.kernel(rows, columns) + slopes
+
+    def _draws(self, rows: npt.NDArray[np.intp], rng: np.random.Generator) -> Floats:
+        one_hot = self.features.one_hot[rows]
         single = rng.standard_normal((self.members, one_hot.shape[1])) * CHOICE
-        # A sum over all pairs of independent weights, drawn through a symmetric matrix of them per member.
-        pairs = rng.standard_normal((self.members, one_hot.shape[1], one_hot.shape[1])) * PAIR
-        both: Floats = np.einsum("ni,mij,nj->mn", one_hot, np.triu(pairs, 1), one_hot, optimize=True)
+        # The sum over all pairs of independent weights, as a quadratic form with a triangular matrix per member.
+        pairs = np.triu(rng.standard_normal((self.members, one_hot.shape[1], one_hot.shape[1])) * PAIR, 1)
+        both: Floats = ((one_hot @ pairs) * one_hot).sum(2)
         slopes = rng.standard_normal((self.members, self.columns.shape[1])) * SLOPE
-        drawn: Floats = single @ one_hot.T + both + slopes @ self.columns.T
+        drawn: Floats = single @ one_hot.T + both + slopes @ self.columns[rows].T
         return drawn
 
     def _noise(self, prior: Floats, residual: Floats) -> tuple[float, Floats]:
@@ -189,11 +200,46 @@ def prior_column(features: Features, known: Mapping[int, float]) -> Floats:
     return centred
 
 
-class Neighbours:
-    """Weighted votes of similar recipes: whether one will run, and what it will cost.
+class Crashes:
+    """Whether a recipe will run, from which of its choices failed so far.
 
-    A crash is nearly always a matter of a chain on a backend, less often of an option, so those weigh most.
+    A crash is a matter of a backend, of a pass on a backend, of a chain or of an option: each of these groups has its
+    own record, and a candidate is as doubtful as the worst of its groups. Any success in a group clears most of it.
     """
+
+    #: Chance that an untried group runs, and how many trials that belief weighs in wide and in narrow groups.
+    RUNS, WIDE, NARROW = 0.95, 1.0, 0.5
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        rows = [_groups(c) for c in candidates]
+        names: dict[str, int] = {}
+        for name in (n for row in rows for n in row):
+            names.setdefault(name, len(names))
+        self._member = np.zeros((len(rows), len(names)), dtype=bool)
+        for i, row in enumerate(rows):
+            self._member[i, [names[n] for n in row]] = True
+        self._weight = np.array([self.NARROW if n.startswith("chain on") else self.WIDE for n in names])
+
+    def chance(self, tried: Sequence[int], ran: Sequence[bool]) -> Floats:
+        """The chance that each candidate runs, shape (candidates,)."""
+        at, good = np.asarray(tried, dtype=np.intp), np.asarray(ran, dtype=float)
+        count = self._member[at].sum(0)
+        fine = good @ self._member[at]
+        group = (fine + self.RUNS * self._weight) / (count + self._weight)
+        chance: Floats = np.where(self._member, group, 1.0).min(1, initial=1.0)
+        return chance
+
+
+def _groups(candidate: Candidate) -> list[str]:
+    recipe = candidate.recipe
+    names = [f"backend {recipe.backend}", f"chain on {recipe.backend} {recipe.chain}"]
+    for step in recipe.passes:
+        names += [f"step {step}", f"step on {recipe.backend} {step}"]
+    return names + [f"option of {recipe.backend} {n}={v}" for n, v in recipe.options.items()]
+
+
+class Neighbours:
+    """Weighted votes of similar recipes: what one will cost. The backend says most, then the chain, then options."""
 
     CHAIN, BACKEND, OPTION = 0.2, 0.05, 0.6
 
@@ -202,9 +248,8 @@ class Neighbours:
         self._chain = np.array([r.chain for r in recipes])
         self._backend = np.array([r.backend for r in recipes])
         names = sorted({n for r in recipes for n in r.options})
-        self._options = np.array([[str(r.options.get(n, "")) for n in names] for r in recipes]).reshape(
-            len(recipes), -1
-        )
+        self._options = np.array([[str(r.options.get(n, "")) for n in names] for r in recipes])
+        self._options = self._options.reshape(len(recipes), len(names))
 
     def likeness(self, place: int) -> Floats:
         """How much one candidate says about each, 1 for itself; shape (candidates,)."""

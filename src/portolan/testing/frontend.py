@@ -1,11 +1,8 @@
 """FrontendContract: what every front end has to keep. Subclass it in a test module and say what its sources are.
 
-    class TestMine(FrontendContract):
-        front_end = mine
-
-        def source(self, folder): ...      # writes a small model of this kind, returns what a user would give
-        def damaged(self, folder): ...     # the same, unreadable
-"""  # fmt: skip
+A subclass sets `front_end` and writes `source(folder)`, which makes a small model of this kind in the folder and
+returns what a user would give, and `damaged(folder)`, the same but unreadable.
+"""
 
 from __future__ import annotations
 
@@ -79,19 +76,23 @@ class FrontendContract:
         return self.front_end.load(self.source(tmp_path), tmp_path / "out")
 
     def test_is_registered_under_its_name(self) -> None:
+        """The registry finds it, and it says what its sources look like."""
         assert FRONTENDS.get(self.front_end.name) is self.front_end
         assert self.front_end.forms
 
     def test_accepts_its_own_sources_only(self, tmp_path: Path) -> None:
+        """It claims its own kind and nothing else."""
         assert self.front_end.accepts(self.source(tmp_path))
         for foreign in ("model.tflite", Path("weights.bin"), "", 3, None, object(), ["x.unknown"]):
             assert not self.front_end.accepts(foreign)
 
     def test_no_two_front_ends_claim_it(self, tmp_path: Path) -> None:
+        """A source belongs to one front end."""
         source = self.source(tmp_path)
         assert [n for n in FRONTENDS.names() if FRONTENDS.get(n).accepts(source)] == [self.front_end.name]
 
     def test_gives_a_good_model(self, model: Model) -> None:
+        """The Model is what its own file says."""
         again = load_model(model.path)
         assert (again.sha256, again.signature, again.operators) == (model.sha256, model.signature, model.operators)
         assert model.signature.inputs
@@ -100,6 +101,7 @@ class FrontendContract:
         assert Model.from_json(model.to_json()) == model
 
     def test_the_graph_runs(self, model: Model) -> None:
+        """The graph gives outputs of the promised types and ranks."""
         from onnx.reference import ReferenceEvaluator
 
         outputs = ReferenceEvaluator(str(model.path)).run(None, _feeds(model))
@@ -107,10 +109,12 @@ class FrontendContract:
         assert [o.ndim for o in outputs] == [len(spec.shape) for spec in model.signature.outputs]
 
     def test_the_same_source_gives_the_same_hash(self, model: Model, tmp_path: Path) -> None:
+        """Nothing random and no path gets into the graph."""
         (tmp_path / "again").mkdir()
         assert self.front_end.load(self.source(tmp_path / "again"), tmp_path / "other").sha256 == model.sha256
 
     def test_leaves_the_source_alone(self, tmp_path: Path) -> None:
+        """Only `out` is written to."""
         source = self.source(tmp_path)
         before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
         self.front_end.load(source, tmp_path / "out")
@@ -120,9 +124,11 @@ class FrontendContract:
         assert all(p.is_relative_to(tmp_path / "out") for p in added)
 
     def test_takes_a_name(self, tmp_path: Path) -> None:
+        """A given name wins."""
         assert self.front_end.load(self.source(tmp_path), tmp_path / "out", name="mine").name == "mine"
 
     def test_refuses_a_damaged_source_in_one_line(self, tmp_path: Path) -> None:
+        """A damaged source is a ModelError with a hint, in one line."""
         with pytest.raises(ModelError) as caught:
             self.front_end.load(self.damaged(tmp_path), tmp_path / "out")
         assert caught.value.exit_code == 5
@@ -130,6 +136,7 @@ class FrontendContract:
         assert "\n" not in caught.value.message
 
     def test_importing_it_loads_nothing_heavy(self) -> None:
+        """The registry may import every front end."""
         module = type(self.front_end).__module__
         code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -126,7 +126,7 @@ function drawLimits(svg, { x, y, axes, width, height, edge }) {
     group
       .append("text")
       .attr("x", at + (turned ? -5 : 5))
-      .attr("y", edge.top + 12)
+      .attr("y", axes[1].better === "lower" ? edge.top + 12 : bottom - 6)
       .attr("text-anchor", turned ? "end" : "start")
       .text(limit.text);
   }

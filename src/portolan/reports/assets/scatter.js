@@ -26,7 +26,7 @@ function scatterChart(host, view, on) {
     el(
       "li",
       { className: "note" },
-      "filled: meets every limit · hollow: does not · ★ best · line: front of these two metrics · bars: 95% interval",
+      "filled: meets every limit · hollow: does not · star: best or closest · line: front of these two metrics · bars: 95% interval",
     ),
   );
   const hint = el(
@@ -129,7 +129,7 @@ function scatterChart(host, view, on) {
     );
     const width = Math.max(260, stage.clientWidth),
       height = Math.round(Math.min(440, Math.max(270, width * 0.58)));
-    const edge = { top: 14, right: 16, bottom: 42, left: 56 };
+    const edge = { top: 14, right: 16, bottom: 42, left: 66 };
     const x = scaleOf(
       points.map((p) => p.xs),
       axes[0].limits,

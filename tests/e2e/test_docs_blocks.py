@@ -1,0 +1,98 @@
+"""The runner of documentation finds what is wrong in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import docs_blocks
+import pytest
+from docs_blocks import Command, commands, masked, missing
+
+PAGE = """
+# A page
+
+```console
+$ pip install portolan
+Collecting things
+$ portolan --version
+portolan 0.1.0
+```
+
+```console no-run
+$ portolan optimize big.onnx
+```
+
+```sh
+portolan not a console block
+```
+
+  ~~~console exit=2
+  $ portolan \\
+      optimise
+  error: no command named `optimise`
+  ...
+  hint: did you mean `[..]`?
+  ~~~
+"""
+
+
+def test_commands_are_found() -> None:
+    assert list(commands(PAGE)) == [
+        Command(7, "portolan --version", 0, ("portolan 0.1.0",)),
+        Command(
+            20, "portolan optimise", 2,
+            ("error: no command named `optimise`", "...", "hint: did you mean `[..]`?"),
+        ),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("page", "told"), [("```console\n$ portolan\n", "does not end"), ("```console norun\n```\n", "`norun`")]
+)
+def test_a_broken_page_is_an_error(page: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        list(commands(page))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("baseline  19.4 ms ±0.2   97.8 MiB", "baseline 812 µs ±3   1,024 B"),
+        ("★14 quantize  6.9 ±0.1  0.3%", "  9 quantize   11.25 ±0.02   -1.2%"),
+        ("goals met: 2.8x faster", "goals met: 13x faster"),
+    ],
+)
+def test_numbers_are_all_equal(a: str, b: str) -> None:
+    assert masked(a) == masked(b)
+
+
+def test_words_are_not() -> None:
+    assert masked("2.8x faster") != masked("2.8x slower")
+    assert masked("8 bits") != masked("8 bytes")
+
+
+@pytest.mark.parametrize(
+    ("expected", "found"),
+    [
+        (("one", "three"), None),
+        (("one", "...", "three"), None),
+        (("t[..]", "three"), None),
+        (("three", "one"), "one"),
+        (("four",), "four"),
+        (("two", "two"), "two"),
+        (("on",), "on"),
+    ],
+)
+def test_lines_must_follow_each_other(expected: tuple[str, ...], found: str | None) -> None:
+    assert missing(expected, "one\ntwo\nthree\n") == found
+
+
+def test_a_page_is_run(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    assert docs_blocks.run(page, tmp_path) == []
+    page.write_text(PAGE.replace("exit=2", "exit=3").replace("portolan 0.1.0", "portulan 0.1.0"))
+    wrong = docs_blocks.run(page, tmp_path)
+    assert len(wrong) == 2
+    assert "page.md:7: `portolan --version` does not print `portulan 0.1.0`" in wrong[0]
+    assert "exits with 2, not 3" in wrong[1]
