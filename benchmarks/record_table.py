@@ -3,8 +3,8 @@
 MODEL is `demo:digits`, or a file that benchmarks/models.py made, `FOLDER/NAME.onnx` or `.pt2` (with torch's backend);
 samples are read from the `.npz` beside it. Writes benchmarks/tables/NAME.jsonl, one line per trial, which
 benchmarks/search.py replays. Everything that was measured is kept line by line in WORK/NAME.events, so a repeated
-command goes on where the last one was (start with an empty WORK after an update of a runtime). Run it on a machine that does nothing else: about 10 s per trial, 40 to 70
-trials per model.
+command goes on where the last one was (start with an empty WORK after an update of a runtime). Run it on a machine
+that does nothing else: about 10 s per trial, 40 to 70 trials per model.
 
 Per trial: `artefact` (the passes, once per chain), `build` (compile), `judge` (outputs against the original's, once
 per arithmetic), a screening of 0.3 s in one process start, and a long reading: the median of several starts that are

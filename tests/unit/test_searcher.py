@@ -488,3 +488,20 @@ def test_a_ledger_that_knows_none_of_the_recipes_changes_nothing() -> None:
     without = asked(run(Searcher(live(), LOSSY), machine, trials=12))
     other = asked(run(Searcher(live(), LOSSY, prior={"0123": {"latency_p50": 1.0}}), machine, trials=12))
     assert other == without
+
+
+def test_a_space_of_thousands_is_searched() -> None:
+    found = live()
+    many = found + [
+        Candidate(Recipe(c.recipe.passes, c.recipe.backend, {**c.recipe.options, "stripe": i}), c.exact)
+        for c in found[1:]
+        for i in range(40)
+        if not c.heavy
+    ]
+    assert len(many) > 2500
+    machine = Machine(NETWORKS["resnet"])
+    searcher = Searcher(many, LOSSY)
+    run(searcher, machine, trials=40)
+    best = searcher.best()
+    assert best is not None
+    assert machine.truth(best)[0] < 1.1 * bests("resnet")[1]

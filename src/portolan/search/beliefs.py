@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from portolan.core.goal import Goals, Objective
 from portolan.core.measurement import METRICS
@@ -26,6 +27,8 @@ from portolan.search.surrogate import (
 
 #: Known metrics by recipe key: what the ledger says of one other context. `seconds` in it is the cost of a trial.
 Prior = Mapping[str, Mapping[str, float]]
+
+Places = npt.NDArray[np.intp]
 
 #: Judged before others while its own kind of reading is missing: a screening reads no throughput and no p99.
 STAND_IN = Objective("latency_p50", "min", "min latency_p50")
@@ -133,9 +136,9 @@ class Beliefs:
         """What to expect of the candidates at `places`."""
         at = np.asarray(places, dtype=np.intp)
         axes = self.axes(known)
-        over = self._over(known, rng)[:, at]
+        over = self._over(known, at, rng)
         if axes:
-            members = np.stack([self._axis(known, o, rng)[:, at] for o in axes], axis=-1)
+            members = np.stack([self._axis(known, o, at, rng) for o in axes], axis=-1)
             gains = self._gains(known, axes, members)
         else:
             gains = np.ones(over.shape)
@@ -164,19 +167,20 @@ class Beliefs:
         gains[:, chosen] = pareto.gains(fine, points, ref).reshape(count, len(chosen))
         return gains
 
-    def _axis(self, known: Knowledge, objective: Objective, rng: np.random.Generator) -> Floats:
+    def _axis(self, known: Knowledge, objective: Objective, at: Places, rng: np.random.Generator) -> Floats:
         """An ensemble of coordinates on one objective, shape (members, candidates)."""
         if METRICS[objective.metric].quality:
-            return self._quality_axis(known, objective, rng)
-        logs = self._predict(known, objective.metric, rng)
+            return self._quality_axis(known, objective, rng)[:, at]
+        logs = self._predict(known, objective.metric, at, rng)
         return logs if objective.direction == "min" else -logs
 
-    def _predict(self, known: Knowledge, metric: str, rng: np.random.Generator) -> Floats:
+    def _predict(self, known: Knowledge, metric: str, at: Places, rng: np.random.Generator) -> Floats:
         read = [(p, m[metric].value) for p in known.measured() if metric in (m := known.metrics(p))]
         read = [(p, v) for p, v in read if math.isfinite(v) and v > 0]
         if metric not in self._surrogates:
             self._surrogates[metric] = self._surrogate(metric)
-        return self._surrogates[metric].fit([p for p, _ in read], [math.log(v) for _, v in read], rng).members
+        logs = [math.log(v) for _, v in read]
+        return self._surrogates[metric].fit([p for p, _ in read], logs, rng, at).members
 
     def _surrogate(self, metric: str) -> Surrogate:
         kind = {"B": "size", "1/s": "rate"}.get(METRICS[metric].unit, "time")
@@ -202,14 +206,14 @@ class Beliefs:
         drawn[:, list(values)] = list(values.values())
         return drawn
 
-    def _over(self, known: Knowledge, rng: np.random.Generator) -> Floats:
+    def _over(self, known: Knowledge, at: Places, rng: np.random.Generator) -> Floats:
         """By how much each member expects limits other than quality to be missed, in log units; (members, n)."""
-        over = np.zeros((MEMBERS, len(self._exact)))
+        over = np.zeros((MEMBERS, len(at)))
         read = {name for p in known.measured() for name in known.metrics(p)}
         for limit in self.goals.limits:
             if METRICS[limit.metric].quality or limit.metric not in read or limit.bound <= 0:
                 continue
-            excess = self._predict(known, limit.metric, rng) - math.log(limit.bound)
+            excess = self._predict(known, limit.metric, at, rng) - math.log(limit.bound)
             over += np.maximum(0.0, excess if limit.op[0] == "<" else -excess)
         return over
 

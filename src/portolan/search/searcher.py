@@ -36,6 +36,8 @@ IDLE_BATCHES, IDLE_GAIN = 3, 0.01
 PROMOTIONS, FINALISTS = 2, 8
 #: Batches before the defaults of a backend that compiles native code: a usable answer comes before it is ready.
 LIGHT_FIRST = 2
+#: Candidates considered at each step of the loop, drawn at random where there are more.
+POOL = 2000
 #: A chain is tried early only if at least this share of the ensemble sees a gain in it.
 HOPE = 0.25
 
@@ -264,6 +266,8 @@ class Searcher:
         if not open_ or self._idle() is not None:
             return None
         rng = self._rng()
+        if len(open_) > POOL:
+            open_ = sorted(rng.choice(open_, POOL, replace=False).tolist())
         scores = self._beliefs.scores(self._known, open_, rng)
         allowed = self._allowed(scores)
         if rng.random() < EXPLORE:

@@ -13,76 +13,27 @@ Refusals are told once each, not once per combination: a table of hundreds of eq
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 from portolan.core import registry
 from portolan.core.backend import Backend
 from portolan.core.goal import Goals
 from portolan.core.model import Model
 from portolan.core.passes import Pass
-from portolan.core.recipe import Recipe, Step, digest
+from portolan.core.recipe import Recipe
 from portolan.core.schema import Schema
 from portolan.core.target import Target
-from portolan.errors import NoBackend, PortolanError, UnknownName, UsageError
+from portolan.errors import NoBackend, PortolanError, UnknownName
+from portolan.search.candidate import ANY, CHANGES, Candidate, Fixed, named, what_differs
+from portolan.search.chains import Chain, make_chains, selected
+
+__all__ = ["ANY", "DEFAULT_BACKEND", "Candidate", "candidates", "describe"]
 
 #: The runtime that the untouched model runs on when nobody chose: the baseline of every study.
 DEFAULT_BACKEND = "onnxruntime"
-#: Stands for "every backend" in the recipe of a refusal.
-ANY = "*"
-
-Fixed = Mapping[str, Any]
-_CHANGES = "changes outputs, and no goal allows it: add -g 'cosine >= 0.99'"
 _KEYS = ("passes", "backend", "options", "target", "serving")
-Named = TypeVar("Named", Backend, Pass)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A recipe that may be tried, or was refused.
-
-    Attributes:
-        recipe: what would be built. A refusal names only what it is about: backend `*` means all of them, and options
-            that do not matter to the reason are left out.
-        exact: whether it keeps the arithmetic of the original model.
-        refused: why it is not tried; None when it may be.
-        heavy: whether its backend compiles native code, which takes tens of seconds where others take one.
-    """
-
-    recipe: Recipe
-    exact: bool = True
-    refused: str | None = None
-    heavy: bool = False
-
-    @property
-    def key(self) -> str:
-        """The recipe's hash."""
-        return self.recipe.key
-
-    @property
-    def numerics(self) -> str:
-        """Hash of what decides the outputs. Candidates that share it share one judgement of quality."""
-        recipe = self.recipe
-        return digest([recipe.chain, recipe.backend, recipe.options.get("precision"), self.exact])
-
-
-@dataclass(frozen=True)
-class _Variant:
-    """A pass with its options, and what the rules say about it."""
-
-    step: Step
-    features: tuple[str, ...]
-    lossy: bool
-    refused: str | None
-
-
-@dataclass(frozen=True)
-class _Chain:
-    steps: tuple[Step, ...] = ()
-    features: tuple[str, ...] = ()
-    lossy: bool = False
 
 
 def candidates(
@@ -117,7 +68,7 @@ def candidates(
     if unknown := next((key for key in fixed if key not in _KEYS), None):
         raise UnknownName("key of a recipe", unknown, _KEYS)
     usable, refused = _usable(_backends(backends, fixed), model, target)
-    chains, more = _chains(_passes(passes, fixed), model, target, goals, fixed, has_calibration)
+    chains, more = make_chains(selected(passes, fixed), model, target, goals, fixed, has_calibration)
     refused += more
     default = _default(usable, backends, model, target, refused)
     _check_options(usable, fixed)
@@ -180,31 +131,10 @@ def _merged(found: Iterable[Candidate]) -> list[Candidate]:
 # --- backends
 
 
-def _named(
-    given: Mapping[str, Named] | Sequence[str] | None, wanted: Sequence[str] | None, group: registry.Registry, kind: str
-) -> dict[str, Named | PortolanError]:
-    """The objects to use by name; one of the registry that cannot be loaded is its error unless it was asked for."""
-    if isinstance(given, Mapping):
-        for name in wanted or ():
-            if name not in given:
-                raise UnknownName(kind, name, given)
-        return {name: given[name] for name in wanted or given}
-    names = wanted if wanted is not None else given
-    if names is not None:
-        return {name: group.get(name) for name in names}
-    found: dict[str, Named | PortolanError] = {}
-    for name in group.names():
-        try:
-            found[name] = group.get(name)
-        except PortolanError as error:
-            found[name] = error
-    return found
-
-
 def _backends(given: Mapping[str, Backend] | Sequence[str] | None, fixed: Fixed) -> dict[str, Backend | PortolanError]:
     pinned = fixed.get("backend")
     wanted = [pinned] if isinstance(pinned, str) else pinned
-    found: dict[str, Backend | PortolanError] = _named(given, wanted, registry.BACKENDS, "backend")
+    found: dict[str, Backend | PortolanError] = named(given, wanted, registry.BACKENDS, "backend")
     if given is None and wanted is None:
         found = {n: b for n, b in found.items() if isinstance(b, PortolanError) or b.searched}
     return found
@@ -278,7 +208,7 @@ def _options(
     told = [Candidate(Recipe((), backend.name, {n: v}), refused=why) for n, v, why in _lacking(schema, target, mine)]
     if len(allowed) < len(able):
         reduced = [o for o in able if o not in allowed]
-        told.append(Candidate(Recipe((), backend.name, _what_differs(reduced, able)), False, _CHANGES))
+        told.append(Candidate(Recipe((), backend.name, what_differs(reduced, able)), False, CHANGES))
     return allowed, told
 
 
@@ -298,110 +228,12 @@ def _lacking(schema: Schema, target: Target, pinned: Mapping[str, Any]) -> Itera
                 yield name, value, why
 
 
-def _what_differs(some: Sequence[Mapping[str, Any]], all_: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The options that `some` have in common and that not all have: what a refusal of `some` is about."""
-    if not some:
-        return {}
-    shared = {n: v for n, v in some[0].items() if all(o.get(n) == v for o in some)}
-    return {n: v for n, v in shared.items() if any(o.get(n) != v for o in all_)}
-
-
-# --- passes
-
-
-def _passes(given: Mapping[str, Pass] | Sequence[str] | None, fixed: Fixed) -> dict[str, Pass | PortolanError]:
-    wanted = None
-    if "passes" in fixed:
-        wanted = list(dict.fromkeys(_name(item, i) for i, item in enumerate(fixed["passes"])))
-    return _named(given, wanted, registry.PASSES, "pass")
-
-
-def _name(item: Any, i: int) -> str:
-    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
-        raise UsageError("a pass of a recipe needs a `name`", where=f"recipe: $.passes[{i}]")
-    return str(item["name"])
-
-
-def _chains(
-    found: Mapping[str, Pass | PortolanError],
-    model: Model,
-    target: Target,
-    goals: Goals,
-    fixed: Fixed,
-    has_calibration: bool,
-) -> tuple[list[_Chain], list[Candidate]]:
-    """The chains to try, the empty one first, and what is refused of them.
-
-    A chain is any of the passes that leave outputs alone, by name, and then at most one that changes them: what two
-    lossy passes do to each other is not known before it was tried, and `fixed` can ask for it.
-    """
-    told, ready = [], {}
-    for name, item in found.items():
-        if isinstance(item, PortolanError):
-            told.append(Candidate(Recipe((Step(name),), ANY, target=target.id), refused=str(item)))
-        else:
-            ready[name] = item
-
-    def variants(item: Pass, pinned: Mapping[str, Any]) -> list[_Variant]:
-        schema = item.schema
-        if unknown := next((name for name in pinned if name not in schema.parameters), None):
-            raise UnknownName(f"option of `{item.name}`", unknown, schema.parameters)
-        every = [_variant(item, o, model, target, goals, has_calibration) for o in schema.space(target, pinned)]
-        told.extend(_refusals(every, target))
-        return [v for v in every if v.refused is None]
-
-    if "passes" in fixed:
-        columns = [
-            variants(ready[item["name"]], {k: v for k, v in item.items() if k != "name"}) for item in fixed["passes"]
-        ]
-        return [_chain(steps) for steps in itertools.product(*columns)], told
-    every = {name: variants(item, {}) for name, item in sorted(ready.items())}
-    gentle = [(None, *(v for v in row if not v.lossy)) for row in every.values()]
-    lossy = [v for row in every.values() for v in row if v.lossy]
-    chains = [
-        _chain([v for v in (*before, last) if v is not None])
-        for last in (None, *lossy)
-        for before in itertools.product(*gentle)
-        if last is None or all(v is None or v.step.name != last.step.name for v in before)
-    ]
-    return sorted(chains, key=lambda c: len(c.steps)), told
-
-
-def _variant(
-    item: Pass, options: Mapping[str, Any], model: Model, target: Target, goals: Goals, has_calibration: bool
-) -> _Variant:
-    lossy, needs = item.lossy(options), item.needs(options)
-    refused = item.refuse(model, options, target)
-    if refused is None and lossy and not goals.lossy:
-        refused = _CHANGES
-    if refused is None and needs == "calibration" and not has_calibration:
-        refused = "needs calibration data: give --data"
-    if refused is None and needs == "training":
-        refused = "needs training, which a search does not do: apply it with `portolan compress`"
-    said = {name: value for name, value in options.items() if value is not None}  # None has no place in TOML
-    return _Variant(Step(item.name, said), item.produces(options), lossy, refused)
-
-
-def _refusals(variants: Sequence[_Variant], target: Target) -> Iterator[Candidate]:
-    """One line per pass and reason, with the options that the reason is about."""
-    options = [v.step.options for v in variants]
-    for reason in dict.fromkeys(v.refused for v in variants if v.refused is not None):
-        mine = [v for v in variants if v.refused == reason]
-        step = Step(mine[0].step.name, _what_differs([v.step.options for v in mine], options))
-        yield Candidate(Recipe((step,), ANY, target=target.id), not mine[0].lossy, reason)
-
-
-def _chain(variants: Sequence[_Variant]) -> _Chain:
-    features = dict.fromkeys(f for v in variants for f in v.features)
-    return _Chain(tuple(v.step for v in variants), tuple(features), any(v.lossy for v in variants))
-
-
 # --- chains on backends
 
 
 def _pairs(
-    chains: Sequence[_Chain], usable: Mapping[str, Backend], model: Model, target: Target, refused: list[Candidate]
-) -> list[tuple[_Chain, Backend]]:
+    chains: Sequence[Chain], usable: Mapping[str, Backend], model: Model, target: Target, refused: list[Candidate]
+) -> list[tuple[Chain, Backend]]:
     """Every chain with every backend that takes it; the reasons of the others go to `refused`."""
     pairs = []
     told: set[tuple[frozenset[str], str, str]] = set()
@@ -420,7 +252,7 @@ def _pairs(
     return pairs
 
 
-def _unfit(backend: Backend, chain: _Chain, model: Model, target: Target) -> str | None:
+def _unfit(backend: Backend, chain: Chain, model: Model, target: Target) -> str | None:
     if not chain.steps:
         return None
     if backend.needs_program:
@@ -428,7 +260,7 @@ def _unfit(backend: Backend, chain: _Chain, model: Model, target: Target) -> str
     return backend.refuse(replace(model, features=(*model.features, *chain.features)), target)
 
 
-def _nobody(chain: _Chain, usable: Mapping[str, Backend], model: Model, target: Target) -> str | None:
+def _nobody(chain: Chain, usable: Mapping[str, Backend], model: Model, target: Target) -> str | None:
     """The first feature of the chain that no backend exploits here."""
     for feature in chain.features:
         marked = replace(model, features=(feature,))

@@ -124,39 +124,48 @@ class Surrogate:
         self.slopes = slopes
         self.members = members
 
-    def fit(self, seen: Sequence[int], y: Sequence[float], rng: np.random.Generator) -> Prediction:
+    def fit(
+        self,
+        seen: Sequence[int],
+        y: Sequence[float],
+        rng: np.random.Generator,
+        at: Sequence[int] | npt.NDArray[np.intp] | None = None,
+    ) -> Prediction:
         """Predicts from readings.
 
         Args:
             seen: places of the measured candidates; may be empty.
             y: log of the metric there.
             rng: draws the ensemble.
+            at: places to predict; all of them by default.
         """
-        count = len(self.columns)
-        every, at = np.arange(count), np.asarray(seen, dtype=np.intp)
+        wanted = np.arange(len(self.columns)) if at is None else np.asarray(at, dtype=np.intp)
+        known = np.asarray(seen, dtype=np.intp)
         expected = self.columns @ self.slopes
-        if not len(at):
+        if not len(known):
             draws = rng.standard_normal((self.members, len(self.slopes))) * SLOPE
-            return Prediction(expected + draws @ self.columns.T)
-        readings = np.asarray(y, float)
-        prior = self.features.kernel(every, at) + SLOPE**2 * (self.columns @ self.columns[at].T)
-        residual = readings - expected[at]
-        noise, weight = self._noise(prior[at], residual)
+            return Prediction(expected[wanted] + draws @ self.columns[wanted].T)
+        residual = np.asarray(y, float) - expected[known]
+        noise, weight = self._noise(self._prior(known, known), residual)
         offset = float((weight @ residual).sum() / weight.sum())
         # Matheron's rule: a draw of the prior, moved by what it gets wrong at the readings.
-        draws = self._draws(rng)
-        disturbed = residual - offset + noise * rng.standard_normal((self.members, len(at)))
-        moved = (disturbed - draws[:, at]) @ weight @ prior.T
-        return Prediction(expected + offset + draws + moved)
+        draws = self._draws(np.concatenate([known, wanted]), rng)
+        disturbed = residual - offset + noise * rng.standard_normal((self.members, len(known)))
+        moved = (disturbed - draws[:, : len(known)]) @ weight @ self._prior(known, wanted)
+        return Prediction(expected[wanted] + offset + draws[:, len(known) :] + moved)
 
-    def _draws(self, rng: np.random.Generator) -> Floats:
-        one_hot = self.features.one_hot
+    def _prior(self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Floats:
+        slopes: Floats = SLOPE**2 * (self.columns[rows] @ self.columns[columns].T)
+        return self.features.kernel(rows, columns) + slopes
+
+    def _draws(self, rows: npt.NDArray[np.intp], rng: np.random.Generator) -> Floats:
+        one_hot = self.features.one_hot[rows]
         single = rng.standard_normal((self.members, one_hot.shape[1])) * CHOICE
-        # A sum over all pairs of independent weights, drawn through a symmetric matrix of them per member.
-        pairs = rng.standard_normal((self.members, one_hot.shape[1], one_hot.shape[1])) * PAIR
-        both: Floats = np.einsum("ni,mij,nj->mn", one_hot, np.triu(pairs, 1), one_hot, optimize=True)
+        # The sum over all pairs of independent weights, as a quadratic form with a triangular matrix per member.
+        pairs = np.triu(rng.standard_normal((self.members, one_hot.shape[1], one_hot.shape[1])) * PAIR, 1)
+        both: Floats = ((one_hot @ pairs) * one_hot).sum(2)
         slopes = rng.standard_normal((self.members, self.columns.shape[1])) * SLOPE
-        drawn: Floats = single @ one_hot.T + both + slopes @ self.columns.T
+        drawn: Floats = single @ one_hot.T + both + slopes @ self.columns[rows].T
         return drawn
 
     def _noise(self, prior: Floats, residual: Floats) -> tuple[float, Floats]:
