@@ -17,7 +17,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import portolan.bundle
-from portolan.bundle import Needs, Tolerance, check, export, open_bundle, pack_parts, unpack, verify_isolated
+from portolan.bundle import (
+    Needs,
+    Tolerance,
+    check,
+    export,
+    open_bundle,
+    pack_parts,
+    unpack,
+    verify_isolated,
+    write_bundle,
+)
 from portolan.bundle.__main__ import main
 from portolan.bundle.here import check_needs, local_target
 from portolan.core.recipe import Recipe

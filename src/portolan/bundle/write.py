@@ -263,7 +263,8 @@ def _encoded(manifest: Manifest) -> bytes:
     except (VerificationFailed, ValueError, TypeError) as error:
         message = error.message if isinstance(error, VerificationFailed) else str(error)
         where = error.where if isinstance(error, VerificationFailed) else None
-        raise UsageError(f"these parts make no valid bundle: {message}", where=where) from error
+        hint = "correct it, or leave it out"
+        raise UsageError(f"these parts make no valid bundle: {message}", hint=hint, where=where) from error
     return raw
 
 
@@ -272,7 +273,9 @@ def _compiled(folder: Path, recipe: Recipe) -> list[Source]:
     for path in sorted(folder.rglob("*")):
         name = f"compiled/{path.relative_to(folder).as_posix()}"
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise UsageError(f"`{name}` is a link or a special file, which a bundle cannot hold")
+            raise UsageError(
+                f"`{name}` is a link or a special file, which a bundle cannot hold", hint="put the file itself there"
+            )
         if path.is_file():
             files.append(_from_disk(name, path))
     if not files:
