@@ -233,7 +233,8 @@ def test_pack_verifies_before_anything_is_there(tmp_path: Path, site: Path, monk
     assert set(tmp_path.rglob("*")) == before
     monkeypatch.setenv("PORTOLAN_TINY", "")
     packed = pack_parts(parts, out)
-    assert packed.verified
+    assert packed.verification is not None
+    assert packed.verification.bundle == str(out)
     assert packed.to_json() == {
         "bundle": str(out), "sha256": bundle_sha256(out), "files": list(packed.files), "verified": True, "notes": [],
     }  # fmt: skip
