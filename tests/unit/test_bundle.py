@@ -260,7 +260,7 @@ def test_code_needs_the_processor_it_was_made_for(tmp_path: Path, site: Path) ->
     parts = make_parts(tmp_path / "built")
     (tmp_path / "built" / "lib.so").write_bytes(b"\x7fELF")
     with open_bundle(write_bundle(tmp_path / "p", parts)) as bundle:
-        assert bundle.manifest.needs == Needs("x86_64", ("avx2", "avx512f"))
+        assert bundle.manifest.needs == Needs("x86_64", ("avx2", "avx512f", "sme"))
 
 
 def test_needs_are_checked_before_anything_is_loaded(tmp_path: Path, site: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,7 +41,7 @@ from portolan.core.target import Target
 from portolan.errors import PortolanError, UsageError, VerificationFailed
 
 #: Features in /proc/cpuinfo's spelling that compiled code uses.
-_VECTOR = ("avx", "amx", "fma", "f16c", "bmi", "asimd", "sve", "sme", "i8mm", "bf16")
+_VECTOR = re.compile(r"avx|amx|fma|f16c|bmi|asimd|sve|i8mm|bf16|sme\d*$")
 #: Ending of a bundle in one file; any other name is a folder.
 SUFFIX = ".portolan"
 
@@ -252,7 +253,7 @@ def _needs(files: list[Source], target: Target) -> Needs:
     """Compilers use all that the processor has, so code needs that again; other files are portable."""
     if not any(is_code(s.entry.path, next(iter(s.chunks()), b"")[:4]) for s in files):
         return Needs()
-    return Needs(target.arch, tuple(f for f in target.features if f.startswith(_VECTOR)))
+    return Needs(target.arch, tuple(f for f in target.features if _VECTOR.match(f)))
 
 
 def _encoded(manifest: Manifest) -> bytes:
