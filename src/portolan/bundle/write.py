@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,7 +40,7 @@ from portolan.core.target import Target
 from portolan.errors import PortolanError, UsageError, VerificationFailed
 
 #: Features in /proc/cpuinfo's spelling that compiled code uses.
-_VECTOR = re.compile(r"avx|amx|fma|f16c|bmi|asimd|sve|i8mm|bf16|sme\d*$")
+_VECTOR = ("avx", "amx", "fma", "f16c", "bmi", "asimd", "sve", "sme", "i8mm", "bf16")
 #: Ending of a bundle in one file; any other name is a folder.
 SUFFIX = ".portolan"
 
@@ -250,10 +249,13 @@ def _tolerance(parts: BundleParts) -> Mapping[str, Tolerance]:
 
 
 def _needs(files: list[Source], target: Target) -> Needs:
-    """Compilers use all that the processor has, so code needs that again; other files are portable."""
+    """Compilers use all that the processor has, so code needs that again; other files are portable.
+
+    x86's `smep` protects pages, and has nothing to do with ARM's matrix extension `sme`.
+    """
     if not any(is_code(s.entry.path, next(iter(s.chunks()), b"")[:4]) for s in files):
         return Needs()
-    return Needs(target.arch, tuple(f for f in target.features if _VECTOR.match(f)))
+    return Needs(target.arch, tuple(f for f in target.features if f.startswith(_VECTOR) and f != "smep"))
 
 
 def _encoded(manifest: Manifest) -> bytes:
