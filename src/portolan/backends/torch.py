@@ -19,6 +19,7 @@ from portolan.core.schema import Knob
 from portolan.core.silence import environment, runtime
 from portolan.core.target import Target
 from portolan.errors import ModelError, PortolanError
+from portolan.frontends._pt2 import check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,7 +211,8 @@ class Torch(Backend):
 
 
 def _program(path: Path) -> Any:
-    """Reads an exported program. The setting keeps what is pickled in it from running code."""
+    """Reads an exported program, checked first: nothing in it may run as it is loaded, pickled or not."""
+    check(path)
     with environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"), explained("torch", path, *_LACKS):
         # torch.export.load would put the reason of a failure into a log, and raise a sentence that refers to it.
         return runtime("torch.export.pt2_archive._package").load_pt2(str(path)).exported_programs["model"]
