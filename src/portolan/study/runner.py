@@ -39,8 +39,9 @@ Progress = Callable[[str], None]
 #: Seconds of timed blocks per fidelity level, and process starts.
 LEVELS = ((0.4, 1), (0.8, 2))
 _FEEDS = 4
-#: Entrants of the race besides the baseline and the defaults; its starts; longest warm-up of one process, seconds.
-_FINALISTS, _RACE_STARTS, _WARM_UP = 4, 5, 0.5
+#: Entrants of the race besides the baseline and the defaults; its starts, at least (what the budget is kept for) and
+#: at most; longest warm-up of one process, seconds.
+_FINALISTS, _RACE_STARTS, _MOST_STARTS, _WARM_UP = 4, 5, 10, 0.5
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Runner:
     def search(self) -> None:
         """Tries what the search proposes until it stops or the budget is spent."""
         while not self._spending.search_over and not self._race_is_due():
-            proposal = self._searcher.ask()
+            proposal = self._searcher.ask(closing=self._spending.closing)
             if proposal is None:
                 break
             self._spending.count()
@@ -324,6 +325,7 @@ class Runner:
         return race(
             [arm(c) for c in entrants],
             baseline=entrants[0].key,
+            starts=_MOST_STARTS,
             block_seconds=self._block_seconds(entrants),
             deadline=None if left == float("inf") else time.monotonic() + max(left, 1.0),
             rng=np.random.default_rng(self.task.seed),
