@@ -43,7 +43,13 @@ class Zoo:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("names", nargs="*", choices=[*MODELS, "light", []])
+    parser.add_argument(
+        "names",
+        nargs="*",
+        choices=[*MODELS, "light", []],
+        metavar="NAME",
+        help=f"of {', '.join(MODELS)}, light; all by default",
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     names = arguments.names or [*MODELS, "light"]
@@ -229,7 +235,7 @@ def _lstm() -> Zoo:
 
 
 def _usable_torchvision() -> Any:
-    # A torchvision built for another torch cannot load its library, and its import then fails for want of two operators.
+    # A torchvision built for another torch cannot load its library; its import then fails for want of two operators.
     import torch
 
     spec = importlib.util.find_spec("torchvision")

@@ -25,17 +25,17 @@ MODULES = (
     "argparse", "ast", "bdb", "bisect", "calendar", "cmd", "codecs", "configparser", "copy", "csv", "dataclasses",
     "datetime", "decimal", "difflib", "dis", "doctest", "enum", "fractions", "ftplib", "functools", "gettext", "glob",
     "gzip", "heapq", "http.client", "http.cookiejar", "imaplib", "inspect", "ipaddress", "locale", "mailbox", "numbers",
-    "optparse", "pathlib", "pdb", "pickle", "pickletools", "platform", "plistlib", "poplib", "pprint", "profile", "queue",
-    "random", "sched", "selectors", "shelve", "shlex", "shutil", "smtplib", "socket", "socketserver", "ssl", "statistics",
-    "string", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "timeit", "traceback", "turtle", "types",
-    "typing", "urllib.request", "uuid", "warnings", "wave", "weakref", "zipfile",
+    "optparse", "pathlib", "pdb", "pickle", "pickletools", "platform", "plistlib", "poplib", "pprint", "profile",
+    "queue", "random", "sched", "selectors", "shelve", "shlex", "shutil", "smtplib", "socket", "socketserver", "ssl",
+    "statistics", "string", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "timeit", "traceback",
+    "turtle", "types", "typing", "urllib.request", "uuid", "warnings", "wave", "weakref", "zipfile",
 )  # fmt: skip
 
 
 def minilm() -> tuple[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]:
-    """The encoder and example inputs: `input_ids` and `attention_mask`, int64 [1, 128], to `sentence`, float32 [1, 384].
+    """The encoder and example inputs: `input_ids` and `attention_mask`, int64 [1, 128].
 
-    The sentence vector is the mean over the tokens of the last hidden states, of unit length.
+    Its output, float32 [1, 384], is the mean over the tokens of the last hidden states, of unit length.
     """
     # transformers imports torchvision where it finds it, and one built for another torch breaks that import.
     sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]

@@ -41,6 +41,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Adds the block's output to its input."""
         return torch.relu(x + self.body(x))
 
 
@@ -58,6 +59,7 @@ class Digits(nn.Module):
         self.tail = nn.Sequential(Block(2 * width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Scores of the ten digits."""
         return self.tail(self.down(self.stem(image)))
 
 
@@ -148,6 +150,7 @@ def write_data(arrays: dict[str, np.ndarray], path: Path) -> None:
 
 
 def main() -> None:
+    """Trains, exports, and counts once how many held-out images are right."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=PACKAGE)
     out = parser.parse_args().out

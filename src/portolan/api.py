@@ -242,6 +242,7 @@ def bench(
     backend: Sequence[str] | None = None,
     budget: str | None = None,
     seed: int = 0,
+    native: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Measures and compares models and bundles, with statistics; the first arm is the baseline.
@@ -253,6 +254,7 @@ def bench(
         backend: race each plain model on these backends.
         budget: seconds; five minutes by default.
         seed: of the order of blocks and of generated data.
+        native: run the compiled code of bundles that hold some: it has your rights, so trust who made them.
         progress: told one line at a time.
 
     Raises:
@@ -267,6 +269,7 @@ def bench(
         backend=backend,
         budget=budget,
         seed=seed,
+        native=native,
         progress=progress or _silent,
     )
     return Result("bench", found)
@@ -331,15 +334,19 @@ def pack(
     return Result("pack", found)
 
 
-def check(bundle: str | Path) -> Result:
+def check(bundle: str | Path, *, native: bool = False) -> Result:
     """Verifies a bundle: its checksums, and its golden outputs by running them in a process of their own.
+
+    Args:
+        bundle: a folder or a `.portolan` file.
+        native: run its compiled code, if it holds some: it has your rights, so trust who made it.
 
     Raises:
         VerificationFailed: something is not what the manifest says.
     """
     from portolan.bundle import check as verify
 
-    return Result("pack", verify(Path(bundle)).to_json())
+    return Result("pack", verify(Path(bundle), native=native).to_json())
 
 
 def open_study(folder: str | Path) -> Study:

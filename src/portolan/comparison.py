@@ -89,6 +89,7 @@ def bench(
     backend: Sequence[str] | None,
     budget: str | None,
     seed: int,
+    native: bool,
     progress: Progress,
 ) -> dict[str, Any]:
     """Races the arms, the first one as the baseline; the object of the contract.
@@ -107,7 +108,7 @@ def bench(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="portolan-bench-")))
         workspace = Workspace(folder)
         stack.callback(workspace.close)
-        arms = _arms(entries, stack, workspace, target, found, data, shapes, seed, progress)
+        arms = _arms(entries, stack, workspace, target, found, data, shapes, seed, native, progress)
         outcome = race(
             arms,
             baseline=arms[0].name,
@@ -150,6 +151,7 @@ def _arms(
     data: str | None,
     shapes: Shapes | None,
     seed: int,
+    native: bool,
     progress: Progress,
 ) -> list[Arm]:
     models: dict[str, Model] = {}
@@ -157,7 +159,7 @@ def _arms(
     feeds: list[dict[str, np.ndarray]] = []
     first: Signature | None = None
     for entry in entries:
-        bundle = stack.enter_context(open_bundle(Path(entry.source))) if is_bundle(entry.source) else None
+        bundle = stack.enter_context(open_bundle(Path(entry.source), native=native)) if is_bundle(entry.source) else None
         if bundle is None and entry.source not in models:
             models[entry.source] = read_model(workspace, entry.source, shapes)
         signature = bundle.manifest.signature if bundle is not None else models[entry.source].signature

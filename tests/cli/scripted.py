@@ -217,7 +217,7 @@ class Api(types.ModuleType):
 
     def bench(
         self, *arms: str, data: Any, shapes: Any, backend: Any, budget: Any, seed: int,
-        progress: Callable[[str], None],
+        native: bool, progress: Callable[[str], None],
     ) -> Answered:  # fmt: skip
         given = {k: v for k, v in locals().items() if k not in ("self", "arms")}
         return self._answer("bench", arms, given)
@@ -235,8 +235,8 @@ class Api(types.ModuleType):
         given = {k: v for k, v in locals().items() if k not in ("self", "source")}
         return self._answer("pack", (source,), given)
 
-    def check(self, bundle: str) -> Answered:
-        return self._answer("check", (bundle,), {})
+    def check(self, bundle: str, *, native: bool) -> Answered:
+        return self._answer("check", (bundle,), {"native": native})
 
     def open(self, path: str) -> Answered:
         self.calls.append(("open", (path,), {}))

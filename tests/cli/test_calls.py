@@ -59,7 +59,7 @@ def test_optimize_with_every_flag(api: Api) -> None:
         (
             ("bench", "a", "b@openvino(threads=1)", "--backend", "openvino", "--budget", "20s", "--seed", "3"),
             ("a", "b@openvino(threads=1)"),
-            {"data": None, "shapes": None, "backend": ["openvino"], "budget": "20s", "seed": 3},
+            {"data": None, "shapes": None, "backend": ["openvino"], "budget": "20s", "native": False, "seed": 3},
         ),
         (("report", "s1", "s2", "-o", "r.html", "--force"), ("s1", "s2"), {"out": "r.html", "force": True}),
         (("report",), (), {"out": "report.html", "force": False}),
@@ -71,7 +71,7 @@ def test_optimize_with_every_flag(api: Api) -> None:
                 "force": False, "dry_run": False,
             },
         ),
-        (("pack", "--check", "b.portolan"), ("b.portolan",), {}),
+        (("pack", "--check", "b.portolan", "--native"), ("b.portolan",), {"native": True}),
     ],
 )  # fmt: skip
 def test_flags_become_keywords(

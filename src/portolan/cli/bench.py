@@ -27,6 +27,7 @@ def _complete_arm(ctx: click.Context, param: click.Parameter, incomplete: str) -
 @options.shapes
 @options.budget
 @options.seed
+@options.native
 @options.common
 @click.pass_obj
 def command(console: Console, /, arms: tuple[str, ...], backend: list[str], **rest: Any) -> int:

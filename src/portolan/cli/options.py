@@ -297,6 +297,12 @@ def seed(function: Function) -> Function:
     )(function)
 
 
+def native(function: Function) -> Function:
+    """`--native`."""
+    text = "Run the compiled code that a bundle holds: it has your rights, so trust who made it."
+    return _switch("--native", help=text)(function)
+
+
 def out(help: str) -> Decorator:
     """`-o/--out`."""
     return click.option("-o", "--out", type=click.Path(), metavar="PATH", help=help)

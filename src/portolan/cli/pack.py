@@ -26,9 +26,10 @@ from portolan.errors import UsageError
 @options.data
 @options.shapes
 @options.writes
+@options.native
 @options.common
 @click.pass_obj
-def command(console: Console, /, source: str | None, check: str | None, dry_run: bool, **rest: Any) -> int:
+def command(console: Console, /, source: str | None, check: str | None, dry_run: bool, native: bool, **rest: Any) -> int:
     """Make, verify, export a bundle.
 
     The bundle is verified by running its golden inputs before the command ends.
@@ -43,7 +44,7 @@ def command(console: Console, /, source: str | None, check: str | None, dry_run:
         )
     with console.progress() as progress:
         if check is not None:
-            data = api.check(check).to_json()
+            data = api.check(check, native=native).to_json()
         else:
             rest["backend"] = next(iter(rest["backend"] or ()), None)
             data = api.pack(str(source), dry_run=dry_run, progress=progress, **rest).to_json()

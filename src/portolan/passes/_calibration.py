@@ -37,8 +37,11 @@ def usable(model: Model, samples: Mapping[str, np.ndarray] | None) -> list[dict[
             f"static quantization needs at least {FEWEST} calibration samples, got {data.rows}",
             hint="give more with `--data`, or use `quantize` with `mode=dynamic`",
         )
+    missing = [spec.name for spec in model.signature.inputs if spec.name not in samples]
+    if missing:
+        raise UsageError(f"the calibration data lack `{missing[0]}`", hint="name the arrays as the model's inputs")
     rows = np.unique(np.linspace(0, data.rows - 1, MOST).round().astype(int)).tolist()
-    known = {name: array for name, array in samples.items() if name in {s.name for s in model.signature.inputs}}
+    known = {spec.name: samples[spec.name] for spec in model.signature.inputs}
     for name, array in known.items():
         if array.dtype.kind == "f" and not np.isfinite(array[rows]).all():
             bad = next(row for row in rows if not np.isfinite(array[row]).all())
@@ -51,9 +54,6 @@ def usable(model: Model, samples: Mapping[str, np.ndarray] | None) -> list[dict[
             "all calibration samples are equal, so they show no ranges",
             hint="give real inputs with `--data`",
         )
-    missing = [spec.name for spec in model.signature.inputs if spec.name not in samples]
-    if missing:
-        raise UsageError(f"the calibration data lack `{missing[0]}`", hint="name the arrays as the model's inputs")
     found = [inputs for inputs, _ in feeds(data, rows, model.signature)]
     model.signature.check(found[0], where="calibration data")
     return found

@@ -42,7 +42,8 @@ QUANTIZED = frozenset(
 
 def quantized(model: Model) -> bool:
     """Whether the graph holds integer arithmetic already, whoever put it there."""
-    return bool(QUANTIZED & model.operators.keys()) or any(f.startswith("int") for f in model.features)
+    names = {operator.rpartition(".")[2] for operator in model.operators}  # without the domain
+    return bool(QUANTIZED & names) or any(f.startswith("int") for f in model.features)
 
 
 def open_graph(model: Model) -> onnx.ModelProto:

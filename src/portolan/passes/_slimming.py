@@ -1,4 +1,4 @@
-"""Constants folded, dead and duplicate parts removed: what `simplify` does, and `quantize` before it looks at a graph."""
+"""Constants folded, dead and duplicate parts removed: what `simplify` does, and `quantize` before it counts weights."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ _ALL = 2**62
 _SKIPPED = ["FusionGemm"]
 
 
-def slim(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+def slim(proto: onnx.ModelProto, name: str, *, grow: bool = False) -> onnx.ModelProto:
     """The same function as a smaller graph. `proto` itself stays as it is.
 
     Args:
         proto: from `open_graph`.
         name: what to call the model in an error.
+        grow: fold everything, also where that makes the file larger: weights that the graph computes become constants.
 
     Raises:
         ModelError: the graph holds something that onnxslim cannot handle.
     """
+    if grow:
+        return _fold(_transposed(proto), name, _ALL)
     folded = _fold(proto, name, _ALL)
     if weight_bytes(folded) > weight_bytes(proto) + SMALL:
         return _fold(proto, name, SMALL)
@@ -56,6 +59,27 @@ def _fold(proto: onnx.ModelProto, name: str, largest: int) -> onnx.ModelProto:
             f"`{name}` cannot be simplified: {type(error).__name__}: {error}", hint="leave `simplify` out of the recipe"
         ) from error
     return slimmed
+
+
+def _transposed(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with transposed constants folded: onnxslim leaves those that are used elsewhere too (tied weights)."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    constants = {tensor.name: tensor for tensor in copy.graph.initializer}
+    outputs = {value.name for value in copy.graph.output}
+    kept = []
+    for node in copy.graph.node:
+        if node.op_type != "Transpose" or node.input[0] not in constants or node.output[0] in outputs:
+            kept.append(node)
+            continue
+        axes = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+        array = onnx.numpy_helper.to_array(constants[node.input[0]]).transpose(axes)
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(array.copy(order="C"), node.output[0]))
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    return copy
 
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -98,7 +98,7 @@ def quantize(
         raise UsageError(f"`{model.name}` cannot be quantized: {reason}", hint="leave `quantize` out of the recipe")
     feeds = usable(model, context.calibration) if mode == "static" else []
     original = open_graph(model)
-    graph = slim(_modern(original, model.name), model.name)
+    graph = slim(_modern(original, model.name), model.name, grow=True)
     reduced = context.target.arch == "x86_64" and not context.target.has(*_WIDE_SUMS)
     common = {"per_channel": per_channel, "reduce_range": reduced}
     if mode == "dynamic":
@@ -201,9 +201,7 @@ def attends(graph: onnx.ModelProto) -> bool:
     """Whether activations are multiplied with activations, which is what attention is."""
     constants = {tensor.name for tensor in graph.graph.initializer}
     fused = {"Attention", "GroupQueryAttention", "MultiHeadAttention"}
-    return any(
-        n.op_type in fused or (n.op_type == "MatMul" and not constants & set(n.input)) for n in graph.graph.node
-    )
+    return any(n.op_type in fused or (n.op_type == "MatMul" and not constants & set(n.input)) for n in graph.graph.node)
 
 
 def after_activations(graph: onnx.ModelProto) -> list[str]:

@@ -309,6 +309,7 @@ def _result(
         "closest": None if closest is None else closest.to_json(),
         "trials": [t.to_json() for t in (*tried, *refused)],
         "seconds": round(spending.seconds, 2),
+        "first_seconds": runner.first_seconds,
         "measurements": sum(len(t.metrics) for t in tried),
         "model": {
             key: value for key, value in setting.model.to_json().items() if key not in ("path", "program", "features")

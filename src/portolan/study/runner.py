@@ -22,10 +22,11 @@ from portolan.core.model import Model
 from portolan.core.recipe import digest
 from portolan.core.target import Target
 from portolan.errors import NoResult, PortolanError, UsageError
-from portolan.measure import roofline, stats
+from portolan.measure import roofline
 from portolan.measure.lock import measuring
 from portolan.measure.race import Arm, race
 from portolan.measure.result import Race
+from portolan.measure.result import Samples as Readings
 from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
 from portolan.study.budget import Spending
@@ -150,6 +151,11 @@ class Runner:
             self._pace = None
 
     @property
+    def first_seconds(self) -> float | None:
+        """Seconds until the first trial that met every limit."""
+        return None if self._first is None else round(self._first, 2)
+
+    @property
     def outcome(self) -> Race | None:
         """The final race, once it was run."""
         return self._race
@@ -217,7 +223,7 @@ class Runner:
                 metrics["memory"] = Measurement.of("memory", session.peak_memory(), n=1)
             finally:
                 session.close()
-        return metrics | _latency(blocks)
+        return metrics | Readings([[block] for block in blocks]).metrics()
 
     def _judged(self, candidate: Candidate, session: Session) -> Metrics:
         """Quality of the candidate's numerics: judged once, on the first candidate that has them."""
@@ -282,7 +288,9 @@ class Runner:
     def _unbelievable(self, metrics: Metrics) -> str | None:
         if self.task.flops is None or "latency_p50" not in metrics:
             return None
-        return roofline.believable(metrics["latency_p50"].value, self.task.flops, self._ceilings)
+        return roofline.believable(
+            metrics["latency_p50"].value, self.task.flops, self._ceilings, self.task.target.features
+        )
 
     # --- the race
 
@@ -379,23 +387,6 @@ class _Pace:
 
     def close(self) -> None:
         self._session.close()
-
-
-def _latency(blocks: Sequence[np.ndarray]) -> Metrics:
-    """Latency of a screening: percentiles, each between the order statistics that hold it with 95 %.
-
-    One start says little about the next (runtimes settle into different speeds), so 3 % is added to each side.
-    """
-    readings = np.sort(np.concatenate(blocks))
-    n = len(readings)
-    metrics = {}
-    for name, p in (("latency_p50", 0.5), ("latency_p95", 0.95), ("latency_p99", 0.99)):
-        if n < stats.readings_needed(p):
-            continue
-        half = 1.96 * (n * p * (1 - p)) ** 0.5
-        low, high = (readings[int(np.clip(round(n * p + side * half), 0, n - 1))] for side in (-1, 1))
-        metrics[name] = Measurement.of(name, float(np.quantile(readings, p)), 0.97 * low, 1.03 * high, n)
-    return metrics
 
 
 def _thinned(blocks: Sequence[Sequence[np.ndarray]], most: int = 200) -> tuple[tuple[float, ...], ...]:
