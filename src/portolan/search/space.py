@@ -56,7 +56,8 @@ def candidates(
         goals: whether outputs may change is read from them.
         passes: pass objects by name, or names in the registry; None means all of the registry.
         backends: likewise; None means all that let themselves be searched.
-        default: the backend of the baseline; by default ONNX Runtime, whether or not it is searched.
+        default: the backend of the baseline, whether or not it is searched; by default the registry's ONNX Runtime,
+            or with objects given the first of them that can run the model.
         fixed: what is pinned, in the form of a recipe; a list of values is a range. What it leaves out is searched.
         has_calibration: whether there is data that passes may calibrate on.
         refused_too: False leaves the refusals out.
@@ -74,6 +75,8 @@ def candidates(
     refused += more
     if not usable:
         raise _nobody_runs(model, target, refused)
+    if default is None and not isinstance(backends, Mapping) and DEFAULT_BACKEND in registry.BACKENDS.names():
+        default = registry.backend(DEFAULT_BACKEND)
     base = _default(usable, default, model, target)
     _check_options(usable, fixed)
 
@@ -167,14 +170,10 @@ def _unusable(backend: Backend, model: Model, target: Target) -> str | None:
     return backend.refuse(model, target)
 
 
-def _default(
-    usable: Mapping[str, Backend], default: Backend | None, model: Model, target: Target
-) -> Backend:
+def _default(usable: Mapping[str, Backend], default: Backend | None, model: Model, target: Target) -> Backend:
     """The backend of the baseline: the default runtime, even when others were asked for, else the first usable one."""
     if DEFAULT_BACKEND in usable:
         return usable[DEFAULT_BACKEND]
-    if default is None and DEFAULT_BACKEND in registry.BACKENDS.names():
-        default = registry.backend(DEFAULT_BACKEND)
     if default is not None and _unusable(default, model, target) is None:
         return default
     return next(iter(usable.values()))
