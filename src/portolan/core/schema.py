@@ -1,8 +1,8 @@
 """The signature is the schema: a function's annotated keywords give its flags, TOML keys, checks and search space.
 
-    def compile(self, model, target, *,
-                precision: Annotated[Literal["f32", "bf16"], Knob(needs={"bf16": ("avx512_bf16",)})] = "f32",
-                threads: Annotated[int, Knob(values=cores)] = 0): ...
+def compile(self, model, target, *,
+            precision: Annotated[Literal["f32", "bf16"], Knob(needs={"bf16": ("avx512_bf16",)})] = "f32",
+            threads: Annotated[int, Knob(values=cores)] = 0): ...
 """
 
 from __future__ import annotations
