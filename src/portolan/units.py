@@ -24,7 +24,7 @@ _EXAMPLES = {
     "energy": "5mJ", "money": "0.30USD", "carbon": "2g",
 }  # fmt: skip
 _MOST_PLACES = 9
-_NUMBER = re.compile(r"\s*([-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*$")
+_NUMBER = re.compile(r"\s*([-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*((?:1/)?[^\s\d.,_+-]\S*|)\s*$")
 
 
 def parse(text: str, dimension: str, into: str | None = None) -> float:
