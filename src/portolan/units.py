@@ -52,7 +52,7 @@ def parse(text: str, dimension: str, into: str | None = None) -> float:
     # In decimals, so that 35% is 0.35 and 8.3 ms are 8.3 ms, to the last bit.
     value = float(Decimal(match[1]) * factor) if math.isfinite(float(match[1])) else math.inf
     if not math.isfinite(value):
-        raise UsageError(f"`{text}` is too large a number")
+        raise UsageError(f"`{text}` is too large a number", hint=_how_to_write(text, dimension))
     return value
 
 
