@@ -24,7 +24,7 @@ _EXAMPLES = {
     "energy": "5mJ", "money": "0.30USD", "carbon": "2g",
 }  # fmt: skip
 _MOST_PLACES = 9
-_NUMBER = re.compile(r"\s*([-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*$")
+_NUMBER = re.compile(r"\s*([-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*((?:1/)?[^\s\d.,_+-]\S*|)\s*$")
 
 
 def parse(text: str, dimension: str, into: str | None = None) -> float:
@@ -52,7 +52,7 @@ def parse(text: str, dimension: str, into: str | None = None) -> float:
     # In decimals, so that 35% is 0.35 and 8.3 ms are 8.3 ms, to the last bit.
     value = float(Decimal(match[1]) * factor) if math.isfinite(float(match[1])) else math.inf
     if not math.isfinite(value):
-        raise UsageError(f"`{text}` is too large a number")
+        raise UsageError(f"`{text}` is too large a number", hint=_how_to_write(text, dimension))
     return value
 
 
@@ -96,8 +96,8 @@ def digits(value: float, noise: float | None, full: float | None = None) -> str:
         return "not a number" if math.isnan(value) else f"{'-' if value < 0 else ''}infinite"
     noisy = noise is not None and noise > 0 and math.isfinite(noise)
     # Rounded to one digit first: a noise of 0.096 is 0.1 to a reader, and takes one decimal, not two.
-    places = -_exponent(float(f"{noise:.0e}")) if noisy else max(0, 2 - _exponent(value))
-    if full is not None and value < full <= round(value, places):
+    places = -int(f"{noise:.0e}".partition("e")[2]) if noisy else max(0, 2 - _exponent(value))
+    if full is not None and 0 < value < full <= round(value, places):
         places = max(places, 0)
         while round(value, places) >= full and places < _MOST_PLACES:
             places += 1
@@ -129,5 +129,7 @@ def _exponent(value: float) -> int:
 def _write(value: float, places: int) -> str:
     if places > _MOST_PLACES - 3 and 0 < abs(value) < 1e-3:
         return f"{value:.{min(max(0, places + _exponent(value)), 6)}e}"
+    if abs(value) >= 1e15:
+        return f"{value:.2e}"
     rounded = round(value, places) + 0.0  # adding 0 turns -0.0 into 0.0
     return f"{rounded:,.{min(max(0, places), _MOST_PLACES)}f}"

@@ -45,7 +45,9 @@ class Limit:
             return 0.0
         worst = inf if measurement is None else measurement.worst("lower" if self.op[0] == "<" else "higher")
         # A bound of zero has no size to compare with: a thousandth stands in for it.
-        return abs(worst - self.bound) / (abs(self.bound) or 1e-3) if isfinite(worst) else inf
+        if not isfinite(worst):
+            return inf
+        return max(abs(worst - self.bound) / (abs(self.bound) or 1e-3), _TOLERANCE)
 
     def reason(self, measurement: Measurement | None) -> str | None:
         """Why the limit is not met, in two words, or None when it is."""
