@@ -1,19 +1,20 @@
 """Every error a user can meet, as a tree; each carries its exit code and, where there is one, a hint.
 
-    PortolanError                 1  a bug, or an error nobody classified
-    ├── UsageError                2  a flag, a goal, a file or data that does not fit
-    │   └── UnknownName           2  a mistyped name, with the nearest real one
-    ├── GoalsNotMet               3  carries `.closest`
-    ├── NoBackend                 4  no backend or target can do it
-    ├── ModelError                5  the model cannot be read
-    │   └── UnsupportedOperator   5  a backend lacks an operator
-    ├── VerificationFailed        6  outputs, checksums or a bundle's contents do not agree
-    ├── NoResult                  7  no valid result in the budget
-    ├── WorkerError               1  a worker process failed; its trial is recorded as failed with this reason
-    │   ├── WorkerCrashed
-    │   ├── WorkerTimeout
-    │   └── OutOfMemory
-    └── Interrupted             130  Ctrl-C; what was done is saved
+PortolanError                 1  a bug, or an error nobody classified
+├── UsageError                2  a flag, a goal, a file or data that does not fit
+│   └── UnknownName           2  a mistyped name, with the nearest real one
+├── GoalsNotMet               3  carries `.closest`
+├── NoBackend                 4  no backend or target can do it
+├── ModelError                5  the model cannot be read
+│   └── UnsupportedOperator   5  a backend lacks an operator
+├── VerificationFailed        6  outputs, checksums or a bundle's contents do not agree
+├── NoResult                  7  no valid result in the budget
+├── WorkerError               1  a worker process failed; its trial is recorded as failed with this reason
+│   ├── WorkerCrashed
+│   ├── WorkerTimeout
+│   └── OutOfMemory
+├── DiskFull                  1  no space left; what was done before is kept
+└── Interrupted             130  Ctrl-C; what was done is saved
 """
 
 from __future__ import annotations
@@ -42,9 +43,7 @@ class PortolanError(Exception):
 
     def to_json(self) -> dict[str, Any]:
         """The failure object of the contract."""
-        return {
-            "error": {"code": self.exit_code, "message": self.message, "where": self.where, "hint": self.hint}
-        }
+        return {"error": {"code": self.exit_code, "message": self.message, "where": self.where, "hint": self.hint}}
 
 
 class UsageError(PortolanError):
@@ -57,11 +56,18 @@ class UnknownName(UsageError):
     """A name that does not exist; the hint is the nearest one that does."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, where: str | None = None) -> None:
-        names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names) or 'none'}"
-        super().__init__(f"no {kind} named `{name}`", hint=hint, where=where)
+        super().__init__(f"no {kind} named `{name}`", hint=nearest(name, known), where=where)
         self.name = name
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint for a mistyped name: the nearest one that exists, else all of them."""
+    names = sorted(known)
+    # Case is no difference: `Latency_P95` is as near to `latency_p95` as can be.
+    near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.5)
+    if not near:
+        return f"known: {', '.join(names) or 'none'}"
+    return f"did you mean `{next(n for n in names if n.lower() == near[0])}`?"
 
 
 class GoalsNotMet(PortolanError):
@@ -111,7 +117,15 @@ class WorkerError(PortolanError):
 
 
 class WorkerCrashed(WorkerError):
-    """The worker ended without an answer (a signal, an abort, an exit)."""
+    """The worker ended without an answer (a signal, an abort, an exit).
+
+    Attributes:
+        killed: by SIGKILL, which comes from outside: the kernel when memory runs out, or a person.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, stderr: str = "", killed: bool = False) -> None:
+        super().__init__(message, hint=hint, stderr=stderr)
+        self.killed = killed
 
 
 class WorkerTimeout(WorkerError):
@@ -120,6 +134,14 @@ class WorkerTimeout(WorkerError):
 
 class OutOfMemory(WorkerError):
     """The worker reached its memory limit."""
+
+
+class DiskFull(PortolanError):
+    """No space is left where something has to be written. What was written before is kept."""
+
+    def __init__(self, message: str, *, hint: str | None = None, where: str | None = None) -> None:
+        usual = "free some space and repeat the command: what was measured before is kept"
+        super().__init__(message, hint=hint or usual, where=where)
 
 
 class Interrupted(PortolanError):

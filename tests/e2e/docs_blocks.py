@@ -116,7 +116,8 @@ def _first_word(line: str) -> str:
 
 def masked(line: str) -> str:
     """A line without what differs between machines."""
-    return " ".join(NUMBER.sub("#", line.replace("★", " ")).replace("##", "#").split())
+    numbers = NUMBER.sub("#", line.replace("★", " ")).replace("##", "#")
+    return " ".join(numbers.replace("# (# to #)", "# #").split())  # an interval, even or lopsided
 
 
 def missing(expected: tuple[str, ...], printed: str) -> str | None:

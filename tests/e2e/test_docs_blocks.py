@@ -60,6 +60,7 @@ def test_a_broken_page_is_an_error(page: str, told: str) -> None:
         ("baseline  19.4 ms ±0.2   97.8 MiB", "baseline 812 µs ±3   1,024 B"),
         ("★14 quantize  6.9 ±0.1  0.3%", "  9 quantize   11.25 ±0.02   -1.2%"),
         ("goals met: 2.8x faster", "goals met: 13x faster"),
+        ("0.3% ±0.2  met", "0.0% (0.0 to 0.6)  met"),
     ],
 )
 def test_numbers_are_all_equal(a: str, b: str) -> None:

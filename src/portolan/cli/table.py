@@ -36,8 +36,7 @@ def number(metric: Mapping[str, Any] | None, *, n: bool = False) -> str:
     found = measurement(metric)
     if found is None:
         return "-"
-    count = found.n if n else None
-    return str(Measurement(found.value, found.unit, found.lo, found.hi, count, found.kind))
+    return str(found) if n else found.short
 
 
 def quantity(value: float | None, unit: str) -> str:
@@ -45,8 +44,7 @@ def quantity(value: float | None, unit: str) -> str:
     if value is None:
         return f"unknown {'bytes' if unit == 'B' else f'{unit}s'}"
     if unit == "B":
-        scaled, name = units.scale(value, "B")
-        return f"{units.digits(scaled, None)} {name}"
+        return units.write(value, "B")
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{units.digits(value / factor, None)} {prefix}{unit}".strip()
