@@ -173,7 +173,7 @@ def _process(argv: list[str], folder: Path, env: dict[str, str], timeout: float)
 
 
 def prepare(path: Path, folder: Path, done: dict[str, Path]) -> None:
-    """Makes the folder that a page runs in; `done` holds the folders of the pages that ran before, by name."""
+    """Makes the folder that a page runs in; `done` holds the folders of the pages that ran before, by path."""
     folder.mkdir()
     if begin := BEGINS_WITH.search(path.read_text(encoding="utf-8")):
         for study in done[begin[1]].glob("study-*"):
