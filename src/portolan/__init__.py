@@ -1,8 +1,8 @@
 """Portolan: find, by measuring, the best way to run a trained model on the hardware at hand, and ship it.
 
-    import portolan
-    study = portolan.optimize("resnet50.onnx", goals=["latency_p95 < 8ms", "accuracy_drop <= 1%"], data="val/")
-    study.best
+import portolan
+study = portolan.optimize("resnet50.onnx", goals=["latency_p95 < 8ms", "accuracy_drop <= 1%"], data="val/")
+study.best
 """
 
 from __future__ import annotations

@@ -159,7 +159,9 @@ def _arms(
     feeds: list[dict[str, np.ndarray]] = []
     first: Signature | None = None
     for entry in entries:
-        bundle = stack.enter_context(open_bundle(Path(entry.source), native=native)) if is_bundle(entry.source) else None
+        bundle = (
+            stack.enter_context(open_bundle(Path(entry.source), native=native)) if is_bundle(entry.source) else None
+        )
         if bundle is None and entry.source not in models:
             models[entry.source] = read_model(workspace, entry.source, shapes)
         signature = bundle.manifest.signature if bundle is not None else models[entry.source].signature

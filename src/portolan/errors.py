@@ -13,6 +13,7 @@ PortolanError                 1  a bug, or an error nobody classified
 │   ├── WorkerCrashed
 │   ├── WorkerTimeout
 │   └── OutOfMemory
+├── DiskFull                  1  no space left; what was done before is kept
 └── Interrupted             130  Ctrl-C; what was done is saved
 """
 
@@ -116,7 +117,15 @@ class WorkerError(PortolanError):
 
 
 class WorkerCrashed(WorkerError):
-    """The worker ended without an answer (a signal, an abort, an exit)."""
+    """The worker ended without an answer (a signal, an abort, an exit).
+
+    Attributes:
+        killed: by SIGKILL, which comes from outside: the kernel when memory runs out, or a person.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, stderr: str = "", killed: bool = False) -> None:
+        super().__init__(message, hint=hint, stderr=stderr)
+        self.killed = killed
 
 
 class WorkerTimeout(WorkerError):
@@ -125,6 +134,14 @@ class WorkerTimeout(WorkerError):
 
 class OutOfMemory(WorkerError):
     """The worker reached its memory limit."""
+
+
+class DiskFull(PortolanError):
+    """No space is left where something has to be written. What was written before is kept."""
+
+    def __init__(self, message: str, *, hint: str | None = None, where: str | None = None) -> None:
+        usual = "free some space and repeat the command: what was measured before is kept"
+        super().__init__(message, hint=hint or usual, where=where)
 
 
 class Interrupted(PortolanError):

@@ -139,6 +139,18 @@ def text_named():
     torch.manual_seed(0)
     return Text(), (torch.randint(0, 50, (1, 5)), torch.ones(1, 5)), ["mul", "linear"]
 
+class Limited(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("positions", torch.arange(16.0))
+
+    def forward(self, x):
+        return x + self.positions[: x.shape[1]]
+
+class Fixed(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, 3)
+
 def number():
     return 3
 
@@ -189,6 +201,36 @@ def test_free_axes_dicts_and_names_that_clash(tmp_path: Path, modules: str) -> N
     again = load(model.program, out=tmp_path / "again", shapes={"ids": (2, 4), "mask": (2, 4)})
     assert again.signature.inputs[0].shape == (2, 4)
     assert again.program == tmp_path / "again" / "text.pt2"
+
+
+@pytest.mark.torch
+def test_a_program_beside_its_graph_and_without_example_inputs(tmp_path: Path) -> None:
+    import torch
+
+    path = tmp_path / "plain.pt2"
+    program = torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+    torch.export.save(program, str(path))
+    before = path.read_bytes()
+    assert load(path, out=tmp_path).program == path
+    assert path.read_bytes() == before
+    program.example_inputs = None
+    torch.export.save(program, str(path))
+    model = load(path, out=tmp_path / "out")
+    assert str(model.signature.inputs[0]) == "input:4x3 float32"
+
+
+@pytest.mark.torch
+def test_a_free_axis_takes_the_module_s_own_limit(tmp_path: Path, modules: str) -> None:
+    model = load(modules + "Limited", out=tmp_path / "out", shapes={"x": ("batch", "tokens")})
+    assert str(model.signature.inputs[0]) == "x:batchxtokens float32"
+    assert runs(model, {"x": np.zeros((1, 16), np.float32)})[0].tolist() == [list(range(16))]
+
+
+@pytest.mark.torch
+def test_an_axis_that_cannot_be_free(tmp_path: Path, modules: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        load(modules + "Fixed", out=tmp_path / "out", shapes={"x": ("batch", 3)})
+    assert caught.value.message == "the axis `batch` cannot be free: the module computes with a size of 2 there"
 
 
 @pytest.mark.torch

@@ -29,7 +29,9 @@ from portolan.errors import UsageError
 @options.native
 @options.common
 @click.pass_obj
-def command(console: Console, /, source: str | None, check: str | None, dry_run: bool, native: bool, **rest: Any) -> int:
+def command(
+    console: Console, /, source: str | None, check: str | None, dry_run: bool, native: bool, **rest: Any
+) -> int:
     """Make, verify, export a bundle.
 
     The bundle is verified by running its golden inputs before the command ends.

@@ -29,20 +29,47 @@ _TOLERANCE = 1e-3
 def program(module: Any, example: Example, source: str) -> Any:
     """`torch.export.export`, with its failure in one line.
 
+    A free axis gets the limits that the module itself has: 512 tokens where there are 512 positions.
+
     Raises:
         ModelError: the module cannot be exported.
     """
     import torch
 
+    dynamic: Any = example.dynamic
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(module, example.args, example.kwargs, dynamic_shapes=example.dynamic)
+            try:
+                return torch.export.export(module, example.args, example.kwargs, dynamic_shapes=dynamic)
+            except torch._dynamo.exc.UserError as error:
+                if dynamic is None or "Suggested fixes" not in str(error):
+                    raise
+                dynamic = _limited(str(error), dynamic)
+            return torch.export.export(module, example.args, example.kwargs, dynamic_shapes=dynamic)
+    except ModelError:
+        raise
     except Exception as error:  # tracing runs the user's own code: anything can come out
         raise ModelError(
             f"`{source}` cannot be exported by torch: {_first_line(error)}",
             hint="torch.export needs a forward without branches on values: try it on its own for the whole message",
         ) from error
+
+
+def _limited(message: str, dynamic: Any) -> Any:
+    """The free axes with the limits that torch suggests; its own reader trips over the text behind them."""
+    import torch
+
+    lines = [line for line in message.partition("Suggested fixes:")[2].splitlines() if " = " in line]
+    for line in lines:
+        name, _, size = line.strip().partition(" = ")
+        if size.isdecimal():
+            raise ModelError(
+                f"the axis `{name}` cannot be free: the module computes with a size of {size} there",
+                hint=f"give `{name}` a size in `--shapes`, or change the module",
+            )
+    fixes = "Suggested fixes:\n" + "\n".join(lines)
+    return torch.export.dynamic_shapes.refine_dynamic_shapes_from_suggested_fixes(fixes, dynamic)
 
 
 def to_onnx(program: Any, example: Example | None, out: Path, name: str, source: str) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ class UserMetric:
     Attributes:
         name: `file.py:function`, for messages.
         function: takes the outputs (name to array, first axis the samples) and the labels.
+        sha256: hash of the file, since what another version of it said is not what this one says.
     """
 
     name: str
     function: Callable[..., Any]
+    sha256: str = ""
 
     def __call__(self, outputs: Outputs, labels: np.ndarray[Any, Any]) -> float:
         """The metric's value.
@@ -66,4 +69,6 @@ def load_metric(source: str | Path) -> UserMetric:
         UsageError: the text has another form; the file is missing or fails when imported.
         UnknownName: it has no such function.
     """
-    return UserMetric(str(source), userfile.function(source))
+    found = userfile.function(source)
+    path, _ = userfile.split(source)
+    return UserMetric(str(source), found, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,22 @@ from portolan.core.frontend import Shapes
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe, Step, digest
 from portolan.core.target import Target
-from portolan.errors import PortolanError, UsageError, WorkerError
+from portolan.errors import (
+    DiskFull,
+    NoResult,
+    OutOfMemory,
+    PortolanError,
+    UsageError,
+    WorkerCrashed,
+    WorkerError,
+    WorkerTimeout,
+)
 from portolan.study.workspace import Workspace
-from portolan.worker import Worker
+from portolan.worker import Worker, default_memory_limit, patience
 from portolan.worker.environments import python_for
 
 _SECONDS = 600.0
+_LOG = 2000
 Make = Callable[[Path], Mapping[str, Any]]
 
 
@@ -79,6 +90,7 @@ class Builder:
     ) -> None:
         self._workspace, self._model, self._target = workspace, model, target
         self._backends, self._samples = backends, samples
+        self._workers: set[Worker] = set()
 
     def artefact(self, steps: Sequence[Step]) -> Model:
         """The model after these passes.
@@ -110,6 +122,20 @@ class Builder:
         options = backend.schema.check(recipe.options)
         return digest([model.sha256, backend.name, options, backend.versions(), self._target.fingerprint])
 
+    def stop(self) -> None:
+        """Ends whatever is being built."""
+        for worker in list(self._workers):
+            worker.kill()
+
+    @contextmanager
+    def _worker(self, python: list[str] | None) -> Iterator[Worker]:
+        with Worker(python=python) as worker:
+            self._workers.add(worker)
+            try:
+                yield worker
+            finally:
+                self._workers.discard(worker)
+
     def _step(self, step: Step) -> list[Any]:
         found = registry.pass_(step.name)
         options = found.schema.check(step.options)
@@ -119,22 +145,22 @@ class Builder:
     def _remember(self, kind: str, key: str, make: Make) -> tuple[Path, dict[str, Any]]:
         """What `make` built or how it failed, now or in an earlier run."""
         failure = self._workspace.ledger.latest(f"{kind}_failed", key)
-        if failure is not None:
-            raise WorkerError(failure["reason"], hint=failure["hint"])
+        if failure is not None and holds(failure):
+            raise WorkerError(failure["reason"], hint=failure["hint"], stderr=failure.get("log", ""))
         try:
             return self._workspace.build(kind, key, make)
         except PortolanError as error:
-            if not isinstance(error, UsageError):
-                self._workspace.ledger.append(f"{kind}_failed", key, {"reason": str(error), "hint": error.hint})
+            if lasting(error):
+                self._workspace.ledger.append(f"{kind}_failed", key, {**told(error), "hint": error.hint})
             raise
 
     def _apply(self, step: Step, model: Model, out: Path) -> dict[str, Any]:
         options = registry.pass_(step.name).schema.check(step.options)
         calibrates = registry.pass_(step.name).needs(options) == "calibration"
-        with Worker() as worker:
+        with self._worker(None) as worker:
             reply = worker.ask(
                 "apply",
-                timeout=_SECONDS,
+                timeout=patience(_SECONDS),
                 name=step.name,
                 options=options,
                 model=model.to_json(),
@@ -146,10 +172,10 @@ class Builder:
         return {"model": reply.fields["model"], "scratch": str(out), "seconds": reply.fields["seconds"]}
 
     def _compile(self, recipe: Recipe, model: Model, out: Path) -> dict[str, Any]:
-        with Worker(python=python_for(recipe.backend)) as worker:
+        with self._worker(python_for(recipe.backend)) as worker:
             reply = worker.ask(
                 "compile",
-                timeout=_SECONDS,
+                timeout=patience(_SECONDS),
                 backend=recipe.backend,
                 model=model.to_json(),
                 target=self._target.to_json(),
@@ -157,6 +183,29 @@ class Builder:
                 out=str(out),
             )
         return {name: reply.fields[name] for name in ("seconds", "size", "facts")}
+
+
+def lasting(error: PortolanError) -> bool:
+    """Whether the same would happen again: not so when something from outside, or the user's request, was the cause."""
+    outside = isinstance(error, WorkerCrashed) and error.killed
+    return not outside and not isinstance(error, (UsageError, DiskFull, NoResult))
+
+
+def told(error: PortolanError) -> dict[str, Any]:
+    """A failure as the ledger keeps it: the reason, the end of what was printed, and the limits if one was hit."""
+    found: dict[str, Any] = {"reason": error.message, "log": getattr(error, "stderr", "")[-_LOG:]}
+    if isinstance(error, (OutOfMemory, WorkerTimeout)):
+        found["limits"] = _limits()
+    return found
+
+
+def holds(failure: Mapping[str, Any]) -> bool:
+    """Whether a kept failure still stands: one for want of memory or time does until the limits change."""
+    return failure.get("limits") in (None, _limits())
+
+
+def _limits() -> list[float]:
+    return [default_memory_limit(), patience(_SECONDS)]
 
 
 def read_model(workspace: Workspace, source: str, shapes: Shapes | None = None) -> Model:
@@ -174,7 +223,7 @@ def read_model(workspace: Workspace, source: str, shapes: Shapes | None = None) 
 
     def make(out: Path) -> dict[str, Any]:
         with Worker() as worker:
-            reply = worker.ask("convert", timeout=_SECONDS, source=source, out=str(out), shapes=sizes or None)
+            reply = worker.ask("convert", timeout=patience(_SECONDS), source=source, out=str(out), shapes=sizes or None)
         return {"model": reply.fields["model"], "scratch": str(out)}
 
     folder, facts = workspace.build("models", key, make)

@@ -7,6 +7,8 @@ key stands for the newer state. A process may be killed at any moment, and sever
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from portolan.errors import PortolanError, UsageError
+from portolan.errors import DiskFull, PortolanError, UsageError
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -33,6 +35,7 @@ CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON events
 PRAGMA user_version = 1;
 """
 _BUSY_SECONDS = 30.0
+_LEAST_FREE = 2**20
 
 
 class Ledger:
@@ -55,12 +58,13 @@ class Ledger:
         with self._explained():
             # check_same_thread: compile threads append too; sqlite3 serialises its calls.
             self._db = sqlite3.connect(
-                path if writable else f"file:{path}?mode=ro", uri=not writable, timeout=_BUSY_SECONDS,
+                path if writable else _read_only(path), uri=not writable, timeout=_BUSY_SECONDS,
                 isolation_level=None, check_same_thread=False,
             )  # fmt: skip
             if writable:
                 self._create()
-            self._db.execute("PRAGMA synchronous = NORMAL")
+            # FULL: an event is on disk before it counts, even when the power fails.
+            self._db.execute("PRAGMA synchronous = FULL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > 1:
             raise UsageError(f"`{path}` was written by a newer Portolan", hint="pip install -U portolan")
@@ -130,13 +134,23 @@ class Ledger:
             raise _explain(self.path, error) from error
 
 
+def _read_only(path: Path) -> str:
+    """The address to open a ledger for reading at, also where nothing can be written.
+
+    A database in WAL mode needs two files beside it to be read; where they cannot be made, and none holds anything,
+    nobody can be writing, and it may be read as a file that does not change.
+    """
+    address = path.absolute().as_uri()
+    wal = path.with_name(f"{path.name}-wal")
+    still = not os.access(path.parent, os.W_OK) and not (wal.is_file() and wal.stat().st_size)
+    return f"{address}?{'immutable=1' if still else 'mode=ro'}"
+
+
 def _explain(path: Path, error: sqlite3.Error) -> PortolanError:
     text = str(error)
-    if "full" in text:
-        return PortolanError(
-            f"the disk is full: `{path}` could not be written",
-            hint="free some space and repeat the command: what was measured before is kept",
-        )
+    # SQLite calls it an I/O error when the index of its log does not fit.
+    if "is full" in text or ("disk I/O" in text and shutil.disk_usage(path.parent).free < _LEAST_FREE):
+        return DiskFull(f"the disk is full: `{path}` could not be written")
     if "readonly" in text or "unable to open" in text:
         return UsageError(f"`{path}` cannot be written", hint="name a folder that can be written: --study DIR")
     if "not a database" in text or "malformed" in text:

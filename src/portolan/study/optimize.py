@@ -8,6 +8,7 @@ import shlex
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from portolan.errors import Interrupted, UsageError
 from portolan.frontends.demo import demo_data, is_demo
 from portolan.measure.environment import Ticks, environment, ticks
 from portolan.measure.metric import load_metric
-from portolan.search.space import Candidate, candidates, describe
+from portolan.search.space import DEFAULT_BACKEND, Candidate, candidates, describe
 from portolan.study import memory
 from portolan.study.budget import Budget, Spending
 from portolan.study.builder import Samples, read_model
@@ -33,7 +34,7 @@ from portolan.study.conclude import best_of, closest_of, ratios, settle
 from portolan.study.runner import Progress, Runner, Task
 from portolan.study.study import Study
 from portolan.study.trial import Trial
-from portolan.study.workspace import Workspace
+from portolan.study.workspace import Workspace, explained
 from portolan.targets.local import local
 from portolan.worker.environments import backends as find_backends
 
@@ -111,16 +112,13 @@ def optimize(settings: Settings, progress: Progress) -> Study:
     """Searches for the best recipe under the goals; see `portolan.api.optimize`."""
     goals, budget = _goals(settings.goals), Budget.parse(settings.budget)
     folder = study_folder(settings)
-    workspace = Workspace(folder)
-    try:
+    with explained(folder), closing(Workspace(folder)) as workspace:
         setting = _read(settings, goals, workspace)
         kept = workspace.ledger.latest("finished", setting.key)
         if kept is not None:
             progress("answered from the ledger: nothing was measured again")
             return Study(workspace.folder, kept)
         return _search(settings, setting, workspace, Spending(budget), progress)
-    finally:
-        workspace.close()
 
 
 def plan(settings: Settings) -> dict[str, Any]:
@@ -165,13 +163,16 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace) -> Setting:
     samples = read_samples(settings.data, model, workspace.folder, settings.seed, settings.shapes, settings.model)
     _check_quality(goals, samples, settings)
     metric = load_metric(settings.metric) if settings.metric else None
-    found = find_backends(target, settings.backend)
+    asked = settings.backend or (read_recipe(settings.recipe).get("backend") if settings.recipe else None)
+    names = [asked] if isinstance(asked, str) else asked
+    found = find_backends(target, None if names is None else list(dict.fromkeys([*names, DEFAULT_BACKEND])))
     space = candidates(
         model,
         target,
         goals,
         passes=settings.passes,
-        backends=found if settings.backend else {n: b for n, b in found.items() if b.searched},
+        backends={n: b for n, b in found.items() if (b.searched if names is None else n in names)},
+        default=found.get(DEFAULT_BACKEND),
         fixed=read_recipe(settings.recipe),
         has_calibration=bool(samples.calibration),
     )
@@ -266,6 +267,7 @@ def _search(
     runner = Runner(task, workspace, spending, progress)
     try:
         runner.prepare()
+        runner.build_ahead(settings.jobs)
         runner.search()
         runner.race()
     except KeyboardInterrupt:
@@ -309,6 +311,7 @@ def _result(
         "closest": None if closest is None else closest.to_json(),
         "trials": [t.to_json() for t in (*tried, *refused)],
         "seconds": round(spending.seconds, 2),
+        "first_seconds": runner.first_seconds,
         "measurements": sum(len(t.metrics) for t in tried),
         "model": {
             key: value for key, value in setting.model.to_json().items() if key not in ("path", "program", "features")
@@ -324,6 +327,7 @@ def _result(
             "evaluation": len(samples.evaluation),
             "labels": samples.data.labels is not None,
             "synthetic": samples.synthetic,
+            "sha256": samples.data.sha256,
         },
         "samples": {str(t.id): [list(start) for start in t.samples] for t in tried if t.samples},
         "asked": settings.asked,

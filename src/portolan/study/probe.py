@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from portolan.core.measurement import Measurement, Metrics
 from portolan.core.signature import Signature
+from portolan.errors import NoResult
 from portolan.study.builder import Compiled, Samples
-from portolan.worker import Worker
+from portolan.worker import Worker, patience
 
-LOAD_SECONDS = 120.0
-RUN_SECONDS = 60.0
+#: Longest waits for a worker's answer; PORTOLAN_WORKER_TIMEOUT replaces them.
+_LOAD_SECONDS, _RUN_SECONDS, _JUDGE_SECONDS = 120.0, 60.0, 600.0
 _OUTPUT_BYTES = 512 * 2**20
 Outputs = dict[str, np.ndarray]
 
@@ -37,10 +38,10 @@ class Session:
         begin = time.perf_counter()
         self.worker = Worker(python=compiled.python)
         try:
-            self.worker.ask("load", timeout=LOAD_SECONDS, folder=str(compiled.folder))
+            self.worker.ask("load", timeout=patience(_LOAD_SECONDS), folder=str(compiled.folder))
             tensors = {f"{i}/{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
-            self.worker.ask("inputs", timeout=RUN_SECONDS, tensors=tensors, count=len(feeds))
-            self.worker.ask("time", timeout=RUN_SECONDS, seconds=0.0, max_runs=1)
+            self.worker.ask("inputs", timeout=patience(_RUN_SECONDS), tensors=tensors, count=len(feeds))
+            self.worker.ask("time", timeout=patience(_RUN_SECONDS), seconds=0.0, max_runs=1)
         except BaseException:
             self.worker.close()
             raise
@@ -48,13 +49,13 @@ class Session:
 
     def block(self, seconds: float) -> np.ndarray:
         """Milliseconds of each inference of a block of about `seconds`."""
-        timeout = RUN_SECONDS + 20 * seconds + self._least
+        timeout = patience(_RUN_SECONDS) + 20 * seconds + self._least
         reply = self.worker.ask("time", timeout=timeout, seconds=seconds, min_runs=self._least)
         return np.asarray(reply.tensors["ns"] / 1e6)
 
     def peak_memory(self) -> int:
         """Peak resident bytes so far."""
-        return int(self.worker.ask("memory", timeout=RUN_SECONDS).fields["peak"])
+        return int(self.worker.ask("memory", timeout=patience(_RUN_SECONDS)).fields["peak"])
 
     def throughput(self, cores: int, seconds: float = 0.4) -> Measurement:
         """Inferences per second: the better of one caller and one per core, over three blocks."""
@@ -63,7 +64,7 @@ class Session:
             rates = []
             for _ in range(3):
                 reply = self.worker.ask(
-                    "load_test", timeout=RUN_SECONDS + 20 * seconds, callers=callers, seconds=seconds
+                    "load_test", timeout=patience(_RUN_SECONDS) + 20 * seconds, callers=callers, seconds=seconds
                 )
                 rates.append(reply.fields["count"] / reply.fields["seconds"])
             if not best or np.median(rates) > np.median(best):
@@ -74,7 +75,7 @@ class Session:
         """Outputs for the given rows, first axis the samples."""
         reply = self.worker.ask(
             "evaluate",
-            timeout=RUN_SECONDS * 10,
+            timeout=patience(_JUDGE_SECONDS),
             data=str(samples.path),
             rows=list(rows),
             inputs=[spec.to_json() for spec in signature.inputs],
@@ -84,6 +85,38 @@ class Session:
     def close(self) -> None:
         """Ends the process."""
         self.worker.close()
+
+
+def reference(
+    session: Session, samples: Samples, signature: Signature, say: Callable[[str], None]
+) -> tuple[tuple[int, ...], Outputs]:
+    """The rows to judge by, and the original's outputs for them.
+
+    Rows for which the original itself answers NaN are left out: nothing can be verified there.
+
+    Raises:
+        NoResult: the original answers NaN for every row.
+        WorkerError: the model does not run.
+    """
+    rows = rows_to_judge(session, samples, signature)
+    outputs = session.outputs(samples, rows, signature)
+    wrong = np.zeros(len(rows), bool)
+    for array in outputs.values():
+        if array.dtype.kind == "f" and len(array) == len(rows):
+            wrong |= np.isnan(array).reshape(len(rows), -1).any(axis=1)
+    if not wrong.any():
+        return rows, outputs
+    if wrong.all():
+        raise NoResult(
+            f"the untouched model answers NaN for all of {len(rows):,} samples, so no recipe can be verified",
+            hint="give inputs that it is made for with --data"
+            if samples.synthetic
+            else "look at the model and the data",
+        )
+    say(f"the untouched model answers NaN for {wrong.sum():,} of {len(rows):,} samples: they are left out")
+    right = np.flatnonzero(~wrong)
+    kept = {name: array[right] if len(array) == len(rows) else array for name, array in outputs.items()}
+    return tuple(rows[i] for i in right), kept
 
 
 def rows_to_judge(session: Session, samples: Samples, signature: Signature, seconds: float = 10.0) -> tuple[int, ...]:
@@ -103,7 +136,7 @@ def rows_to_judge(session: Session, samples: Samples, signature: Signature, seco
     return rows[: max(1, most)]
 
 
-def judge(outputs: Outputs, reference: Outputs, labels: Any, metric: Any, specs: Sequence[Any]) -> Metrics:
+def judge(outputs: Outputs, reference: Outputs, labels: Any, metric: Any, specs: Sequence[Any] | None) -> Metrics:
     """Fidelity against the original's outputs, and accuracy where there are labels."""
     from portolan.measure import quality
 

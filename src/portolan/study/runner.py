@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,25 +21,30 @@ from portolan.core.measurement import METRICS, Measurement, Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import digest
 from portolan.core.target import Target
-from portolan.errors import NoResult, PortolanError, UsageError
-from portolan.measure import roofline, stats
+from portolan.errors import DiskFull, NoResult, PortolanError, UsageError, WorkerCrashed
+from portolan.measure import roofline
 from portolan.measure.lock import measuring
 from portolan.measure.race import Arm, race
 from portolan.measure.result import Race
+from portolan.measure.result import Samples as Readings
 from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
+from portolan.study.ahead import build_ahead
 from portolan.study.budget import Spending
-from portolan.study.builder import Builder, Compiled, Samples, versions_of_passes
-from portolan.study.probe import Outputs, Session, broken, judge, rows_to_judge
+from portolan.study.builder import Builder, Compiled, Samples, holds, told, versions_of_passes
+from portolan.study.pace import BaselineLost, Pace, baseline_may_die
+from portolan.study.probe import Outputs, Session, broken, judge, reference
 from portolan.study.trial import Trial
 from portolan.study.workspace import Workspace
 
 Progress = Callable[[str], None]
+Result = TypeVar("Result")
 #: Seconds of timed blocks per fidelity level, and process starts.
 LEVELS = ((0.4, 1), (0.8, 2))
 _FEEDS = 4
-#: Entrants of the race besides the baseline and the defaults; its starts; longest warm-up of one process, seconds.
-_FINALISTS, _RACE_STARTS, _WARM_UP = 4, 5, 0.5
+#: Entrants of the race besides the baseline and the defaults; its starts, at least (what the budget is kept for) and
+#: at most; longest warm-up of one process, seconds.
+_FINALISTS, _RACE_STARTS, _MOST_STARTS, _WARM_UP = 4, 5, 10, 0.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Runner:
         self._searcher = Searcher(task.candidates, task.goals, seed=task.seed, prior=task.prior)
         self._quality: dict[str, Metrics] = {}
         self._reference: tuple[tuple[int, ...], Outputs] | None = None
-        self._pace: _Pace | None = None
+        self._pace: Pace | None = None
         self._race: Race | None = None
         self._first: float | None = None
         self.trials: dict[str, Trial] = {}
@@ -97,19 +102,27 @@ class Runner:
         Raises:
             NoResult: the untouched model does not run on the default runtime, so there is nothing to compare with.
         """
-        baseline = self.task.live[0]
-        trial = self._try(baseline, 0)
+        trial = self._try(self.task.live[0], 0)
         if trial.status != "ok":
-            raise NoResult(
-                f"the untouched model does not run on `{baseline.recipe.backend}`: {trial.reason}",
-                hint="portolan inspect MODEL shows what it needs; portolan doctor what this machine has",
-            )
+            raise self._no_baseline(trial.reason)
         self._say(f"baseline  {_brief(trial.metrics)}")
+
+    def build_ahead(self, jobs: int) -> None:
+        """Builds what the search is sure to ask for soon in `jobs` processes, before anything else is timed."""
+        if jobs > 1:
+            self.close()
+            build_ahead(self._builder, self.task.live, jobs, lambda: self._spending.search_over, self._say)
+
+    def _no_baseline(self, reason: str | None) -> NoResult:
+        return NoResult(
+            f"the untouched model does not run on `{self.task.live[0].recipe.backend}`: {reason}",
+            hint="portolan inspect MODEL shows what it needs; portolan doctor what this machine has",
+        )
 
     def search(self) -> None:
         """Tries what the search proposes until it stops or the budget is spent."""
         while not self._spending.search_over and not self._race_is_due():
-            proposal = self._searcher.ask()
+            proposal = self._searcher.ask(closing=self._spending.closing)
             if proposal is None:
                 break
             self._spending.count()
@@ -132,7 +145,7 @@ class Runner:
             self._race = Race.from_json(kept)
         else:
             self._say(f"final race of {len(entrants)}")
-            self._race = self._run_race(entrants)
+            self._race = self._once_more(lambda: self._run_race(entrants))
             self._ledger.append("race", key, self._race.to_json())
         self._settle(entrants, self._race)
 
@@ -150,6 +163,11 @@ class Runner:
             self._pace = None
 
     @property
+    def first_seconds(self) -> float | None:
+        """Seconds until the first trial that met every limit."""
+        return None if self._first is None else round(self._first, 2)
+
+    @property
     def outcome(self) -> Race | None:
         """The final race, once it was run."""
         return self._race
@@ -160,15 +178,19 @@ class Runner:
         """Screens the candidate, or finds in the ledger how that went before."""
         key = self._question(candidate, level)
         kept = self._ledger.latest("screened", key)
-        if kept is None:
+        if kept is None or not self._answers(candidate, kept):
             kept = self._screen(candidate, level)
-            self._ledger.append("screened", key, kept)
+            # A baseline that failed is asked again by the next run: without it there is nothing else to keep.
+            if kept["reason"] is None or candidate is not self.task.live[0]:
+                self._ledger.append("screened", key, kept)
         trial = self.trials.get(candidate.key) or self._new(candidate)
         metrics = {name: Measurement(**m) for name, m in kept["metrics"].items()}
-        self._quality.setdefault(candidate.numerics, {n: m for n, m in metrics.items() if METRICS[n].quality})
+        quality = {n: m for n, m in metrics.items() if METRICS[n].quality}
+        if quality and not broken(quality, candidate.exact):
+            self._quality.setdefault(candidate.numerics, quality)
         trial = trial.with_metrics(metrics, "screened")
         if reason := kept["reason"] or broken(metrics, candidate.exact) or self._unbelievable(metrics):
-            trial = replace(trial, status="failed", reason=reason, metrics={})
+            trial = replace(trial, status="failed", reason=reason, metrics={}, log=kept.get("log", ""))
         # The seconds it took when it ran: the search weighs cost, and a resumed one must weigh the same.
         trial = replace(trial, seconds=trial.seconds + kept["seconds"])
         self.trials[candidate.key] = trial
@@ -180,79 +202,128 @@ class Runner:
 
     def _screen(self, candidate: Candidate, level: int) -> dict[str, Any]:
         begin = time.monotonic()
-        reason, metrics = None, {}
+        metrics: Metrics = {}
+        failure: dict[str, Any] = {"reason": None}
         try:
-            metrics = self._measure(candidate, self._compiled(candidate), level)
-        except UsageError:
+            metrics = self._once_more(lambda: self._measure(candidate, self._compiled(candidate), level))
+        except (UsageError, DiskFull, NoResult):
             raise
         except PortolanError as error:
-            reason = error.message
+            failure = told(error)
         return {
             "metrics": {name: m.to_json() for name, m in metrics.items()},
-            "reason": reason,
+            **failure,
             "seconds": round(time.monotonic() - begin, 3),
         }
 
+    def _answers(self, candidate: Candidate, kept: Mapping[str, Any]) -> bool:
+        """Whether what was kept answers today's question: the limits still stand, and it was timed if it may matter.
+
+        Under other goals its outputs may have missed a limit, so that it was not timed.
+        """
+        metrics = {name: Measurement(**m) for name, m in kept["metrics"].items()}
+        if kept["reason"] is not None:
+            return holds(kept)
+        return "latency_p50" in metrics or self._pointless(candidate, metrics)
+
+    def _once_more(self, work: Callable[[], Result]) -> Result:
+        """Does `work`; a second time if a process of the baseline died under it, or a process was killed from outside.
+
+        Raises:
+            NoResult: the baseline died twice.
+        """
+        try:
+            return work()
+        except BaselineLost:
+            self.close()
+        except WorkerCrashed as error:
+            if not error.killed:
+                raise
+        try:
+            return work()
+        except BaselineLost as lost:
+            self.close()
+            raise self._no_baseline(str(lost)) from lost
+
     def _measure(self, candidate: Candidate, compiled: Compiled, level: int) -> Metrics:
         seconds, starts = LEVELS[min(level, len(LEVELS) - 1)]
-        is_baseline = candidate is self.task.live[0]
         metrics: Metrics = {
             "size": Measurement.of("size", compiled.size),
             "compile_time": Measurement.of("compile_time", compiled.seconds * 1e3, n=1),
         }
         blocks: list[np.ndarray] = []
-        pace = self._pacemaker()
         for start in range(starts):
             session = Session(compiled, self._feeds, least=20 if "latency_p95" in self.task.goals.metrics else 1)
             try:
                 if start == 0:
                     metrics["cold_start"] = Measurement.of("cold_start", session.cold_start_ms, n=1)
                     metrics |= self._judged(candidate, session)
-                    if broken(metrics, candidate.exact) or self._hopeless(metrics):
+                    if self._pointless(candidate, metrics):
                         return metrics
+                pace = None if candidate is self.task.live[0] else self._pacemaker()
                 with measuring():
-                    blocks.append(pace.against(session, seconds) if not is_baseline else session.block(seconds))
+                    blocks.append(session.block(seconds) if pace is None else pace.against(session, seconds))
                     if start == 0 and "throughput" in self.task.goals.metrics:
                         metrics["throughput"] = session.throughput(self.task.target.cores)
                 metrics["memory"] = Measurement.of("memory", session.peak_memory(), n=1)
             finally:
                 session.close()
-        return metrics | _latency(blocks)
+        return metrics | Readings([[block] for block in blocks]).metrics()
 
     def _judged(self, candidate: Candidate, session: Session) -> Metrics:
-        """Quality of the candidate's numerics: judged once, on the first candidate that has them."""
-        known = self._quality.get(candidate.numerics)
-        if known is None:
-            known = self._judge(session)
-            self._quality[candidate.numerics] = known
-        return known
+        """Quality of the candidate's numerics: judged once, on the first candidate that has them.
 
-    def _hopeless(self, metrics: Metrics) -> bool:
-        """Whether a limit on quality is missed: then how fast the outputs are wrong is nobody's question."""
+        The others answer a few rows, so that a runtime that is wrong under some options only is still found out.
+        """
+        known = self._quality.get(candidate.numerics)
+        if known is not None and not self._differs(session, known):
+            return known
+        mine = self._judge(session)
+        if known is None and not broken(mine, candidate.exact):
+            self._quality[candidate.numerics] = mine
+        return mine
+
+    def _differs(self, session: Session, known: Metrics) -> bool:
+        """Whether a few outputs are further from the original's than what is known of the same numerics."""
+        rows, outputs = self._original()
+        few = rows[:_FEEDS]
+        wanted = {n: a[: len(few)] if len(a) == len(rows) else a for n, a in outputs.items()}
+        found = judge(session.outputs(self.task.samples, few, self.task.model.signature), wanted, None, None, None)
+        return not found["max_rel_error"].value <= 2 * known["max_rel_error"].value + 1e-5
+
+    def _pointless(self, candidate: Candidate, metrics: Metrics) -> bool:
+        """Whether the outputs are wrong, or miss a limit: then how fast they come is nobody's question.
+
+        The baseline is always timed: the others are compared with it.
+        """
+        if broken(metrics, candidate.exact):
+            return True
         limits = [limit for limit in self.task.goals.limits if METRICS[limit.metric].quality]
-        return any(limit.metric in metrics and not limit.holds(metrics[limit.metric]) for limit in limits)
+        missed = any(limit.metric in metrics and not limit.holds(metrics[limit.metric]) for limit in limits)
+        return missed and candidate is not self.task.live[0]
 
     def _judge(self, session: Session) -> Metrics:
-        rows, reference = self._original()
+        rows, wanted = self._original()
         outputs = session.outputs(self.task.samples, rows, self.task.model.signature)
         labels = self.task.samples.data.labels
         chosen = None if labels is None else labels[list(rows)]
-        return judge(outputs, reference, chosen, self.task.metric, self.task.model.signature.outputs)
+        return judge(outputs, wanted, chosen, self.task.metric, self.task.model.signature.outputs)
 
     def _original(self) -> tuple[tuple[int, ...], Outputs]:
         """The evaluation rows and the untouched model's outputs on the default runtime."""
         if self._reference is None:
-            session = Session(self._compiled(self.task.live[0]), self._feeds)
-            try:
-                rows = rows_to_judge(session, self.task.samples, self.task.model.signature)
-                self._reference = rows, session.outputs(self.task.samples, rows, self.task.model.signature)
-            finally:
-                session.close()
+            with baseline_may_die():
+                session = Session(self._compiled(self.task.live[0]), self._feeds)
+                try:
+                    self._reference = reference(session, self.task.samples, self.task.model.signature, self._say)
+                finally:
+                    session.close()
         return self._reference
 
-    def _pacemaker(self) -> _Pace:
+    def _pacemaker(self) -> Pace:
         if self._pace is None:
-            self._pace = _Pace(Session(self._compiled(self.task.live[0]), self._feeds))
+            with baseline_may_die():
+                self._pace = Pace(Session(self._compiled(self.task.live[0]), self._feeds))
         return self._pace
 
     def _compiled(self, candidate: Candidate) -> Compiled:
@@ -266,7 +337,7 @@ class Runner:
             [
                 task.model.sha256, task.samples.data.sha256, task.target.fingerprint, candidate.key, level,
                 backend.versions(), versions_of_passes(candidate.recipe.passes), getattr(task.metric, "sha256", None),
-                "throughput" in task.goals.metrics,
+                sorted({"throughput", "latency_p95"} & set(task.goals.metrics)),
             ]
         )  # fmt: skip
 
@@ -282,7 +353,9 @@ class Runner:
     def _unbelievable(self, metrics: Metrics) -> str | None:
         if self.task.flops is None or "latency_p50" not in metrics:
             return None
-        return roofline.believable(metrics["latency_p50"].value, self.task.flops, self._ceilings)
+        return roofline.believable(
+            metrics["latency_p50"].value, self.task.flops, self._ceilings, self.task.target.features
+        )
 
     # --- the race
 
@@ -303,6 +376,8 @@ class Runner:
         trial = self.trials.get(candidate.key)
         if trial is None or trial.status != "ok":
             return False
+        if "latency_p50" not in trial.metrics:
+            return False
         fastest = min(t.metrics["latency_p50"].value for t in self.trials.values() if "latency_p50" in t.metrics)
         return trial.metrics["latency_p50"].value <= 2 * fastest
 
@@ -313,15 +388,17 @@ class Runner:
             return Arm(candidate.key, lambda: Session(compiled, self._feeds, least=least))
 
         left = self._spending.left
-        return race(
-            [arm(c) for c in entrants],
-            baseline=entrants[0].key,
-            block_seconds=self._block_seconds(entrants),
-            deadline=None if left == float("inf") else time.monotonic() + max(left, 1.0),
-            rng=np.random.default_rng(self.task.seed),
-            progress=self._say,
-            warm_up=_WARM_UP,
-        )
+        with baseline_may_die():  # the others' failures are the race's results
+            return race(
+                [arm(c) for c in entrants],
+                baseline=entrants[0].key,
+                starts=_MOST_STARTS,
+                block_seconds=self._block_seconds(entrants),
+                deadline=None if left == float("inf") else time.monotonic() + max(left, 1.0),
+                rng=np.random.default_rng(self.task.seed),
+                progress=self._say,
+                warm_up=_WARM_UP,
+            )
 
     def _block_seconds(self, entrants: Sequence[Candidate]) -> float:
         slowest = max(self.trials[c.key].metrics["latency_p50"].value for c in entrants)
@@ -358,44 +435,6 @@ class Runner:
         verdict = "met" if not unmet else ", ".join(unmet)
         words = label(trial.recipe)
         self._say(f"#{trial.id} {words['passes']} on {words['backend']}  {_brief(trial.metrics)}  {verdict}")
-
-
-class _Pace:
-    """The baseline, kept loaded: a candidate is timed between two of its blocks, so a drifting machine cancels out."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._usual: float | None = None
-
-    def against(self, session: Session, seconds: float) -> np.ndarray:
-        """The candidate's milliseconds, scaled by how the baseline did around them."""
-        before = self._session.block(seconds / 4)
-        mine = session.block(seconds)
-        after = self._session.block(seconds / 4)
-        now = float(np.median(np.concatenate([before, after])))
-        if self._usual is None:
-            self._usual = now
-        return mine * (self._usual / now)
-
-    def close(self) -> None:
-        self._session.close()
-
-
-def _latency(blocks: Sequence[np.ndarray]) -> Metrics:
-    """Latency of a screening: percentiles, each between the order statistics that hold it with 95 %.
-
-    One start says little about the next (runtimes settle into different speeds), so 3 % is added to each side.
-    """
-    readings = np.sort(np.concatenate(blocks))
-    n = len(readings)
-    metrics = {}
-    for name, p in (("latency_p50", 0.5), ("latency_p95", 0.95), ("latency_p99", 0.99)):
-        if n < stats.readings_needed(p):
-            continue
-        half = 1.96 * (n * p * (1 - p)) ** 0.5
-        low, high = (readings[int(np.clip(round(n * p + side * half), 0, n - 1))] for side in (-1, 1))
-        metrics[name] = Measurement.of(name, float(np.quantile(readings, p)), 0.97 * low, 1.03 * high, n)
-    return metrics
 
 
 def _thinned(blocks: Sequence[Sequence[np.ndarray]], most: int = 200) -> tuple[tuple[float, ...], ...]:

@@ -24,6 +24,7 @@ class Trial:
         met: every limit holds.
         stages: how far it came: `screened`, `raced`.
         samples: milliseconds of each inference, per process start.
+        log: the end of what its worker printed, when it failed.
     """
 
     id: int
@@ -37,6 +38,7 @@ class Trial:
     stages: tuple[str, ...] = ()
     command: str | None = None
     samples: tuple[tuple[float, ...], ...] = ()
+    log: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The TRIAL object of the contract."""
@@ -52,6 +54,7 @@ class Trial:
             "seconds": round(self.seconds, 3),
             "stages": list(self.stages),
             "command": self.command,
+            "log": self.log or None,
         }
 
     @classmethod
@@ -68,6 +71,7 @@ class Trial:
             seconds=data["seconds"],
             stages=tuple(data["stages"]),
             command=data["command"],
+            log=data.get("log") or "",
         )
 
     def with_metrics(self, metrics: Metrics, stage: str) -> Trial:

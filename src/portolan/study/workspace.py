@@ -8,11 +8,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from portolan.errors import PortolanError, UsageError
+from portolan.errors import DiskFull, PortolanError, UsageError
 from portolan.study.ledger import Ledger
 
 _FACTS, _FILES = "facts.json", "files"
@@ -34,7 +34,7 @@ class Workspace:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _explain(self.folder, error) from error
+            raise explain(self.folder, error) from error
         self.ledger = Ledger(self.folder / "ledger.sqlite")
         self._sweep()
 
@@ -51,7 +51,7 @@ class Workspace:
             final.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-", dir=self.folder))
         except OSError as error:
-            raise _explain(self.folder, error) from error
+            raise explain(self.folder, error) from error
         try:
             (scratch / _FILES).mkdir()
             facts = dict(make(scratch / _FILES))
@@ -60,7 +60,7 @@ class Workspace:
             with contextlib.suppress(FileExistsError):
                 _rename(scratch, final)
         except OSError as error:
-            raise _explain(final, error) from error
+            raise explain(final, error) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return final / _FILES, json.loads((final / _FACTS).read_text())
@@ -85,12 +85,21 @@ def _rename(source: Path, target: Path) -> None:
         raise FileExistsError(target) from error
 
 
-def _explain(path: Path, error: OSError) -> PortolanError:
-    if error.errno == errno.ENOSPC:
-        return PortolanError(
-            f"the disk is full: `{path}` could not be written",
-            hint="free some space and repeat the command: what was measured before is kept",
-        )
+def explain(path: Path, error: OSError) -> PortolanError:
+    """What went wrong with `path`, in words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"the disk is full: `{path}` could not be written")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UsageError(f"`{path}` cannot be written", hint="name a folder that can be written: --study DIR")
     return PortolanError(f"`{path}` could not be written: {error.strerror}")
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Puts a full or read-only disk into words, wherever in `folder` or the temporary folder it was met."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise explain(Path(error.filename or folder), error) from error

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from portolan.worker.session import Reply, Worker
+from portolan.worker.session import Reply, Worker, default_memory_limit, patience
 
-__all__ = ["Reply", "Worker"]
+__all__ = ["Reply", "Worker", "default_memory_limit", "patience"]

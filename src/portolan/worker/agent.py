@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -55,12 +56,22 @@ def _answer(operations: Operations, source: int, sink: int) -> None:
         buffers = _failure("OutOfMemory", f"out of memory during `{request.fields.get('op')}`", None, None)
     except Exception as error:
         traceback.print_exc()
-        words = " ".join(str(error).split())
-        buffers = _failure("WorkerError", f"{type(error).__name__}: {words[:600]}", None, None)
+        words = " ".join(str(error).split())[:600]
+        if _disk_full(error):
+            buffers = _failure("DiskFull", f"the disk is full: {words}", None, None)
+        else:
+            buffers = _failure("WorkerError", f"{type(error).__name__}: {words}", None, None)
     sys.stderr.flush()
     for buffer in buffers:
         while buffer:
             buffer = buffer[os.write(sink, buffer[: 1 << 20]) :]
+
+
+def _disk_full(error: Exception) -> bool:
+    """Runtimes that write from native code tell it in words only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def _failure(kind: str, message: str, hint: str | None, where: str | None) -> list[memoryview]:

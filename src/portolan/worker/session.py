@@ -46,15 +46,19 @@ class Worker:
         self.started = time.monotonic()
         self._stderr = tempfile.TemporaryFile(prefix="portolan-worker-")  # noqa: SIM115 - closed with the worker
         self._op = "start"
-        self._process = subprocess.Popen(
-            command(python, self.memory_limit),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=environment(python, env),
-            start_new_session=True,
-            bufsize=0,
-        )
+        try:
+            self._process = subprocess.Popen(
+                command(python, self.memory_limit),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env=environment(python, env),
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:
+            self._stderr.close()
+            raise WorkerError(f"no worker could be started: {error.strerror}: `{(python or [''])[0]}`") from error
         self._pipes = (cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout))
         self._stdin, self._stdout = (pipe.fileno() for pipe in self._pipes)
         os.set_blocking(self._stdin, False)
@@ -158,7 +162,8 @@ class Worker:
         if code < 0:
             name = signal.Signals(-code).name
             more = " (the system's memory ran out?)" if name == "SIGKILL" else ""
-            return WorkerCrashed(f"crashed with {name} during `{self._op}`{more}", stderr=tail)
+            killed = name == "SIGKILL"
+            return WorkerCrashed(f"crashed with {name} during `{self._op}`{more}", stderr=tail, killed=killed)
         last = tail.strip().splitlines()[-1:] or ["it printed nothing"]
         return WorkerCrashed(f"ended with code {code} during `{self._op}`: {last[0]}", stderr=tail)
 
@@ -186,6 +191,15 @@ def _rebuild(problem: Mapping[str, Any], tail: str) -> PortolanError:
     if issubclass(kind, errors.UnknownName) or issubclass(kind, errors.GoalsNotMet):
         kind = errors.UsageError
     return kind(str(problem.get("message")), hint=problem.get("hint"), where=problem.get("where"))
+
+
+def patience(usual: float) -> float:
+    """Seconds to wait for one answer: PORTOLAN_WORKER_TIMEOUT, or what is usual for the operation."""
+    try:
+        asked = float(os.environ.get("PORTOLAN_WORKER_TIMEOUT", ""))
+    except ValueError:
+        return usual
+    return asked if asked > 0 else usual
 
 
 def default_memory_limit() -> int:
