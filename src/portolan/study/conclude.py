@@ -77,7 +77,7 @@ def _score(metrics: Metrics, goals: Goals, baseline: Metrics) -> float:
         mine, usual = objective.cost(metrics.get(objective.metric)), objective.cost(baseline.get(objective.metric))
         if not math.isfinite(mine):
             return math.inf
-        if mine * usual > 0:
+        if math.isfinite(usual) and mine * usual > 0:
             ratio = math.log(mine / usual) if mine > 0 else math.log(usual / mine)
         else:
             ratio = mine
