@@ -102,7 +102,9 @@ def test_json_is_the_metric_object_of_the_contract() -> None:
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.floats(0, 1e6), st.sampled_from(sorted(MARKS)))
-def test_the_interval_that_is_read_is_the_one_that_was_meant(value: float, below: float, above: float, kind: Any) -> None:
+def test_the_interval_that_is_read_is_the_one_that_was_meant(
+    value: float, below: float, above: float, kind: Any
+) -> None:
     """With both ends, up to rounding; with ±, off by a third of its half and rounding."""
     measured = Measurement(value, "J", value - below, value + above, kind=kind)
     assert measured.lo is not None

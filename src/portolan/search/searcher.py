@@ -41,6 +41,10 @@ POOL = 2000
 #: A chain is tried early only if at least this share of the ensemble sees a gain in it.
 HOPE = 0.25
 
+#: How much faster than it was screened a finalist may turn out: small models settle into one of two speeds as they are
+#: loaded, and the one or two starts of a screening may have shown the slower. The race starts each of them again.
+ROOM = 0.2
+
 Move = tuple[int, int, str]
 
 
@@ -177,7 +181,7 @@ class Searcher:
         without a search.
         """
         feasible = self._known.feasible()
-        on_front = [feasible[i] for i in pareto.front_within([self._known.box(p) for p in feasible])]
+        on_front = [feasible[i] for i in pareto.front_within([_roomy(self._known.box(p)) for p in feasible])]
         axes = range(len(self.goals.objectives))
         ends = [min(on_front, key=lambda p: (self._careful(p, i), p)) for i in axes if on_front]
         ranked = sorted(on_front, key=lambda p: (*(self._careful(p, i) for i in axes), p))
@@ -329,6 +333,11 @@ class Searcher:
     def _rng(self) -> np.random.Generator:
         """A generator that depends on how far the search is, so that a resumed one draws the same."""
         return np.random.default_rng([self._seed, len(self._levels_told), len(self._pending)])
+
+
+def _roomy(box: pareto.Box) -> pareto.Box:
+    low = (min(lo, value - ROOM * abs(value)) for lo, value in zip(box.lo, box.value, strict=True))
+    return replace(box, lo=tuple(low))
 
 
 def _defaults(candidates: Sequence[Candidate]) -> list[int]:

@@ -110,7 +110,8 @@ class Setting:
 
 def optimize(settings: Settings, progress: Progress) -> Study:
     """Searches for the best recipe under the goals; see `portolan.api.optimize`."""
-    goals, budget = _goals(settings.goals), Budget.parse(settings.budget)
+    goals = _goals(settings.goals)
+    spending = Spending(Budget.parse(settings.budget))  # from here on: reading a model of a framework takes its time
     folder = study_folder(settings)
     with explained(folder), closing(Workspace(folder)) as workspace:
         setting = _read(settings, goals, workspace)
@@ -118,7 +119,7 @@ def optimize(settings: Settings, progress: Progress) -> Study:
         if kept is not None:
             progress("answered from the ledger: nothing was measured again")
             return Study(workspace.folder, kept)
-        return _search(settings, setting, workspace, Spending(budget), progress)
+        return _search(settings, setting, workspace, spending, progress)
 
 
 def plan(settings: Settings) -> dict[str, Any]:
@@ -242,7 +243,8 @@ def read_recipe(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
         data, where = _parse(json.loads if given.endswith(".json") else tomllib.loads, text, given)
     if not isinstance(data, Mapping):
         raise UsageError("a recipe is a table of passes, backend and options", where=where)
-    kept = {key: value for key, value in data.items() if value not in ([], {}) and key != "target"}
+    # An empty list of passes is a choice; no options, as a trial's recipe may have them, are none.
+    kept = {key: value for key, value in data.items() if (value not in ([], {}) or key == "passes") and key != "target"}
     Recipe.from_json({k: v for k, v in kept.items() if not (k == "backend" and isinstance(v, list))}, where)
     return kept
 
