@@ -10,7 +10,7 @@ from portolan.core.backend import Backend, Executable, Exploit
 from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
-from portolan.core.target import Target, usable_cores
+from portolan.core.target import Target
 from portolan.errors import ModelError, UnsupportedOperator
 
 _LACKS = re.compile(r"Fatal error: (\S+?)\(-?\d+\) is not a registered function/op")
@@ -73,7 +73,7 @@ class LeanBackend(Backend):
 
     def load(self, folder: Path, *, threads: int = 0) -> Lean:
         """Loads what was saved."""
-        return Lean(folder / "model.onnx", threads or usable_cores())
+        return Lean(folder / "model.onnx", threads)  # 0 leaves it to the runtime: another machine may load it
 
 
 lean = LeanBackend()
