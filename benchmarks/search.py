@@ -37,6 +37,8 @@ from portolan.search.space import Candidate
 
 SHARES = (0.05, 0.10, 0.20)
 TARGET_SHARE, TARGET_REGRET = 0.20, 0.02
+#: Share of the budget after which Portolan's search only measures contenders longer.
+CLOSING = 0.8
 #: Regret of a method that ends without a feasible recipe.
 NOTHING = 1.0
 
@@ -145,7 +147,7 @@ Method = Callable[[Replay, float, int], Candidate | None]
 def portolan(replay: Replay, budget: float, seed: int, prior: Any = None) -> Candidate | None:
     """This project."""
     searcher = Searcher([row.candidate for row in replay.rows.values()], replay.goals, seed=seed, prior=prior)
-    while (proposal := searcher.ask()) is not None:
+    while (proposal := searcher.ask(closing=replay.spent > CLOSING * budget)) is not None:
         result = replay.run(proposal.candidate, proposal.level, budget)
         if result is None:
             break

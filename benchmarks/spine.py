@@ -80,14 +80,12 @@ def measure(name: str, zoo: Path, path: Path | None, fidelity: bool, budget: str
 def show(row: dict[str, Any], seconds: float) -> None:
     """One line per model, as it comes."""
     rivals = "  ".join(f"{name} {ms:.3g} ms" for name, ms in row["rivals"].items())
-    ratio = row["ratio"]
-    print(
-        f"{row['name']:22} {row['ms']:8.3g} ms  {row['chosen']['passes']} on {row['chosen']['backend']}\n"
-        f"{'':22} rivals: {rivals}\n"
-        f"{'':22} {row['best_rival']} takes {ratio['ratio']:.3f} of its time "
-        f"[{ratio['lo']:.3f}, {ratio['hi']:.3f}], {ratio['verdict']}; {row['over_onnxruntime']:.2f}x over onnxruntime; A/A {row['noise']['aa_ratio']:.3f}; {seconds:.0f} s",
-        flush=True,
-    )
+    ratio, noise = row["ratio"], row["noise"]
+    interval = f"{ratio['ratio']:.3f} [{ratio['lo']:.3f}, {ratio['hi']:.3f}], {ratio['verdict']}"
+    print(f"{row['name']:22} {row['ms']:8.3g} ms  {row['chosen']['passes']} on {row['chosen']['backend']}")
+    print(f"{'':22} rivals: {rivals}; A/A {noise['aa_ratio']:.3f} [{noise['lo']:.3f}, {noise['hi']:.3f}]")
+    print(f"{'':22} {row['best_rival']} takes {interval}; {row['over_onnxruntime']:.2f}x over onnxruntime", end="; ")
+    print(f"first answer {row['first']} s, search {row['seconds']} s, all {seconds:.0f} s", flush=True)
 
 
 def keep(path: Path, row: dict[str, Any]) -> None:

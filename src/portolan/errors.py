@@ -56,11 +56,18 @@ class UnknownName(UsageError):
     """A name that does not exist; the hint is the nearest one that does."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, where: str | None = None) -> None:
-        names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names) or 'none'}"
-        super().__init__(f"no {kind} named `{name}`", hint=hint, where=where)
+        super().__init__(f"no {kind} named `{name}`", hint=nearest(name, known), where=where)
         self.name = name
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint for a mistyped name: the nearest one that exists, else all of them."""
+    names = sorted(known)
+    # Case is no difference: `Latency_P95` is as near to `latency_p95` as can be.
+    near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.5)
+    if not near:
+        return f"known: {', '.join(names) or 'none'}"
+    return f"did you mean `{next(n for n in names if n.lower() == near[0])}`?"
 
 
 class GoalsNotMet(PortolanError):

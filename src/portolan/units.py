@@ -19,34 +19,47 @@ _SCALES: dict[str, dict[str, float]] = {
     "money": {"USD": 1.0, "$": 1.0},
     "carbon": {"g": 1.0, "gCO2e": 1.0, "kg": 1000.0},
 }  # fmt: skip
-_NUMBER = re.compile(r"\s*([-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*$")
+_EXAMPLES = {
+    "time": "8ms", "bytes": "25MiB", "rate": "100/s", "share": "1%",
+    "energy": "5mJ", "money": "0.30USD", "carbon": "2g",
+}  # fmt: skip
+_MOST_PLACES = 9
+_NUMBER = re.compile(r"\s*([-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*((?:1/)?[^\s\d.,_+-]\S*|)\s*$")
 
 
-def parse(text: str, dimension: str) -> float:
-    """Reads a number with an optional unit of `dimension`, in the dimension's base unit (seconds, bytes, 1, ...).
+def parse(text: str, dimension: str, into: str | None = None) -> float:
+    """Reads a number with an optional unit of `dimension`.
 
     Args:
         text: for example `"8 ms"`, `"1%"`, `"300s"`.
         dimension: one of time, bytes, rate, share, energy, money, carbon.
+        into: the unit of the result; the dimension's base unit (seconds, bytes, 1, ...) without one.
 
     Raises:
         UsageError: not a number, or a unit of another dimension.
     """
-    match = _NUMBER.match(text)
-    if match is None or not math.isfinite(value := float(match[1])):
-        raise UsageError(f"`{text}` is not a number with a unit", hint=f"write for example `{_example(dimension)}`")
+    from decimal import Decimal
+
+    match, scales = _NUMBER.match(text), _SCALES[dimension]
+    if match is None:
+        raise UsageError(f"`{text}` is not a number with a unit", hint=_how_to_write(text, dimension))
     unit = match[2]
-    scales = _SCALES[dimension]
-    if not unit and dimension in ("rate", "share"):
-        return value
-    if unit not in scales:
-        known = ", ".join(scales)
-        raise UsageError(f"`{unit or 'no unit'}` is not a unit of {dimension} in `{text}`", hint=f"use one of {known}")
-    return value * scales[unit]
+    if unit and unit not in scales:
+        raise UsageError(f"`{unit}` is not a unit of {dimension} in `{text}`", hint=f"use one of {', '.join(scales)}")
+    if not unit and dimension not in ("rate", "share"):
+        raise UsageError(f"`{text}` has no unit of {dimension}", hint=f"use one of {', '.join(scales)}")
+    factor = Decimal(str(scales.get(unit, 1))) / Decimal(str(scales[into] if into else 1))
+    # In decimals, so that 35% is 0.35 and 8.3 ms are 8.3 ms, to the last bit.
+    value = float(Decimal(match[1]) * factor) if math.isfinite(float(match[1])) else math.inf
+    if not math.isfinite(value):
+        raise UsageError(f"`{text}` is too large a number", hint=_how_to_write(text, dimension))
+    return value
 
 
-def _example(dimension: str) -> str:
-    return {"time": "8ms", "bytes": "25MiB", "rate": "100/s", "share": "1%"}.get(dimension, "1")
+def _how_to_write(text: str, dimension: str) -> str:
+    if "," in text:
+        return "write `1.5` for one and a half, and `1_500` for fifteen hundred"
+    return f"write for example `{_EXAMPLES[dimension]}`"
 
 
 def scale_of(value: float, unit: str) -> tuple[float, str]:
@@ -69,15 +82,54 @@ def scale(value: float, unit: str) -> tuple[float, str]:
     return value * factor, shown
 
 
-def digits(value: float, noise: float | None) -> str:
-    """`value` rounded so that its last digit is about the size of `noise`; three significant digits without one."""
+def digits(value: float, noise: float | None, full: float | None = None) -> str:
+    """`value` rounded so that its last digit is about the size of `noise`.
+
+    Args:
+        value: the number; one that is not finite is said in words.
+        noise: half of its interval, in the same unit. Without one: three significant digits, and all digits before
+            the point.
+        full: what is never claimed unless it is reached, such as 100 for percent. A value just below it gets as many
+            digits as it takes to see the difference: 99.996, not 100.0.
+    """
     if not math.isfinite(value):
-        return str(value)
-    if noise is None or noise <= 0 or not math.isfinite(noise):
-        places = 2 if value == 0 else 2 - math.floor(math.log10(abs(value)))
-    else:
-        places = -math.floor(math.log10(noise))
-    places = max(0, min(places, 6))
-    if value and abs(value) < 10.0**-6:
-        return f"{value:.1e}"
-    return f"{value:,.{places}f}"
+        return "not a number" if math.isnan(value) else f"{'-' if value < 0 else ''}infinite"
+    noisy = noise is not None and noise > 0 and math.isfinite(noise)
+    # Rounded to one digit first: a noise of 0.096 is 0.1 to a reader, and takes one decimal, not two.
+    places = -int(f"{noise:.0e}".partition("e")[2]) if noisy else max(0, 2 - _exponent(value))
+    if full is not None and 0 < value < full <= round(value, places):
+        places = max(places, 0)
+        while round(value, places) >= full and places < _MOST_PLACES:
+            places += 1
+        value = min(value, full - 10.0**-places)
+    return _write(value, places)
+
+
+def with_unit(text: str, unit: str) -> str:
+    """A written number and its unit: `7.81 ms`, `0.3%`."""
+    return f"{text}{unit}" if unit == "%" else f"{text} {unit}".rstrip()
+
+
+def write(value: float, unit: str) -> str:
+    """A number without an interval in the unit that people read it in: `97.8 MiB`, `812 B`, `0.300%`."""
+    scaled, shown = scale(value, unit)
+    return with_unit(digits(scaled, least(shown)), shown)
+
+
+def least(unit: str) -> float | None:
+    """The noise to write a number with that has no interval: below a KiB bytes are counted, without decimals."""
+    return 1.0 if unit == "B" else None
+
+
+def _exponent(value: float) -> int:
+    """The power of ten of the first significant digit; 0 for 0."""
+    return math.floor(math.log10(abs(value))) if value else 0
+
+
+def _write(value: float, places: int) -> str:
+    if places > _MOST_PLACES - 3 and 0 < abs(value) < 1e-3:
+        return f"{value:.{min(max(0, places + _exponent(value)), 6)}e}"
+    if abs(value) >= 1e15:
+        return f"{value:.2e}"
+    rounded = round(value, places) + 0.0  # adding 0 turns -0.0 into 0.0
+    return f"{rounded:,.{min(max(0, places), _MOST_PLACES)}f}"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from portolan.backends.torch import Package, _program, _reduced, torch
+from portolan.backends.torch import Package, _program, _reduced, check_processor, torch
 from portolan.core.model import Model
 from portolan.core.signature import Signature, TensorSpec
 from portolan.core.silence import runtime
-from portolan.errors import ModelError
+from portolan.errors import ModelError, PortolanError
 from portolan.testing.backend import BackendContract, python
 from portolan.testing.models import Case, this_machine
 
@@ -63,6 +63,16 @@ torch.export.save(torch.export.export(Custom(), (torch.ones(2),)), f"{folder}/cu
 """
 
 
+_LOAD = """
+import json, sys
+from pathlib import Path
+from portolan.backends.torch import torch
+executable = torch.load(Path(json.loads(sys.argv[1])[0]), threads=1)
+print(executable.facts()["threads"])
+executable.close()
+"""
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
@@ -105,15 +115,25 @@ class TestTorch(BackendContract):
         return model(folder, "cut.pt2")
 
 
-def test_options_off_the_default_path(exported: Path) -> None:
+def test_options_off_the_default_path(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with np.load(exported / "5.npz") as arrays:
         image, ids, classes, *_ = arrays.values()
     executable = torch.compile(model(exported), this_machine(), freezing=False, layout="contiguous", threads=1)
     assert isinstance(executable, Package)
     assert executable.facts()["threads"] == 1
+    assert executable.facts()["precision"] == "f32"
     outputs = executable.run({"image": image, "ids": ids})
     np.testing.assert_allclose(outputs["classes"], classes, rtol=1e-4, atol=1e-6)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    executable.save(saved)
     executable.close()
+    with pytest.raises(PortolanError, match="asked for precision `bf16` and runs with `f32`"):
+        torch.load(saved, precision="bf16")
+    monkeypatch.setenv("PATH", "")  # loading needs no compiler, and a bundle's machine has none
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    assert python(_LOAD, [str(saved)]) == "1"
+    assert not (tmp_path / "cache").exists()
 
 
 def test_bf16_is_bf16_inside_and_f32_outside(exported: Path) -> None:
@@ -129,6 +149,18 @@ def test_bf16_is_bf16_inside_and_f32_outside(exported: Path) -> None:
         error = np.abs(outputs[0].detach().numpy() - classes).max() / classes.std()
         assert 1e-4 < error < 0.1
         np.testing.assert_array_equal(outputs[1].numpy(), following)
+
+
+def test_code_for_another_processor_is_not_run() -> None:
+    wide = {"AOTI_MACHINE": "x86_64", "AOTI_CPU_ISA": "AVX512 AVX512_VNNI"}
+    check_processor(wide, "x86_64", "AVX512")
+    check_processor({"AOTI_MACHINE": "x86_64", "AOTI_CPU_ISA": "AVX2"}, "x86_64", "AVX512")
+    check_processor({"AOTI_MACHINE": "aarch64", "AOTI_CPU_ISA": "SVE"}, "aarch64", "SVE256")
+    check_processor({}, "x86_64", "DEFAULT")
+    for machine, capability in ("x86_64", "AVX2"), ("aarch64", "AVX512"):
+        with pytest.raises(PortolanError, match="compiled for `x86_64 AVX512`") as caught:
+            check_processor(wide, machine, capability)
+        assert caught.value.hint == "compile the model again on this machine"
 
 
 def test_a_plain_graph_is_told_what_is_missing(exported: Path) -> None:

@@ -85,7 +85,7 @@ tiny = Tiny()
 absent = Absent()
 """
 TARGET = Target(
-    id="lab-7", kind="physical", arch="x86_64", features=("avx2", "avx512f", "sse"), cores=2, ram=2**34,
+    id="lab-7", kind="physical", arch="x86_64", features=("avx2", "avx512f", "sme", "smep", "sse"), cores=2, ram=2**34,
     caches={"L2": 2**21}, display="a test machine", reach=("ssh", "lab-7"), runtimes={"tiny-runtime": "1.2"},
 )  # fmt: skip
 SIGNATURE = Signature(

@@ -15,8 +15,8 @@ from portolan.backends.onnxruntime import onnxruntime
 from portolan.backends.openvino import openvino
 from portolan.core.schema import cores
 from portolan.core.silence import environment, quiet_environment, runtime, silence
-from portolan.core.target import usable_cores
 from portolan.errors import ModelError, PortolanError, UnsupportedOperator
+from portolan.targets.local import Local
 from portolan.testing.models import external, perceptron, this_machine
 
 
@@ -159,11 +159,15 @@ def test_the_first_thread_count_is_all_cores() -> None:
     assert counts == {1: (0,), 2: (0, 1), 3: (0, 1), 8: (0, 4, 1)}
 
 
-@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 8), ("150000 100000", 2), ("5000 100000", 1)])
-def test_usable_cores_obey_the_quota(monkeypatch: pytest.MonkeyPatch, quota: str, expected: int) -> None:
-    monkeypatch.setattr("portolan.core.target.os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr("portolan.core.target.Path.read_text", lambda path: quota)
-    assert usable_cores() == expected
+def test_a_saved_model_takes_the_cores_of_the_place_it_is_loaded_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, saved = this_machine(), tmp_path / "saved"
+    saved.mkdir()
+    onnxruntime.compile(perceptron(tmp_path).model, target).save(saved)
+    monkeypatch.setattr(Local, "detect", lambda self: replace(target, cores=3))
+    assert onnxruntime.load(saved).facts()["threads"] == 3
+    assert onnxruntime.load(saved, threads=1).facts()["threads"] == 1
 
 
 def test_silence_comes_before_the_import(monkeypatch: pytest.MonkeyPatch) -> None:

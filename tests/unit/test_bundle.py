@@ -17,7 +17,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import portolan.bundle
-from portolan.bundle import Needs, Tolerance, check, export, open_bundle, pack_parts, unpack, verify_isolated
+from portolan.bundle import (
+    Needs,
+    Tolerance,
+    check,
+    export,
+    open_bundle,
+    pack_parts,
+    unpack,
+    verify_isolated,
+    write_bundle,
+)
 from portolan.bundle.__main__ import main
 from portolan.bundle.here import check_needs, local_target
 from portolan.core.recipe import Recipe
@@ -223,7 +233,8 @@ def test_pack_verifies_before_anything_is_there(tmp_path: Path, site: Path, monk
     assert set(tmp_path.rglob("*")) == before
     monkeypatch.setenv("PORTOLAN_TINY", "")
     packed = pack_parts(parts, out)
-    assert packed.verified
+    assert packed.verification is not None
+    assert packed.verification.bundle == str(out)
     assert packed.to_json() == {
         "bundle": str(out), "sha256": bundle_sha256(out), "files": list(packed.files), "verified": True, "notes": [],
     }  # fmt: skip
@@ -249,7 +260,7 @@ def test_code_needs_the_processor_it_was_made_for(tmp_path: Path, site: Path) ->
     parts = make_parts(tmp_path / "built")
     (tmp_path / "built" / "lib.so").write_bytes(b"\x7fELF")
     with open_bundle(write_bundle(tmp_path / "p", parts)) as bundle:
-        assert bundle.manifest.needs == Needs("x86_64", ("avx2", "avx512f"))
+        assert bundle.manifest.needs == Needs("x86_64", ("avx2", "avx512f", "sme"))
 
 
 def test_needs_are_checked_before_anything_is_loaded(tmp_path: Path, site: Path) -> None:

@@ -20,13 +20,18 @@ def normal_starts(rng, starts=5, blocks=4, readings=20, offset=0.02, noise=0.01)
 
 
 def test_the_interval_is_the_wider_of_bootstrap_and_students_t():
-    # Published table: t(0.975, 2) = 4.3027. The bootstrap cannot be wider than the data's range.
-    d = np.log([[1.00], [1.01], [1.02]])
-    half = 4.302653 * d.std(ddof=1) / math.sqrt(3)
+    # Published table: t(0.975, 3) = 3.1824. The bootstrap cannot be wider than the data's range.
+    d = np.log([[1.00], [1.01], [1.01], [1.02]])
+    half = 3.182446 * d.std(ddof=1) / math.sqrt(4)
     found = stats.ratio_interval(d)
     assert found.value == pytest.approx(1.01)
     assert found.lo == pytest.approx(math.exp(d.mean() - half), rel=1e-5)
     assert found.hi == pytest.approx(math.exp(d.mean() + half), rel=1e-5)
+
+
+def test_two_starts_that_agree_do_not_claim_that_the_third_will():
+    found = stats.ratio_interval(np.log([[1.0], [1.0001]]))
+    assert found.hi / found.lo == pytest.approx(math.exp(2 * 1.96 * stats.START_SD / math.sqrt(2)), rel=1e-3)
 
 
 def test_the_bootstrap_is_kept_where_it_is_wider():

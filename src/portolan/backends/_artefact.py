@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from portolan.core import external
 from portolan.core.model import Model
 from portolan.core.signature import Signature, TensorSpec
 from portolan.errors import ModelError, PortolanError, UnsupportedOperator
+from portolan.targets.local import local
 
 _SIGNATURE = "signature.json"
 _LONGEST_REASON = 300
@@ -93,38 +95,16 @@ def external_files(path: Path) -> list[str]:
     """The files, relative to an ONNX file's folder, that hold its external data.
 
     Raises:
-        ModelError: one lies outside that folder.
+        ModelError: one is missing, or lies outside that folder.
     """
     import onnx
 
-    graph = onnx.load(str(path), load_external_data=False)
-    found = dict.fromkeys(
-        onnx.external_data_helper.ExternalDataInfo(tensor).location
-        for tensor in _tensors(graph)
-        if onnx.external_data_helper.uses_external_data(tensor)
-    )
-    home = path.parent.resolve()
-    for location in found:
-        if not (home / location).resolve().is_relative_to(home):
-            raise ModelError(
-                f"the external data `{location}` lies outside the model's folder",
-                hint="keep a model's data beside it",
-                where=str(path),
-            )
-    return list(found)
+    return external.files(onnx.load(str(path), load_external_data=False), path)
 
 
-def _tensors(message: Any) -> Iterator[Any]:
-    """Every tensor of an ONNX message, however deep: initializers, attributes, subgraphs, functions."""
-    for field, value in message.ListFields():
-        if field.message_type is None or field.message_type.name == "ValueInfoProto":
-            continue
-        # A repeated field has no DESCRIPTOR of its own: it is a sequence of messages.
-        for item in (value,) if hasattr(value, "DESCRIPTOR") else value:
-            if item.DESCRIPTOR.name == "TensorProto":
-                yield item
-            else:
-                yield from _tensors(item)
+def all_cores() -> int:
+    """How many threads "all cores" are where this process runs: a saved model may have moved."""
+    return local.detect().cores
 
 
 @contextlib.contextmanager

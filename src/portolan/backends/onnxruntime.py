@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from portolan.backends._artefact import Artefact, demand, explained
+from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
 from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
-from portolan.core.target import Target, usable_cores
+from portolan.core.target import Target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +101,7 @@ class OnnxRuntime(Backend):
         self, folder: Path, *, graph_optimization: Level = "all", threads: int = 0, spinning: bool = True
     ) -> Session:
         """Loads what was saved, for this machine's cores."""
-        return Session(Artefact.open(folder), threads or usable_cores(), graph_optimization, spinning)
+        return Session(Artefact.open(folder), threads or all_cores(), graph_optimization, spinning)
 
 
 onnxruntime = OnnxRuntime()

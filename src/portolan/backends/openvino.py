@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from portolan.backends._artefact import Artefact, demand, explained
+from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
 from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
-from portolan.core.target import Target, usable_cores
+from portolan.core.target import Target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,7 +141,7 @@ class OpenVino(Backend):
 
     def load(self, folder: Path, *, precision: Precision = "f32", threads: int = 0, hint: Hint = "latency") -> Compiled:
         """Compiles what was saved, for this machine's cores."""
-        return Compiled(Artefact.open(folder), precision, threads, hint, usable_cores())
+        return Compiled(Artefact.open(folder), precision, threads, hint, all_cores())
 
 
 openvino = OpenVino()

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from portolan.backends._artefact import Artefact, demand, explained
+from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.core.backend import Backend, Executable, Support, Tensors
 from portolan.core.model import Model
 from portolan.core.schema import Knob
 from portolan.core.silence import environment, runtime
-from portolan.core.target import Target, usable_cores
-from portolan.errors import ModelError
+from portolan.core.target import Target
+from portolan.errors import ModelError, PortolanError
+from portolan.frontends._pt2 import check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 Precision = Literal["f32", "bf16"]
 Layout = Literal["channels_last", "contiguous"]
 _PACKAGE = "model.pt2"
+#: Which capabilities run code for an instruction set; the ones that torch's own builds tell apart.
+_RUN_BY = {"AVX512": ("AVX512",), "AVX2": ("AVX2", "AVX512")}
 # Keys of what a package says about itself.
 _PRECISION, _THREADS = "PORTOLAN_PRECISION", "PORTOLAN_THREADS"
 _LACKS = (r"failed to resolve torch\.ops\.(\w+\.\w+)",)
@@ -42,10 +46,12 @@ class Package(Executable):
         # The code only reads its inputs, so one that arrived in a read-only buffer needs no copy and no warning.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
         with explained("torch", artefact.path):
-            package = self._torch._inductor.aoti_load_package(str(artefact.path))
-        self._runner, self._metadata = package.loader, package.get_metadata()
+            # aoti_load_package would first compile seven programs with g++ to learn what this processor can do.
+            self._runner = self._torch._C._aoti.AOTIModelPackageLoader(str(artefact.path), "model", False, 1, -1)
+        self._metadata = self._runner.get_metadata()
+        check_processor(self._metadata, platform.machine(), self._torch.backends.cpu.get_cpu_capability())
         self._artefact, self._work = artefact, work
-        self._threads = int(self._metadata.get(_THREADS, 0)) or usable_cores()
+        self._threads = int(self._metadata.get(_THREADS, 0)) or all_cores()
         self._torch.set_num_threads(self._threads)
         self._inputs = tuple(spec.name for spec in artefact.signature.inputs)
         self._names = artefact.outputs
@@ -91,6 +97,26 @@ class Package(Executable):
         self._runner = None
         if self._work is not None:
             self._work.cleanup()
+
+
+def check_processor(metadata: Mapping[str, str], machine: str, capability: str) -> None:
+    """Compares what a package was compiled for with this processor, before its first instruction kills the process.
+
+    Args:
+        metadata: what the package says about itself.
+        machine: this processor's architecture.
+        capability: the widest instructions it has: DEFAULT, AVX2, AVX512, ...
+
+    Raises:
+        PortolanError: the code would not run here.
+    """
+    wanted = metadata.get("AOTI_MACHINE", machine), (metadata.get("AOTI_CPU_ISA") or "none").split()[0]
+    enough = capability in _RUN_BY.get(wanted[1], (capability,))
+    if wanted[0] != machine or not enough:
+        raise PortolanError(
+            f"the package was compiled for `{' '.join(wanted)}`, this processor is `{machine} {capability}`",
+            hint="compile the model again on this machine",
+        )
 
 
 class Torch(Backend):
@@ -185,7 +211,8 @@ class Torch(Backend):
 
 
 def _program(path: Path) -> Any:
-    """Reads an exported program. The setting keeps what is pickled in it from running code."""
+    """Reads an exported program, checked first: nothing in it may run as it is loaded, pickled or not."""
+    check(path)
     with environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"), explained("torch", path, *_LACKS):
         # torch.export.load would put the reason of a failure into a log, and raise a sentence that refers to it.
         return runtime("torch.export.pt2_archive._package").load_pt2(str(path)).exported_programs["model"]

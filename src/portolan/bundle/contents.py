@@ -45,7 +45,7 @@ def open_contents(path: Path) -> Contents:
     except FileNotFoundError as error:
         raise UsageError(f"there is no bundle at `{path}`", hint="`portolan pack` makes one") from error
     except OSError as error:
-        raise UsageError(f"the bundle `{path}` cannot be read: {error.strerror}") from error
+        raise UsageError(f"the bundle `{path}` cannot be read: {error.strerror}", hint="check the path") from error
     raise UsageError(f"`{path}` is neither a folder nor a file", hint="give a bundle that `portolan pack` made")
 
 

@@ -99,7 +99,11 @@ def count_rows(signature: Signature, inputs: Arrays) -> int:
             )
         rows[spec.name] = shape[0] // step
     if len(set(rows.values())) > 1:
-        raise UsageError(f"the golden inputs do not make the same number of calls: {rows}")
+        listed = ", ".join(f"`{name}` {count}" for name, count in rows.items())
+        raise UsageError(
+            f"the golden inputs do not make the same number of calls: {listed}",
+            hint="the first axis of each array holds the samples",
+        )
     return next(iter(rows.values()), 1)
 
 
@@ -203,7 +207,10 @@ def dump(arrays: Arrays, what: str) -> bytes:
                 hint="give it as float32",
             )
         if plain.dtype.kind in "fc" and np.isnan(plain).any():
-            raise UsageError(f"the {what} `{show(name)}` holds NaN, so nothing can be verified against it")
+            raise UsageError(
+                f"the {what} `{show(name)}` holds NaN, so nothing can be verified against it",
+                hint="choose samples without NaN",
+            )
         out = io.BytesIO()
         np.lib.format.write_array(out, plain.astype(plain.dtype.newbyteorder("<")), version=(1, 0), allow_pickle=False)
         entries.append((f"{name}.npy", out.getbuffer().nbytes, [out.getvalue()]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def pack_parts(
         # Naming the hash is the permission to run compiled code: it was made here a moment ago.
         done = verify_isolated(made, sha256=sha256, timeout=timeout) if verify else None
         publish(made, out, force=force)
-    return Packed(out, sha256, files, done)
+    return Packed(out, sha256, files, done and replace(done, bundle=str(out)))
 
 
 def check(

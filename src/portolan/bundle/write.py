@@ -248,10 +248,13 @@ def _tolerance(parts: BundleParts) -> Mapping[str, Tolerance]:
 
 
 def _needs(files: list[Source], target: Target) -> Needs:
-    """Compilers use all that the processor has, so code needs that again; other files are portable."""
+    """Compilers use all that the processor has, so code needs that again; other files are portable.
+
+    x86's `smep` protects pages, and has nothing to do with ARM's matrix extension `sme`.
+    """
     if not any(is_code(s.entry.path, next(iter(s.chunks()), b"")[:4]) for s in files):
         return Needs()
-    return Needs(target.arch, tuple(f for f in target.features if f.startswith(_VECTOR)))
+    return Needs(target.arch, tuple(f for f in target.features if f.startswith(_VECTOR) and f != "smep"))
 
 
 def _encoded(manifest: Manifest) -> bytes:
@@ -262,7 +265,8 @@ def _encoded(manifest: Manifest) -> bytes:
     except (VerificationFailed, ValueError, TypeError) as error:
         message = error.message if isinstance(error, VerificationFailed) else str(error)
         where = error.where if isinstance(error, VerificationFailed) else None
-        raise UsageError(f"these parts make no valid bundle: {message}", where=where) from error
+        hint = "correct it, or leave it out"
+        raise UsageError(f"these parts make no valid bundle: {message}", hint=hint, where=where) from error
     return raw
 
 
@@ -271,7 +275,9 @@ def _compiled(folder: Path, recipe: Recipe) -> list[Source]:
     for path in sorted(folder.rglob("*")):
         name = f"compiled/{path.relative_to(folder).as_posix()}"
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise UsageError(f"`{name}` is a link or a special file, which a bundle cannot hold")
+            raise UsageError(
+                f"`{name}` is a link or a special file, which a bundle cannot hold", hint="put the file itself there"
+            )
         if path.is_file():
             files.append(_from_disk(name, path))
     if not files:

@@ -24,8 +24,8 @@ from portolan.errors import UnknownName, UsageError
 
 #: Flags whose value is a path; a relative one in a file is relative to that file.
 PATHS = frozenset({"data", "out", "study", "recipe", "metric"})
-#: Flags that are no keys: they are about one run.
-NO_KEYS = frozenset({"config", "help", "version", "check", "force"})
+#: Flags that are no keys: they are about one run, and no project's file may decide that a bundle's code runs.
+NO_KEYS = frozenset({"config", "help", "version", "check", "force", "native"})
 
 
 @dataclass(frozen=True)

@@ -285,9 +285,8 @@ def shapes(function: Function) -> Function:
 
 def budget(function: Function) -> Function:
     """`--budget`."""
-    return click.option(
-        "--budget", metavar="BUDGET", help='At most this much: "300s", "40 trials" or "300s, 40 trials".'
-    )(function)
+    text = 'At most this much: "90s", for a search also "40 trials" or "5min, 40 trials".  [default: 5min]'
+    return click.option("--budget", metavar="BUDGET", help=text)(function)
 
 
 def seed(function: Function) -> Function:

@@ -12,6 +12,8 @@ from portolan.core.measurement import METRICS
 
 Json = Mapping[str, Any]
 SAME = "no significant difference"
+#: Process starts below which a race claims nothing; see `portolan.measure.result`, which is too heavy to import here.
+STARTS = 5
 
 
 def comparison(data: Json, *, arms: Sequence[str] = ()) -> Answer:
@@ -60,8 +62,16 @@ def ratio_text(ratio: Json) -> str:
     if ratio.get("lo") is not None and ratio.get("hi") is not None:
         span += f", {ratio['lo']:.3f} to {ratio['hi']:.3f}"
     if ratio["verdict"] == SAME:
-        return f"{ratio['a']} and {ratio['b']}: {SAME} ({span})"
+        return f"{ratio['a']} and {ratio['b']}: {SAME} ({span}){_unclaimed(ratio)}"
     return f"{ratio['a']} is {factor(ratio['ratio'])}x {ratio['verdict']} than {ratio['b']} ({span})"
+
+
+def _unclaimed(ratio: Json) -> str:
+    """Why a ratio whose interval lies beside 1 is yet no claim: too few processes were started in the budget."""
+    starts, lo, hi = ratio.get("starts"), ratio.get("lo"), ratio.get("hi")
+    if starts is None or starts >= STARTS or lo is None or hi is None or lo <= 1 <= hi:
+        return ""
+    return f"; {starts} process starts are too few for a claim, {STARTS} are needed: give a larger `--budget`"
 
 
 def factor(ratio: float) -> str:

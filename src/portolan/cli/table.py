@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from portolan import units
 from portolan.cli.console import Line
-from portolan.core.measurement import METRICS, Measurement
+from portolan.core.measurement import MARKS, METRICS, Measurement
 
 LABELS: Mapping[str, str] = {
     "latency_p50": "p50",
@@ -35,8 +36,7 @@ def number(metric: Mapping[str, Any] | None, *, n: bool = False) -> str:
     found = measurement(metric)
     if found is None:
         return "-"
-    count = found.n if n else None
-    return str(Measurement(found.value, found.unit, found.lo, found.hi, count, found.kind))
+    return str(found) if n else found.short
 
 
 def quantity(value: float | None, unit: str) -> str:
@@ -44,8 +44,7 @@ def quantity(value: float | None, unit: str) -> str:
     if value is None:
         return f"unknown {'bytes' if unit == 'B' else f'{unit}s'}"
     if unit == "B":
-        scaled, name = units.scale(value, "B")
-        return f"{units.digits(scaled, None)} {name}"
+        return units.write(value, "B")
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{units.digits(value / factor, None)} {prefix}{unit}".strip()
@@ -64,19 +63,36 @@ def columns(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset(
 
 
 def metric_columns(metrics: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of some metrics over some rows; milliseconds go into the heading if all cells have them."""
+    """Headings and cells of some metrics over some rows; times of a column share one unit, which the heading names."""
     heads: list[str] = []
     cells: list[list[str]] = [[] for _ in rows]
     for name in metrics:
-        texts = [number(row.get(name)) for row in rows]
-        # A rate's unit is always its heading; milliseconds are only where no cell needs another scale.
-        unit = " 1/s" if METRICS[name].unit == "1/s" else " ms"
-        shared = all(unit in text for text in texts if text != "-") and any(text != "-" for text in texts)
+        found = [measurement(row.get(name)) for row in rows]
+        unit = METRICS[name].unit
+        shown, factor = _time_unit(found) if unit == "ms" else (None, 1.0)
         label = LABELS.get(name, name.replace("_", " "))
-        heads.append(f"{label} ms" if shared and unit == " ms" else label)
-        for cell, text in zip(cells, texts, strict=True):
-            cell.append(text.replace(unit, "") if shared else text)
+        heads.append(f"{label} {shown}" if shown else label)
+        for cell, one in zip(cells, found, strict=True):
+            text = "-" if one is None else _bare(one, factor) if shown else number(asdict(one) | {"n": None})
+            # A rate's unit is its heading.
+            cell.append(text.replace(" 1/s", ""))
     return heads, cells
+
+
+def _time_unit(column: Sequence[Measurement | None]) -> tuple[str | None, float]:
+    """The unit of a column of times in ms, and its factor: that of the smallest unless the largest is far from it."""
+    values = [abs(m.value) for m in column if m is not None]
+    if not values:
+        return None, 1.0
+    return ("µs", 1e3) if min(values) < 0.1 and max(values) < 10 else ("ms", 1.0)
+
+
+def _bare(metric: Measurement, factor: float) -> str:
+    """The value and half its interval, without a unit."""
+    value = metric.value * factor
+    if metric.lo is None or metric.hi is None or not (half := (metric.hi - metric.lo) / 2 * factor) > 0:
+        return f"{MARKS[metric.kind]}{units.digits(value, None)}"
+    return f"{MARKS[metric.kind]}{units.digits(value, half)} ±{units.digits(half, half)}"
 
 
 def plain(texts: Sequence[str], style: str = "") -> list[Line]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from math import isnan
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import inf, isfinite, isnan
 from typing import Literal
 
 from portolan import units
@@ -31,21 +32,22 @@ class Limit:
         if measurement is None:
             return False
         value = measurement.worst("lower" if self.op[0] == "<" else "higher")
-        if isnan(value):
+        if not (isfinite(value) and isfinite(measurement.value)):
             return False
-        if self.op in ("<=", ">="):
-            slack = _TOLERANCE * max(1.0, abs(self.bound))
-            return value <= self.bound + slack if self.op == "<=" else value >= self.bound - slack
-        return value < self.bound if self.op == "<" else value > self.bound
+        room = self.bound - value if self.op[0] == "<" else value - self.bound
+        # What differs from the bound by rounding alone is at the bound, for `<` as for `<=`.
+        slack = _TOLERANCE * max(1.0, abs(self.bound))
+        return room >= -slack if self.op in ("<=", ">=") else room > slack
 
     def shortfall(self, measurement: Measurement | None) -> float:
         """How far the limit is missed, relative to its bound: 0 when met, infinite when not measured."""
-        if measurement is None or isnan(measurement.value):
-            return float("inf")
         if self.holds(measurement):
             return 0.0
-        worst = measurement.worst("lower" if self.op[0] == "<" else "higher")
-        return abs(worst - self.bound) / max(abs(self.bound), 1e-9)
+        worst = inf if measurement is None else measurement.worst("lower" if self.op[0] == "<" else "higher")
+        # A bound of zero has no size to compare with: a thousandth stands in for it.
+        if not isfinite(worst):
+            return inf
+        return max(abs(worst - self.bound) / (abs(self.bound) or 1e-3), _TOLERANCE)
 
     def reason(self, measurement: Measurement | None) -> str | None:
         """Why the limit is not met, in two words, or None when it is."""
@@ -53,8 +55,9 @@ class Limit:
             return None
         if measurement is None:
             return f"{self.metric} not measured"
-        point = Limit(self.metric, self.op, self.bound, self.text)
-        if point.holds(Measurement(measurement.value, measurement.unit)):
+        if isnan(measurement.value):
+            return f"{self.metric} is not a number"
+        if self.holds(Measurement(measurement.value, measurement.unit)):
             return f"{self.metric} not shown"
         words = {"latency": "too slow", "throughput": "too slow", "size": "too large", "memory": "too much memory"}
         return words.get(self.metric.split("_")[0], f"{self.metric} missed")
@@ -69,9 +72,9 @@ class Objective:
     text: str
 
     def cost(self, measurement: Measurement | None) -> float:
-        """The value as a number to minimise; infinite when missing, so a missing value never ranks first."""
-        if measurement is None or isnan(measurement.value):
-            return float("inf")
+        """The value as a number to minimise; infinite when missing or not finite, so that it never ranks first."""
+        if measurement is None or not isfinite(measurement.value):
+            return inf
         return measurement.value if self.direction == "min" else -measurement.value
 
 
@@ -125,8 +128,7 @@ def _metric(name: str, text: str) -> Metric:
 
 
 def _bound(text: str, metric: Metric) -> float:
-    base = units.parse(text, metric.dimension)
-    return base * 1000 if metric.unit == "ms" else base
+    return units.parse(text, metric.dimension, into="ms" if metric.unit == "ms" else None)
 
 
 def parse_goal(text: str) -> Limit | Objective:
@@ -155,14 +157,27 @@ def parse_goals(texts: Iterable[str]) -> Goals:
     """Reads all goals. Without a quality limit, outputs must stay the original's; without an objective, speed ranks.
 
     Raises:
-        UsageError: a goal cannot be read, or one objective is asked for in both directions.
+        UsageError: a goal cannot be read, one objective is asked for in both directions, or two limits exclude each
+            other.
     """
-    goals = [parse_goal(text) for text in dict.fromkeys(texts)]
-    limits = tuple(g for g in goals if isinstance(g, Limit))
-    objectives = tuple(g for g in goals if isinstance(g, Objective))
+    goals: dict[Hashable, Limit | Objective] = {}
+    for goal in map(parse_goal, texts):
+        goals.setdefault(replace(goal, text=""), goal)  # `min  size` and `min size` are one goal
+    limits = tuple(g for g in goals.values() if isinstance(g, Limit))
+    objectives = tuple(g for g in goals.values() if isinstance(g, Objective))
     names = [o.metric for o in objectives]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise UsageError(f"`{twice}` is to be both minimised and maximised", hint="keep one of the two goals")
+    for upper, lower in itertools.product(limits, limits):
+        if _exclude(upper, lower):
+            raise UsageError(f"`{upper.text}` and `{lower.text}` cannot both hold", hint="keep one of the two goals")
     if not any(METRICS[g.metric].quality for g in limits):
         limits += DEFAULT_LIMITS
     return Goals(limits, objectives or DEFAULT_OBJECTIVES)
+
+
+def _exclude(upper: Limit, lower: Limit) -> bool:
+    """Whether no value is below the one and above the other."""
+    if upper.metric != lower.metric or upper.op[0] != "<" or lower.op[0] != ">":
+        return False
+    return upper.bound < lower.bound or (upper.bound == lower.bound and (upper.op, lower.op) != ("<=", ">="))

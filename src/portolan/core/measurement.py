@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -75,22 +76,58 @@ class Measurement:
         end = self.hi if better == "lower" else self.lo
         return self.value if end is None else end
 
+    @property
+    def short(self) -> str:
+        """The number with its unit and interval, without n.
+
+        `7.81 ms ±0.06`, where ± is half of the interval; `0.0% (0.0 to 0.6)` where the value is far from its middle.
+        """
+        write, unit = self._writer()
+        text = MARKS[self.kind] + units.with_unit(write(self.value), "" if math.isnan(self.value) else unit)
+        half = self._half
+        if half is None or half <= 0 or not math.isfinite(half + self.value):
+            return text
+        if self._lopsided:
+            return f"{text} ({' to '.join(self._ends())})"
+        factor = units.scale_of(self._size, self.unit)[0]
+        return f"{text} ±{units.digits(half * factor, half * factor)}"
+
+    @property
+    def interval(self) -> str:
+        """The ends of the interval, `5.8 to 6.1 ms`; empty where there is none."""
+        if self._half is None or not math.isfinite(self._half + self.value):
+            return ""
+        return units.with_unit(" to ".join(self._ends()), self._writer()[1])
+
     def __str__(self) -> str:
-        ends = [abs(v) for v in (self.value, self.lo, self.hi) if v is not None]
-        factor, unit = units.scale_of(max(ends), self.unit)
-        value = self.value * factor
-        text = MARKS[self.kind]
-        if self.lo is not None and self.hi is not None:
-            half = (self.hi - self.lo) / 2 * factor
-            text += f"{units.digits(value, half)}{_space(unit)}"
-            text += f" ±{units.digits(half, half)}" if half > 0 else ""
-        else:
-            text += f"{units.digits(value, None)}{_space(unit)}"
-        return text if self.n is None else f"{text} (n={self.n:,})"
+        return self.short if self.n is None else f"{self.short} (n={self.n:,})"
 
+    @property
+    def _half(self) -> float | None:
+        return None if self.lo is None or self.hi is None else (self.hi - self.lo) / 2
 
-def _space(unit: str) -> str:
-    return unit if unit == "%" else f" {unit}" if unit else ""
+    @property
+    def _lopsided(self) -> bool:
+        """Whether one arm of the interval is more than twice the other, so that ± would say something else."""
+        if self.lo is None or self.hi is None:
+            return False
+        below, above = self.value - self.lo, self.hi - self.value
+        return 2 * min(below, above) < max(below, above) * (1 - 1e-9)
+
+    @property
+    def _size(self) -> float:
+        return max((abs(v) for v in (self.value, self.lo, self.hi) if v is not None and math.isfinite(v)), default=0.0)
+
+    def _writer(self) -> tuple[Callable[[float], str], str]:
+        """What writes the value and the ends of its interval, all with the same unit and noise."""
+        factor, unit = units.scale_of(self._size, self.unit)
+        noise = self._half * factor if self._half else units.least(unit)
+        full = factor if self.unit in ("", "share") else None
+        return lambda value: units.digits(value * factor, noise, full), unit
+
+    def _ends(self) -> list[str]:
+        write = self._writer()[0]
+        return [write(end) for end in (self.lo, self.hi) if end is not None]
 
 
 Metrics = dict[str, Measurement]

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from portolan.errors import UsageError
+from portolan.errors import UsageError, nearest
+
+_KEYS: Mapping[str, tuple[type, str]] = {
+    "passes": (list, "a list of tables"),
+    "backend": (str, "a name"),
+    "options": (Mapping, "a table"),
+    "target": (str, "a name"),
+    "serving": (Mapping, "a table"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,16 +58,23 @@ class Recipe:
         Raises:
             UsageError: a key that does not exist or a value of the wrong type, with its path.
         """
-        known = {"passes": list, "backend": str, "options": Mapping, "target": str, "serving": Mapping}
+        place = where or "recipe"
+        if not isinstance(data, Mapping):
+            raise UsageError("a recipe must be a table", where=f"{place}: $")
         for key, value in data.items():
-            if key not in known:
-                raise UsageError(f"a recipe has no key `{key}`", hint=f"its keys are {', '.join(known)}", where=where)
-            if not isinstance(value, known[key]):
-                raise UsageError(f"`{key}` of a recipe has the wrong type", where=f"{where or 'recipe'}: $.{key}")
+            if key not in _KEYS:
+                raise UsageError(f"a recipe has no key `{key}`", hint=nearest(str(key), _KEYS), where=where)
+            kind, said = _KEYS[key]
+            if not isinstance(value, kind):
+                raise UsageError(f"`{key}` of a recipe must be {said}, got `{value!r}`", where=f"{place}: $.{key}")
         steps = []
         for i, item in enumerate(data.get("passes", [])):
             if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
-                raise UsageError("a pass of a recipe needs a `name`", where=f"{where or 'recipe'}: $.passes[{i}]")
+                raise UsageError(
+                    "a pass of a recipe needs a `name`",
+                    hint='write for example `{ name = "quantize", mode = "dynamic" }`',
+                    where=f"{place}: $.passes[{i}]",
+                )
             steps.append(Step(item["name"], {k: v for k, v in item.items() if k != "name"}))
         rest = {k: v for k, v in data.items() if k != "passes"}
         return cls(passes=tuple(steps), **rest)

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from portolan.core.backend import Backend
+from portolan.core.frontend import FrontEnd
 from portolan.core.passes import Pass
 from portolan.errors import PortolanError, UnknownName
 
 Group = Literal["backends", "passes", "frontends", "targets"]
+_TYPES: dict[Group, type] = {"backends": Backend, "passes": Pass, "frontends": FrontEnd}
 _KINDS = {"backends": "backend", "passes": "pass", "frontends": "front end", "targets": "target"}
 
 
@@ -49,18 +51,27 @@ class Registry:
 
         Raises:
             UnknownName: nothing is registered under `name`.
-            PortolanError: a plug-in that cannot be imported.
+            PortolanError: a plug-in that cannot be imported, or is something else.
         """
         if name not in self._places:
             raise UnknownName(_KINDS[self.group], name, self._places, where=where)
         module, _, attribute = self._places[name].partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise PortolanError(
-                f"the {_KINDS[self.group]} `{name}` cannot be loaded from `{module}`: {error}",
-                hint="reinstall the package that provides it, or remove it",
-            ) from error
+            found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        except Exception as error:  # someone else's code, which may fail in any way
+            why = str(error) if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
+            raise self._broken(name, why) from error
+        kind = _TYPES.get(self.group, object)
+        if not isinstance(found, kind):
+            what = f"class `{found.__name__}`" if isinstance(found, type) else f"`{type(found).__name__}`"
+            raise self._broken(name, f"it is a {what}, not an object of `{kind.__name__}`")
+        return found
+
+    def _broken(self, name: str, why: str) -> PortolanError:
+        return PortolanError(
+            f"the {_KINDS[self.group]} `{name}` cannot be loaded from `{self._places[name]}`: {why}",
+            hint="reinstall the package that provides it, or remove it",
+        )
 
 
 BACKENDS = Registry("backends")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,10 +55,15 @@ class Parameter:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values a Literal or bool annotation allows; empty when any value of the type will do."""
-        if typing.get_origin(self.type) is Literal:
-            return typing.get_args(self.type)
-        return (False, True) if self.type is bool else ()
+        """The values that a Literal or bool annotation allows; empty when any value of the type will do."""
+        listed = [_choices(kind) for kind in self._kinds]
+        return tuple(itertools.chain(*listed)) if all(listed) else ()
+
+    @property
+    def _kinds(self) -> tuple[Any, ...]:
+        """The alternatives of the annotation: one, unless it is a union."""
+        union = typing.get_origin(self.type) in (typing.Union, types.UnionType)
+        return typing.get_args(self.type) if union else (self.type,)
 
     def values(self, target: Target) -> tuple[Any, ...]:
         """What the search tries on `target`, the default first."""
@@ -75,29 +81,53 @@ class Parameter:
         Raises:
             UsageError: it does not.
         """
+        for read in _exact, _from_text:
+            for kind in self._kinds:
+                found = read(value, kind)
+                if found is not _NO:
+                    return found
         if self.choices:
-            read = {str(c).lower(): c for c in self.choices}.get(str(value).lower())
-            if read is None:
-                listed = ", ".join(f"`{str(c).lower() if isinstance(c, bool) else c}`" for c in self.choices)
-                raise UsageError(f"`{self.name}` of `{owner}` cannot be `{value}`", hint=f"use {listed}", where=where)
-            return read
-        options = typing.get_args(self.type) if isinstance(self.type, types.UnionType) else (self.type,)
-        if value is None and type(None) in options:
-            return None
-        for kind in options:
-            if kind is type(None):
-                continue
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                return float(value)
-            if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-                return value
-            if isinstance(value, str) and kind in (int, float):
-                try:
-                    return kind(value)
-                except ValueError:
-                    continue
-        names = " or ".join(getattr(k, "__name__", str(k)) for k in options)
+            listed = ", ".join(f"`{_said(c)}`" for c in self.choices)
+            raise UsageError(f"`{self.name}` of `{owner}` cannot be `{value}`", hint=f"use {listed}", where=where)
+        names = " or ".join(" or ".join(f"`{_said(c)}`" for c in _choices(k)) or k.__name__ for k in self._kinds)
         raise UsageError(f"`{self.name}` of `{owner}` expects {names}, got `{value!r}`", where=where)
+
+
+#: What a reader gives for a value that does not fit; None is a value.
+_NO: Any = object()
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    if typing.get_origin(kind) is Literal:
+        return typing.get_args(kind)
+    return (False, True) if kind is bool else (None,) if kind is type(None) else ()
+
+
+def _said(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _exact(value: Any, kind: Any) -> Any:
+    """`value` if it is one of that kind: an int is a float too, but a bool is no int, and NaN is no number."""
+    if choices := _choices(kind):
+        return next((c for c in choices if type(c) is type(value) and c == value), _NO)
+    if kind is float and type(value) is int:
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        return _NO
+    return _NO if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_text(value: Any, kind: Any) -> Any:
+    """What `value` says as text, as on a command line: `8`, `0.5`, `true`, `none`, `BF16`."""
+    if not isinstance(value, str):
+        return _NO
+    if choices := _choices(kind):
+        return next((c for c in choices if _said(c).lower() == value.lower()), _NO)
+    try:
+        return _exact(kind(value), kind) if kind in (int, float) else _NO
+    except ValueError:
+        return _NO
 
 
 @dataclass(frozen=True)
@@ -119,23 +149,34 @@ class Schema:
             UnknownName: a keyword that does not exist.
             UsageError: a value that does not fit.
         """
-        for name in given:
-            if name not in self.parameters:
-                raise UnknownName(f"option of `{self.owner}`", name, self.parameters, where=where)
+        self._known(given, where)
         return {
             name: p.check(given[name], self.owner, where) if name in given else p.default
             for name, p in self.parameters.items()
         }
 
+    def _known(self, given: Iterable[str], where: str | None = None) -> None:
+        for name in given:
+            if name not in self.parameters:
+                raise UnknownName(f"option of `{self.owner}`", name, self.parameters, where=where)
+
     def space(self, target: Target, fixed: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-        """Every combination the search may try, the defaults first; `fixed` pins keywords (a list pins a range)."""
+        """Every combination the search may try, the defaults first; `fixed` pins keywords (a list pins a range).
+
+        Raises:
+            UnknownName: `fixed` names a keyword that does not exist.
+            UsageError: a value of `fixed` does not fit, or a range is empty.
+        """
         fixed = fixed or {}
+        self._known(fixed)
         columns = []
         for name, p in self.parameters.items():
             if name not in fixed:
                 columns.append(p.values(target))
             elif isinstance(fixed[name], (list, tuple)):
-                columns.append(tuple(p.check(v, self.owner) for v in fixed[name]))
+                if not fixed[name]:
+                    raise UsageError(f"the range of `{name}` of `{self.owner}` is empty", hint="name a value")
+                columns.append(tuple(dict.fromkeys(p.check(v, self.owner) for v in fixed[name])))
             else:
                 columns.append((p.check(fixed[name], self.owner),))
         for values in itertools.product(*columns):

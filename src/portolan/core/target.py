@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 
@@ -76,14 +73,3 @@ class Target:
         lists: dict[str, Any] = {key: tuple(data[key]) for key in ("features", "accelerators", "reach")}
         rest = {key: data[key] for key in ("id", "kind", "arch", "cores", "ram", "caches", "runtimes", "display")}
         return cls(**rest, **lists)
-
-
-def usable_cores() -> int:
-    """How many cores this process may use: its affinity mask, cut by a control group's quota where there is one."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        limit = math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no such file, or the quota is the word `max`
-        return allowed
-    return max(1, min(allowed, limit))

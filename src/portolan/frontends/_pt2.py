@@ -19,9 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from portolan.errors import ModelError
+from portolan.errors import ModelError, UnsupportedOperator
 
 _HINT = "export it again from its source with `torch.export.save`, or give `file.py:factory`"
+_CUSTOM = "export the model with standard operators in its place; an ONNX file runs with `--backend onnxruntime`"
 _NAMESPACES = ("aten", "prims", "torchvision", "quantized_decomposed")
 _HIGHER_ORDER = ("cond", "scan", "while_loop", "map_impl", "wrap_with_set_grad_enabled", "wrap_with_autocast")
 _ARITHMETIC = (
@@ -159,10 +160,19 @@ def _check_dict(path: Path, name: str, value: dict[str, Any]) -> None:
     for key in ("target", "as_operator"):
         target = value.get(key)
         if isinstance(target, str) and not _known_operator(target):
+            if (custom := _custom_operator(target)) is not None:
+                raise UnsupportedOperator(f"torch has no operator `{custom}`, which `{path}` needs", hint=_CUSTOM)
             raise _refused(path, f"`{target[:80]}` in `{name}` is not an operator of torch")
     expression = value.get("expr_str")
     if expression is not None and not _is_arithmetic(expression):
         raise _refused(path, f"the size `{str(expression)[:80]}` in `{name}` is not arithmetic")
+
+
+def _custom_operator(target: str) -> str | None:
+    """The name of an operator that somebody's package would have to register first; None for anything else."""
+    parts = target.split(".")
+    own = parts[:2] == ["torch", "ops"] and len(parts) == 5 and parts[2] not in (*_NAMESPACES, "higher_order")
+    return f"{parts[2]}.{parts[3]}" if own and all(part.isidentifier() for part in parts) else None
 
 
 def _known_operator(target: str) -> bool:

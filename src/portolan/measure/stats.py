@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 START_SD = 0.03
-"""Assumed log sd between process starts where there is only one start and it cannot be measured (seen: 0.3 to 3 %)."""
+"""Assumed log sd between process starts where there are too few starts to measure it (seen: 0.3 to 3 %)."""
+FEW_STARTS = 4
+"""Below this many starts their own spread is not trusted to be small."""
 _THINNED = 2000
 """Readings the percentile bootstrap works on; more are aggregated, without changing the interval's meaning."""
 _FEW_FLIPS = 10
@@ -49,9 +51,11 @@ def _student(tail: float, freedom: int) -> float:
 
 def _half_width(starts: Floats, within: float, tail: float) -> float:
     """Half-width of the mean of one value per process start; `within` is the standard error inside a single start."""
-    if len(starts) > 1:
-        return _student(tail, len(starts) - 1) * float(starts.std(ddof=1)) / math.sqrt(len(starts))
-    return _normal(tail) * math.hypot(START_SD, within)
+    if len(starts) == 1:
+        return _normal(tail) * math.hypot(START_SD, within)
+    half = _student(tail, len(starts) - 1) * float(starts.std(ddof=1)) / math.sqrt(len(starts))
+    # Two or three starts that agree do so by luck more often than Student's t allows for.
+    return max(half, _normal(tail) * START_SD / math.sqrt(len(starts))) if len(starts) < FEW_STARTS else half
 
 
 def ratio_interval(d: Floats, conf: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:

@@ -1,11 +1,10 @@
 """`simplify`: the same arithmetic in fewer nodes.
 
 Built on onnxslim. onnxscript's optimizer was tried beside it on 14 graphs (those of `benchmarks/models.py`, some also
-exported without optimisation and with free sizes): it leaves an exported LSTM at 34 nodes (7 with onnxslim), duplicate
-weights, and BatchNorm behind weights that the graph computes. The outputs of both differed from the original's by at
-most 1.5e-6 of their deviation, once onnxslim's own shape inference was off: it gave a free size the value of a static
-one. ONNX Runtime was no faster for either, since it simplifies as it loads: what the pass brings is size, start-up
-time, and constants where other backends and passes look for them.
+exported without optimisation and with free sizes). Both are right there, once onnxslim's own shape inference is off:
+it gave a free size the value of a static one. onnxscript's leaves an exported LSTM at 34 nodes (7 with onnxslim),
+duplicate weights, and BatchNorm behind weights that the graph computes. ONNX Runtime was no faster for either, since
+it simplifies as it loads: what the pass brings is size, and constants where other backends and passes look for them.
 """
 
 from __future__ import annotations

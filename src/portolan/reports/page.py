@@ -128,5 +128,6 @@ def _footer() -> str:
     return tag(
         "footer",
         "Numbers without a mark are measured; <b>~</b> is estimated, <b>≈</b> is predicted. "
-        "± is half of the 95% interval, n the number of readings. A limit is met only if the whole interval meets it.",
+        "± is half of the 95% interval; a lopsided one is written with both ends. "
+        "n is the number of readings. A limit is met only if the whole interval meets it.",
     )

@@ -127,7 +127,7 @@ def _quality(name: str) -> bool:
 
 def _compared(reading: Reading, name: str, before: Measurement | None, after: Measurement | None) -> list[str]:
     moved = words.moved(reading, name)
-    cells = [esc(words.full(m)) if m is not None else "" for m in (before, after)]
+    cells = [esc(str(m)) if m is not None else "" for m in (before, after)]
     note = tag("span", esc(moved.text), class_=moved.direction)
     return [label(name), *cells, note, bars(before, after) if not _quality(name) else ""]
 
@@ -224,7 +224,7 @@ def _metric(got: Measurement | None) -> str:
     if got is None:
         return '<td class="num"></td>'
     value = got.value if math.isfinite(got.value) else None
-    return tag("td", esc(words.short(got)), class_="num", data_v=value, title=words.full(got))
+    return tag("td", esc(got.short), class_="num", data_v=value, title=str(got))
 
 
 def reasons(reading: Reading, status: str) -> str:
@@ -283,8 +283,7 @@ def _fact(key: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(str(v) for v in value) or "none"
     if key in ("ram", "caches") and isinstance(value, (int, float)):
-        scaled, unit = units.scale(float(value), "B")
-        return f"{scaled:.3g} {unit}"
+        return units.write(value, "B")
     if key == "steal" and isinstance(value, (int, float)):
         return f"{value:.1%}"
     return "not known" if value is None else str(value)

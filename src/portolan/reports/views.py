@@ -74,7 +74,7 @@ def _trial(reading: Reading, trial: Trial) -> dict[str, Any]:
 
 def _metric(m: Measurement) -> dict[str, Any]:
     told = {"value": m.value, "lo": m.lo, "hi": m.hi, "n": m.n, "kind": m.kind}
-    return told | {"text": words.short(m), "interval": words.interval(m)}
+    return told | {"text": m.short, "interval": m.interval}
 
 
 def recipe_toml(trial: Trial) -> str:

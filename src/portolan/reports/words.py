@@ -60,32 +60,6 @@ def title(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def short(m: Measurement) -> str:
-    """The number with its unit and interval, without n."""
-    if math.isnan(m.value):
-        return "not a number"
-    if m.unit == "" and m.lo is None and 0.9 < m.value < 1:
-        # Three digits would round a cosine of 0.9996 up to a perfect 1.000.
-        return MARKS[m.kind] + units.digits(m.value, (1 - m.value) / 5)
-    return str(replace(m, n=None))
-
-
-def full(m: Measurement) -> str:
-    """The number with its unit, interval and n."""
-    return short(m) if m.n is None else f"{short(m)} (n={m.n:,})"
-
-
-def interval(measurement: Measurement) -> str:
-    """The ends of the interval, in the same unit as `short`; empty where there is none."""
-    if measurement.lo is None or measurement.hi is None or not math.isfinite(measurement.value):
-        return ""
-    scaled, unit = units.scale(measurement.value, measurement.unit)
-    factor = scaled / measurement.value if measurement.value else units.scale(1.0, measurement.unit)[0]
-    noise = (measurement.hi - measurement.lo) / 2 * factor
-    ends = (units.digits(end * factor, noise) for end in (measurement.lo, measurement.hi))
-    return f"{' to '.join(ends)}{unit if unit == '%' else f' {unit}'.rstrip()}"
-
-
 def _times(ratio: float, lo: float | None, hi: float | None) -> str:
     if lo is None or hi is None or not hi > lo:
         return f"{units.digits(ratio, ratio / 50)}x"
@@ -241,7 +215,7 @@ def _misses(reading: Reading, trial: Trial) -> list[str]:
     if len(misses) == 1:
         limit, why = misses[0]
         got = trial.metrics.get(limit.metric)
-        value = "" if got is None else f" ({title(limit.metric)} {short(got)}, limit `{limit.text}`)"
+        value = "" if got is None else f" ({title(limit.metric)} {got.short}, limit `{limit.text}`)"
         return [f"{title(why)}{value}"]
     return [title(why) for _, why in misses]
 
@@ -281,15 +255,15 @@ def _judge_limit(limit: Limit, got: Measurement | None) -> Judgement:
     if got is None:
         return Judgement(limit.text, "not measured", "", "a metric that was not measured never meets a limit")
     if math.isnan(got.value):
-        return Judgement(limit.text, "missed", full(got), "the measured value is not a number")
-    ends = interval(got)
+        return Judgement(limit.text, "missed", str(got), "the measured value is not a number")
+    ends = got.interval
     whole = f"the whole interval, {ends}, is" if ends else "the value is"
     if limit.holds(got):
-        return Judgement(limit.text, "met", full(got), f"{whole} inside the limit")
+        return Judgement(limit.text, "met", str(got), f"{whole} inside the limit")
     point = replace(got, lo=None, hi=None)
     if limit.holds(point):
-        return Judgement(limit.text, "not shown", full(got), f"the interval, {ends}, reaches past the limit")
-    return Judgement(limit.text, "missed", full(got), _beyond(got, limit))
+        return Judgement(limit.text, "not shown", str(got), f"the interval, {ends}, reaches past the limit")
+    return Judgement(limit.text, "missed", str(got), _beyond(got, limit))
 
 
 def _beyond(got: Measurement, limit: Limit) -> str:
@@ -298,7 +272,7 @@ def _beyond(got: Measurement, limit: Limit) -> str:
     if got.unit == "share":
         return f"{units.digits(gap * 100, gap * 10)} points beyond the limit"
     if limit.bound == 0 or gap / abs(limit.bound) >= 1:
-        return f"far beyond the limit: {short(got)}"
+        return f"far beyond the limit: {got.short}"
     return f"{units.digits(100 * gap / abs(limit.bound), 10 * gap / abs(limit.bound))}% beyond the limit"
 
 
@@ -314,8 +288,8 @@ def _judge_objective(goal: Objective, trial: Trial, reading: Reading) -> Judgeme
         why = f"best value of the {len(rivals) + 1:,} trials that meet every limit" if rivals else "the only trial left"
     else:
         top = min(ahead, key=lambda t: goal.cost(t.metrics.get(goal.metric)))
-        why = f"trial {top.id} reaches {short(top.metrics[goal.metric])}; see the front"
-    return Judgement(goal.text, "ranked", full(got), why)
+        why = f"trial {top.id} reaches {top.metrics[goal.metric].short}; see the front"
+    return Judgement(goal.text, "ranked", str(got), why)
 
 
 def noise_sentence(noise: Noise) -> str:

@@ -91,8 +91,8 @@ class Beliefs:
         self._features, self._neighbours = Features(candidates), Neighbours(candidates)
         self._crashes = Crashes(candidates)
         self._contexts = contexts
-        self._thumb = _rules_of_thumb(candidates)
-        self._surrogates: dict[str, Surrogate] = {}
+        self._candidates = candidates
+        self._surrogates: dict[tuple[str, float], Surrogate] = {}
 
     # --- the space of objectives
 
@@ -177,14 +177,16 @@ class Beliefs:
     def _predict(self, known: Knowledge, metric: str, at: Places, rng: np.random.Generator) -> Floats:
         read = [(p, m[metric].value) for p in known.measured() if metric in (m := known.metrics(p))]
         read = [(p, v) for p, v in read if math.isfinite(v) and v > 0]
-        if metric not in self._surrogates:
-            self._surrogates[metric] = self._surrogate(metric)
+        baseline = known.metrics(0).get(STAND_IN.metric)
+        key = metric, baseline.value if baseline is not None and baseline.value > 0 else math.inf
+        if key not in self._surrogates:
+            self._surrogates[key] = self._surrogate(*key)
         logs = [math.log(v) for _, v in read]
-        return self._surrogates[metric].fit([p for p, _ in read], logs, rng, at).members
+        return self._surrogates[key].fit([p for p, _ in read], logs, rng, at).members
 
-    def _surrogate(self, metric: str) -> Surrogate:
+    def _surrogate(self, metric: str, milliseconds: float) -> Surrogate:
         kind = {"B": "size", "1/s": "rate"}.get(METRICS[metric].unit, "time")
-        columns = [self._thumb[kind]]
+        columns = [_rules_of_thumb(self._candidates, milliseconds)[kind]]
         for context in self._contexts:
             values = {self._places[k]: m[metric] for k, m in context.items() if k in self._places and metric in m}
             logs = {p: math.log(v) for p, v in values.items() if math.isfinite(v) and v > 0}
@@ -329,9 +331,9 @@ def _quality_vote(changes: frozenset[str], judged: Mapping[frozenset[str], bool]
     return good / votes
 
 
-def _rules_of_thumb(candidates: Sequence[Candidate]) -> dict[str, Floats]:
+def _rules_of_thumb(candidates: Sequence[Candidate], milliseconds: float) -> dict[str, Floats]:
     defaults = _defaults(candidates)
     threads = {t for c in candidates if isinstance(t := c.recipe.options.get("threads"), int)}
     most = max(threads, default=0) * (2 if 0 in threads else 1)  # 0 stands for all: about twice the next
-    rows = [rule_of_thumb(c, defaults[c.recipe.backend], most) for c in candidates]
+    rows = [rule_of_thumb(c, defaults[c.recipe.backend], most, milliseconds) for c in candidates]
     return {kind: np.array([row[kind] for row in rows]) for kind in ("time", "size", "rate")}

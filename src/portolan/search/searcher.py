@@ -26,20 +26,24 @@ from portolan.search.beliefs import Beliefs, Prior, Scores
 from portolan.search.knowledge import Knowledge
 from portolan.search.space import Candidate
 
-#: The level whose readings are taken at their value; shorter ones count at the bad end of their interval.
-TOP_LEVEL = 1
+#: The level whose readings are taken at their value; shorter ones count as so far on the way to their bad end.
+TOP_LEVEL, DOUBT = 1, 0.5
 #: Share of random proposals, the chance of running below which one is tried last, trials per artefact and batch.
 EXPLORE, UNLIKELY, PER_ARTEFACT = 0.15, 0.2, 2
 #: The search ends after this many batches with less than this relative gain each.
 IDLE_BATCHES, IDLE_GAIN = 3, 0.01
 #: Longer measurements between two batches, and in all at the end.
-PROMOTIONS, FINALISTS = 2, 8
+PROMOTIONS, FINALISTS = 1, 8
 #: Batches before the defaults of a backend that compiles native code: a usable answer comes before it is ready.
 LIGHT_FIRST = 2
 #: Candidates considered at each step of the loop, drawn at random where there are more.
 POOL = 2000
 #: A chain is tried early only if at least this share of the ensemble sees a gain in it.
 HOPE = 0.25
+
+#: How much faster than it was screened a finalist may turn out: small models settle into one of two speeds as they are
+#: loaded, and the one or two starts of a screening may have shown the slower. The race starts each of them again.
+ROOM = 0.2
 
 Move = tuple[int, int, str]
 
@@ -101,20 +105,24 @@ class Searcher:
 
     # --- asked and told
 
-    def ask(self) -> Proposal | None:
+    def ask(self, *, closing: bool = False) -> Proposal | None:
         """The next trial; None when nothing is worth trying, or when everything that is left is pending.
 
         `stopped` then says why; it is None while results are awaited.
+
+        Args:
+            closing: the budget is nearly spent: only measure longer what may be the best, and try nothing new.
         """
         self.stopped = None
-        for rule in (self._first, self._promote, self._next, self._promote_rest):
+        whole = (self._first, self._promote, self._next, self._promotion)
+        for rule in (self._promotion,) if closing else whole:
             move = rule()
             if move is not None:
                 place, level, why = move
                 self._pending[place] = level
                 return Proposal(self._known.candidates[place], level, why, self._known.needs_judging(place, level))
         if not self._pending:
-            self.stopped = self._idle() or "every candidate was tried"
+            self.stopped = "the budget is nearly spent" if closing else self._idle() or "every candidate was tried"
         return None
 
     def tell(
@@ -147,7 +155,7 @@ class Searcher:
         """The feasible candidate with the lowest cost; None while there is none.
 
         The first objective ranks; among those whose intervals overlap with the best, the next one does. A short
-        reading counts at the bad end of its interval: the best of many short readings looks better than it is.
+        reading counts as worse than it is: the best of many short readings looks better than it is.
         """
         left = self._known.feasible()
         last = len(self.goals.objectives) - 1
@@ -173,7 +181,7 @@ class Searcher:
         without a search.
         """
         feasible = self._known.feasible()
-        on_front = [feasible[i] for i in pareto.front_within([self._known.box(p) for p in feasible])]
+        on_front = [feasible[i] for i in pareto.front_within([_roomy(self._known.box(p)) for p in feasible])]
         axes = range(len(self.goals.objectives))
         ends = [min(on_front, key=lambda p: (self._careful(p, i), p)) for i in axes if on_front]
         ranked = sorted(on_front, key=lambda p: (*(self._careful(p, i) for i in axes), p))
@@ -193,7 +201,9 @@ class Searcher:
 
     def _careful(self, place: int, objective: int) -> float:
         box = self._known.box(place)
-        return (box.value if self._known.levels.get(place, 0) >= TOP_LEVEL else box.hi)[objective]
+        doubt = 0.0 if self._known.levels.get(place, 0) >= TOP_LEVEL else DOUBT
+        value, bad = box.value[objective], box.hi[objective]
+        return value + doubt * (bad - value) if math.isfinite(bad) else bad
 
     def _shortfall(self, place: int) -> tuple[int, float, tuple[float, ...], int]:
         metrics = self._known.metrics(place)
@@ -242,9 +252,6 @@ class Searcher:
         recent += sum(level > 0 for level in self._pending.values())
         return self._promotion() if recent < PROMOTIONS else None
 
-    def _promote_rest(self) -> Move | None:
-        return self._promotion()
-
     def _promotion(self) -> Move | None:
         """The most promising short reading among all that may be on the front, if few of those were read longer."""
         axes = self._beliefs.axes(self._known)
@@ -265,6 +272,10 @@ class Searcher:
         open_ = self._open()
         if not open_ or self._idle() is not None:
             return None
+        # Native code starts with its defaults, whose turn comes in the start.
+        ready = {self._known.candidates[p].recipe.backend for p in self._touched()}
+        candidates = self._known.candidates
+        open_ = [p for p in open_ if not candidates[p].heavy or candidates[p].recipe.backend in ready] or open_
         rng = self._rng()
         if len(open_) > POOL:
             open_ = sorted(rng.choice(open_, POOL, replace=False).tolist())
@@ -322,6 +333,11 @@ class Searcher:
     def _rng(self) -> np.random.Generator:
         """A generator that depends on how far the search is, so that a resumed one draws the same."""
         return np.random.default_rng([self._seed, len(self._levels_told), len(self._pending)])
+
+
+def _roomy(box: pareto.Box) -> pareto.Box:
+    low = (min(lo, value - ROOM * abs(value)) for lo, value in zip(box.lo, box.value, strict=True))
+    return replace(box, lo=tuple(low))
 
 
 def _defaults(candidates: Sequence[Candidate]) -> list[int]:

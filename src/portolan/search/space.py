@@ -43,6 +43,7 @@ def candidates(
     *,
     passes: Mapping[str, Pass] | Sequence[str] | None = None,
     backends: Mapping[str, Backend] | Sequence[str] | None = None,
+    default: Backend | None = None,
     fixed: Fixed | None = None,
     has_calibration: bool = False,
     refused_too: bool = True,
@@ -55,6 +56,8 @@ def candidates(
         goals: whether outputs may change is read from them.
         passes: pass objects by name, or names in the registry; None means all of the registry.
         backends: likewise; None means all that let themselves be searched.
+        default: the backend of the baseline, whether or not it is searched; by default the registry's ONNX Runtime,
+            or with objects given the first of them that can run the model.
         fixed: what is pinned, in the form of a recipe; a list of values is a range. What it leaves out is searched.
         has_calibration: whether there is data that passes may calibrate on.
         refused_too: False leaves the refusals out.
@@ -70,11 +73,15 @@ def candidates(
     usable, refused = _usable(_backends(backends, fixed), model, target)
     chains, more = make_chains(selected(passes, fixed), model, target, goals, fixed, has_calibration)
     refused += more
-    default = _default(usable, backends, model, target, refused)
+    if not usable:
+        raise _nobody_runs(model, target, refused)
+    if default is None and not isinstance(backends, Mapping) and DEFAULT_BACKEND in registry.BACKENDS.names():
+        default = registry.backend(DEFAULT_BACKEND)
+    base = _default(usable, default, model, target)
     _check_options(usable, fixed)
 
-    baseline = Recipe((), default.name, default.schema.check({}), target.id)
-    found = [Candidate(baseline, default.exact(baseline.options), heavy=default.needs_program)]
+    baseline = Recipe((), base.name, base.schema.check({}), target.id)
+    found = [Candidate(baseline, base.exact(baseline.options), heavy=base.needs_program)]
     options = {name: _options(b, target, goals, fixed.get("options", {})) for name, b in usable.items()}
     for _, told in options.values():
         refused += [replace(c, recipe=replace(c.recipe, target=target.id)) for c in told]
@@ -163,24 +170,18 @@ def _unusable(backend: Backend, model: Model, target: Target) -> str | None:
     return backend.refuse(model, target)
 
 
-def _default(
-    usable: Mapping[str, Backend],
-    given: Mapping[str, Backend] | Sequence[str] | None,
-    model: Model,
-    target: Target,
-    refused: Sequence[Candidate],
-) -> Backend:
+def _default(usable: Mapping[str, Backend], default: Backend | None, model: Model, target: Target) -> Backend:
     """The backend of the baseline: the default runtime, even when others were asked for, else the first usable one."""
     if DEFAULT_BACKEND in usable:
         return usable[DEFAULT_BACKEND]
-    if not isinstance(given, Mapping) and DEFAULT_BACKEND in registry.BACKENDS.names():
-        default = registry.backend(DEFAULT_BACKEND)
-        if _unusable(default, model, target) is None:
-            return default
-    if usable:
-        return next(iter(usable.values()))
+    if default is not None and _unusable(default, model, target) is None:
+        return default
+    return next(iter(usable.values()))
+
+
+def _nobody_runs(model: Model, target: Target, refused: Sequence[Candidate]) -> NoBackend:
     reasons = "; ".join(dict.fromkeys(f"`{c.recipe.backend}`: {c.refused}" for c in refused if c.recipe.backend != ANY))
-    raise NoBackend(
+    return NoBackend(
         f"no backend can run `{model.name}` on `{target.id}`" + (f" ({reasons})" if reasons else ""),
         hint="`portolan doctor` says what is missing and the command that adds it",
     )

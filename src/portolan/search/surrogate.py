@@ -24,6 +24,11 @@ Floats = npt.NDArray[np.float64]
 
 #: Prior standard deviations, in log units: of one choice, of a pair of choices, of a column's slope.
 CHOICE, PAIR, SLOPE = 0.25, 0.12, 0.5
+#: Choices that change much, and how much an option counts beside them.
+LARGE = ("pass ", "chain ", "backend ", "precision=", "threads=")
+OPTION = 0.6
+#: Milliseconds of an inference at which half of what threads could gain is lost to waking them.
+WAKING = 0.5
 #: Size of the ensemble.
 MEMBERS = 24
 #: Noise levels tried; leave-one-out decides once there are enough readings.
@@ -41,16 +46,20 @@ def tokens(candidate: Candidate) -> list[str]:
     return words + [f"{name}={value}" for name, value in recipe.options.items()]
 
 
-def rule_of_thumb(candidate: Candidate, defaults: Mapping[str, object], most_threads: int) -> dict[str, float]:
+def rule_of_thumb(
+    candidate: Candidate, defaults: Mapping[str, object], most_threads: int, milliseconds: float = math.inf
+) -> dict[str, float]:
     """What to expect of a recipe before anything is measured: log of the ratio to the untouched model's defaults.
 
-    Reduced precision halves the time, int8 weights nearly thirds it and quarter the size, fewer threads cost time,
-    and a default is better than what differs from it. These are rough on purpose: their slope is learned.
+    Reduced precision halves the time; int8 nearly thirds it, gains little more from reduced precision, and quarters
+    the size; fewer threads cost time; a default is better than what differs from it. These are rough on purpose:
+    their slope is learned.
 
     Args:
         candidate: the recipe.
         defaults: its backend's default options.
         most_threads: the largest number of threads in the space.
+        milliseconds: what the untouched model takes: below about one, waking a second thread costs what it gains.
     """
     recipe = candidate.recipe
     int8 = any(
@@ -60,32 +69,36 @@ def rule_of_thumb(candidate: Candidate, defaults: Mapping[str, object], most_thr
     threads = recipe.options.get("threads")
     fewer = 0.0
     if isinstance(threads, int) and 0 < threads < most_threads:  # 0 stands for all
-        fewer = math.log(most_threads / threads)
+        fewer = math.log(most_threads / threads) / (1 + WAKING / milliseconds)
     odd = sum(recipe.options.get(n) != v for n, v in defaults.items() if n not in ("precision", "threads"))
-    time = -0.7 * reduced - 0.9 * int8 + 0.7 * fewer + 0.1 * odd
+    time = (-0.9 if int8 else 0.0) - (0.1 if int8 else 0.7) * reduced + 0.7 * fewer + 0.15 * odd
     return {"time": time, "size": -1.2 * int8, "rate": -time}
 
 
 class Features:
-    """The design matrix of a list of candidates: choices, pairs of choices, scaled by their prior deviations."""
+    """The design matrix of a list of candidates: their choices, with how much each may matter."""
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         words = [tokens(c) for c in candidates]
         names: dict[str, int] = {}
         for word in (w for row in words for w in row):
             names.setdefault(word, len(names))
-        one_hot = np.zeros((len(words), len(names)))
+        matrix = np.zeros((len(words), len(names)))
         for i, row in enumerate(words):
-            one_hot[i, [names[w] for w in row]] = 1.0
-        varying = one_hot[:, (one_hot.min(0) < one_hot.max(0))] if len(words) else one_hot
-        # A pair of choices is present when both are: the kernel of all pairs is a function of the kernel of singles,
-        # so the many columns of pairs never have to be written down.
-        self.one_hot: Floats = varying
+            for word in row:
+                matrix[i, names[word]] = 1.0 if word.startswith(LARGE) else OPTION
+        #: Columns that are not the same everywhere, shape (candidates, choices).
+        self.choices: Floats = matrix[:, matrix.min(0) < matrix.max(0)] if words else matrix
 
     def kernel(self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Floats:
-        """Prior covariance between candidates, shape (rows, columns)."""
-        shared: Floats = self.one_hot[rows] @ self.one_hot[columns].T
-        covariance: Floats = CHOICE**2 * shared + PAIR**2 * shared * (shared - 1) / 2
+        """Prior covariance between candidates, shape (rows, columns).
+
+        A pair of choices is present when both are, so the kernel of all pairs is a function of the choices', and
+        their many columns never have to be written down.
+        """
+        x, y = self.choices[rows], self.choices[columns]
+        shared: Floats = x @ y.T
+        covariance: Floats = CHOICE**2 * shared + PAIR**2 * (shared**2 - x**2 @ (y**2).T) / 2
         return covariance
 
 
@@ -159,13 +172,13 @@ class Surrogate:
         return self.features.kernel(rows, columns) + slopes
 
     def _draws(self, rows: npt.NDArray[np.intp], rng: np.random.Generator) -> Floats:
-        one_hot = self.features.one_hot[rows]
-        single = rng.standard_normal((self.members, one_hot.shape[1])) * CHOICE
+        choices = self.features.choices[rows]
+        single = rng.standard_normal((self.members, choices.shape[1])) * CHOICE
         # The sum over all pairs of independent weights, as a quadratic form with a triangular matrix per member.
-        pairs = np.triu(rng.standard_normal((self.members, one_hot.shape[1], one_hot.shape[1])) * PAIR, 1)
-        both: Floats = ((one_hot @ pairs) * one_hot).sum(2)
+        pairs = np.triu(rng.standard_normal((self.members, choices.shape[1], choices.shape[1])) * PAIR, 1)
+        both: Floats = ((choices @ pairs) * choices).sum(2)
         slopes = rng.standard_normal((self.members, self.columns.shape[1])) * SLOPE
-        drawn: Floats = single @ one_hot.T + both + slopes @ self.columns[rows].T
+        drawn: Floats = single @ choices.T + both + slopes @ self.columns[rows].T
         return drawn
 
     def _noise(self, prior: Floats, residual: Floats) -> tuple[float, Floats]:
@@ -194,7 +207,7 @@ def prior_column(features: Features, known: Mapping[int, float]) -> Floats:
     y = np.array([known[i] for i in at])
     weight = np.linalg.inv(features.kernel(at, at) + 0.05**2 * np.eye(len(at)))
     offset = (weight @ y).sum() / weight.sum()
-    column = offset + features.kernel(np.arange(len(features.one_hot)), at) @ (weight @ (y - offset))
+    column = offset + features.kernel(np.arange(len(features.choices)), at) @ (weight @ (y - offset))
     column[at] = y
     centred: Floats = column - column.mean()
     return centred

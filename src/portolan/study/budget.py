@@ -75,6 +75,12 @@ class Spending:
         self._trials += 1
 
     @property
+    def closing(self) -> bool:
+        """Whether only contenders should be measured from here on: the last fifth of the search."""
+        seconds = self._budget.seconds
+        return seconds is not None and self.seconds >= 0.8 * seconds * (1 - self._reserve)
+
+    @property
     def search_over(self) -> bool:
         """Whether the search must stop proposing."""
         if self._budget.trials is not None and self._trials >= self._budget.trials:

@@ -19,7 +19,7 @@ from typing import Any
 from portolan.errors import DiskFull, PortolanError, UsageError
 
 _SCHEMA = """
-PRAGMA journal_mode = WAL;
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     at REAL NOT NULL,
@@ -33,6 +33,7 @@ CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON events
 CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON events
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 PRAGMA user_version = 1;
+COMMIT;
 """
 _BUSY_SECONDS = 30.0
 _LEAST_FREE = 2**20
@@ -114,7 +115,21 @@ class Ledger:
     def _create(self) -> None:
         exists = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'no_delete'").fetchone()
         if exists is None:
+            self._log_ahead()
             self._db.executescript(_SCHEMA)
+
+    def _log_ahead(self) -> None:
+        """Sets WAL mode. SQLite waits for other processes in everything but this: two may be making the file."""
+        end = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ from portolan.errors import Interrupted, UsageError
 from portolan.frontends.demo import demo_data, is_demo
 from portolan.measure.environment import Ticks, environment, ticks
 from portolan.measure.metric import load_metric
-from portolan.search.space import Candidate, candidates, describe
+from portolan.search.space import DEFAULT_BACKEND, Candidate, candidates, describe
 from portolan.study import memory
 from portolan.study.budget import Budget, Spending
 from portolan.study.builder import Samples, read_model
@@ -163,13 +163,16 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace) -> Setting:
     samples = read_samples(settings.data, model, workspace.folder, settings.seed, settings.shapes, settings.model)
     _check_quality(goals, samples, settings)
     metric = load_metric(settings.metric) if settings.metric else None
-    found = find_backends(target, settings.backend)
+    asked = settings.backend or (read_recipe(settings.recipe).get("backend") if settings.recipe else None)
+    names = [asked] if isinstance(asked, str) else asked
+    found = find_backends(target, None if names is None else list(dict.fromkeys([*names, DEFAULT_BACKEND])))
     space = candidates(
         model,
         target,
         goals,
         passes=settings.passes,
-        backends=found if settings.backend else {n: b for n, b in found.items() if b.searched},
+        backends={n: b for n, b in found.items() if (b.searched if names is None else n in names)},
+        default=found.get(DEFAULT_BACKEND),
         fixed=read_recipe(settings.recipe),
         has_calibration=bool(samples.calibration),
     )

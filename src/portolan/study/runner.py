@@ -24,11 +24,11 @@ from portolan.core.target import Target
 from portolan.errors import DiskFull, NoResult, PortolanError, UsageError, WorkerCrashed
 from portolan.measure import roofline
 from portolan.measure.lock import measuring
-from portolan.measure.race import Arm, race
 from portolan.measure.result import Race
 from portolan.measure.result import Samples as Readings
 from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
+from portolan.study import finals
 from portolan.study.ahead import build_ahead
 from portolan.study.budget import Spending
 from portolan.study.builder import Builder, Compiled, Samples, holds, told, versions_of_passes
@@ -42,8 +42,6 @@ Result = TypeVar("Result")
 #: Seconds of timed blocks per fidelity level, and process starts.
 LEVELS = ((0.4, 1), (0.8, 2))
 _FEEDS = 4
-#: Entrants of the race besides the baseline and the defaults; its starts; longest warm-up of one process, seconds.
-_FINALISTS, _RACE_STARTS, _WARM_UP = 4, 5, 0.5
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class Runner:
     def search(self) -> None:
         """Tries what the search proposes until it stops or the budget is spent."""
         while not self._spending.search_over and not self._race_is_due():
-            proposal = self._searcher.ask()
+            proposal = self._searcher.ask(closing=self._spending.closing)
             if proposal is None:
                 break
             self._spending.count()
@@ -133,25 +131,36 @@ class Runner:
 
     def race(self) -> None:
         """Races the finalists, the baseline and every exact default, in fresh processes."""
-        entrants = self._entrants()
-        while len(entrants) > 2 and _RACE_STARTS * self._round_seconds(entrants) > self._spending.left:
-            entrants.pop()  # the least promising: fewer starts than five could claim nothing
-        key = digest([self._question(c, "race") for c in entrants])
+        chosen = self._entrants()
+        while len(chosen) > 2 and finals.seconds(chosen, self.trials) > self._spending.left:
+            chosen.pop()  # the least promising: fewer starts than five could claim nothing
+        key = digest([self._question(c, "race") for c in chosen])
         kept = self._ledger.latest("race", key)
-        if kept is not None:
-            self._race = Race.from_json(kept)
-        else:
-            self._say(f"final race of {len(entrants)}")
-            self._race = self._once_more(lambda: self._run_race(entrants))
-            self._ledger.append("race", key, self._race.to_json())
-        self._settle(entrants, self._race)
+        if kept is None:
+            kept = self._once_more(lambda: self._run_race(chosen))
+            self._ledger.append("race", key, kept)
+        self._race, more = finals.read(kept)
+        for candidate in chosen:
+            trial = finals.settled(self.trials[candidate.key], self._race, more.get(candidate.key, {}))
+            if reason := self._unbelievable(trial.metrics):
+                trial = replace(trial, status="failed", reason=reason, metrics={})
+            self._settled(candidate, trial)
+
+    def _run_race(self, chosen: Sequence[Candidate]) -> dict[str, Any]:
+        least = 23 if "latency_p99" in self.task.goals.metrics else 1
+        race = finals.Finals(self._compiled, self._feeds, least, self._say)
+        with baseline_may_die():  # the others' failures are the race's results
+            return race.run(chosen, self.trials, self._spending.left, self.task.seed, self.task.target.cores)
+
+    def _entrants(self) -> list[Candidate]:
+        return finals.entrants(self.task.live, self._searcher.finalists(finals.FINALISTS), self.trials)
 
     def _race_is_due(self) -> bool:
         """Whether what is left of the budget is what the race will take."""
         if self._spending.left == float("inf"):
             return False
-        entrants = self._entrants()
-        return bool(entrants) and _RACE_STARTS * self._round_seconds(entrants) > self._spending.left
+        chosen = self._entrants()
+        return bool(chosen) and finals.seconds(chosen, self.trials) > self._spending.left
 
     def close(self) -> None:
         """Ends the process that sets the pace."""
@@ -360,70 +369,6 @@ class Runner:
             metrics["latency_p50"].value, self.task.flops, self._ceilings, self.task.target.features
         )
 
-    # --- the race
-
-    def _entrants(self) -> list[Candidate]:
-        """Baseline, finalists, and each backend's exact default: nobody loses for want of being asked."""
-        live = self.task.live
-        chosen = [live[0], *self._searcher.finalists(_FINALISTS)]
-        defaults: dict[str, Candidate] = {}
-        for candidate in live:
-            if candidate.exact and not candidate.recipe.passes:
-                defaults.setdefault(candidate.recipe.backend, candidate)
-        chosen += [c for c in defaults.values() if self._contender(c)]
-        fit = {c.key: c for c in chosen if c.key in self.trials and self.trials[c.key].status == "ok"}
-        return list(fit.values())
-
-    def _contender(self, candidate: Candidate) -> bool:
-        """A default that was screened as more than twice as slow as the fastest has had its chance."""
-        trial = self.trials.get(candidate.key)
-        if trial is None or trial.status != "ok":
-            return False
-        if "latency_p50" not in trial.metrics:
-            return False
-        fastest = min(t.metrics["latency_p50"].value for t in self.trials.values() if "latency_p50" in t.metrics)
-        return trial.metrics["latency_p50"].value <= 2 * fastest
-
-    def _run_race(self, entrants: Sequence[Candidate]) -> Race:
-        def arm(candidate: Candidate) -> Arm:
-            compiled = self._compiled(candidate)
-            least = 23 if "latency_p99" in self.task.goals.metrics else 1
-            return Arm(candidate.key, lambda: Session(compiled, self._feeds, least=least))
-
-        left = self._spending.left
-        with baseline_may_die():  # the others' failures are the race's results
-            return race(
-                [arm(c) for c in entrants],
-                baseline=entrants[0].key,
-                block_seconds=self._block_seconds(entrants),
-                deadline=None if left == float("inf") else time.monotonic() + max(left, 1.0),
-                rng=np.random.default_rng(self.task.seed),
-                progress=self._say,
-                warm_up=_WARM_UP,
-            )
-
-    def _block_seconds(self, entrants: Sequence[Candidate]) -> float:
-        slowest = max(self.trials[c.key].metrics["latency_p50"].value for c in entrants)
-        return max(0.1, min(0.5, 3 * slowest / 1e3))
-
-    def _round_seconds(self, entrants: Sequence[Candidate]) -> float:
-        """About how long one start of every entrant takes in the race; the baseline starts twice."""
-        starts = [self.trials[c.key].metrics["cold_start"].value / 1e3 for c in (entrants[0], *entrants)]
-        return sum(starts) + len(starts) * (_WARM_UP + 4 * self._block_seconds(entrants))
-
-    def _settle(self, entrants: Sequence[Candidate], outcome: Race) -> None:
-        for candidate in entrants:
-            trial = self.trials[candidate.key]
-            if candidate.key in outcome.failures:
-                trial = replace(trial, status="failed", reason=outcome.failures[candidate.key], metrics={})
-            elif candidate.key in outcome.arms:
-                arm = outcome.arms[candidate.key]
-                trial = trial.with_metrics(arm.metrics(), "raced")
-                trial = replace(trial, samples=_thinned(arm.blocks))
-            if reason := self._unbelievable(trial.metrics):
-                trial = replace(trial, status="failed", reason=reason, metrics={})
-            self._settled(candidate, trial)
-
     # --- words
 
     def _reproduce(self, candidate: Candidate) -> str:
@@ -437,15 +382,6 @@ class Runner:
         verdict = "met" if not unmet else ", ".join(unmet)
         words = label(trial.recipe)
         self._say(f"#{trial.id} {words['passes']} on {words['backend']}  {_brief(trial.metrics)}  {verdict}")
-
-
-def _thinned(blocks: Sequence[Sequence[np.ndarray]], most: int = 200) -> tuple[tuple[float, ...], ...]:
-    starts = []
-    for start in blocks:
-        readings = np.concatenate(list(start)) if len(start) else np.array([])
-        step = max(1, len(readings) // most)
-        starts.append(tuple(float(f"{ms:.5g}") for ms in readings[::step]))
-    return tuple(starts)
 
 
 def _brief(metrics: Metrics) -> str:

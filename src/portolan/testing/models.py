@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,8 @@ import numpy as np
 
 from portolan.core.model import Model
 from portolan.core.signature import Signature, TensorSpec
-from portolan.core.target import Target, usable_cores
+from portolan.core.target import Target
+from portolan.targets.local import local
 
 if TYPE_CHECKING:
     import onnx
@@ -202,17 +201,8 @@ def write(folder: Path, name: str, graph: onnx.GraphProto, location: str | None 
 
 
 def this_machine() -> Target:
-    """This machine as a target: what contract tests need to know about it."""
-    flags: set[str] = set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                flags.update(value.split())
-    except OSError:
-        flags = set()
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Target("local", "vm", platform.machine(), tuple(sorted(flags)), usable_cores(), ram)
+    """This machine as a target."""
+    return local.detect()
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

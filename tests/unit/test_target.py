@@ -1,0 +1,102 @@
+"""Targets: what keys measurements is what decides speed, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from portolan.core import target as module
+from portolan.core.target import Target, usable_cores
+
+TARGET = Target(
+    id="local",
+    kind="vm",
+    arch="x86_64",
+    features=("avx2", "avx512_bf16", "fma"),
+    cores=2,
+    ram=8 * 2**30,
+    caches={"L2": 2**21, "L3": 2**25},
+    accelerators=("NVIDIA H200, 139 GiB",),
+    runtimes={"onnxruntime": "1.23.0"},
+    display="Some processor",
+    reach=("ssh", "box", "python3"),
+)
+
+
+def test_json_comes_back() -> None:
+    assert Target.from_json(json.loads(json.dumps(TARGET.to_json()))) == TARGET
+
+
+def test_json_holds_the_contracts_keys() -> None:
+    assert TARGET.to_json().keys() >= {"id", "fingerprint", "kind", "arch", "features", "cores", "ram", "accelerators"}
+    assert TARGET.to_json()["fingerprint"] == TARGET.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "physical"},
+        {"arch": "aarch64"},
+        {"features": ("avx2", "fma")},
+        {"cores": 4},
+        {"ram": 16 * 2**30},
+        {"caches": {"L2": 2**20, "L3": 2**25}},
+        {"accelerators": ()},
+    ],
+)
+def test_what_decides_speed_is_in_the_fingerprint(change: dict[str, Any]) -> None:
+    assert replace(TARGET, **change).fingerprint != TARGET.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "other"},
+        {"display": "Another name of the same processor"},
+        {"reach": ()},
+        {"runtimes": {"onnxruntime": "1.24.0"}},
+        {"ram": 8 * 2**30 - 2**25},
+        {"caches": {"L3": 2**25, "L2": 2**21}},
+    ],
+)
+def test_names_and_versions_are_not(change: dict[str, Any]) -> None:
+    """Versions are in the keys of what they decide; the firmware takes another few MiB of memory at each boot."""
+    assert replace(TARGET, **change).fingerprint == TARGET.fingerprint
+
+
+def test_the_fingerprint_is_the_same_in_every_version() -> None:
+    assert TARGET.fingerprint == "2a2dd1803503a16e"
+
+
+def test_has_any_of() -> None:
+    assert TARGET.has()
+    assert TARGET.has("amx_bf16", "avx512_bf16")
+    assert not TARGET.has("amx_bf16")
+    assert not TARGET.has("avx")
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("10000 100000", 1),
+        ("9900000 100000", 8),
+        ("garbage", 8),
+        (None, 8),
+    ],
+)
+def test_usable_cores_are_cut_by_a_quota(
+    quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(module, "Path", lambda _: tmp_path / "cpu.max")
+    assert usable_cores() == cores
