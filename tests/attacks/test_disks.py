@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from portolan.errors import DiskFull, PortolanError, UsageError
+from portolan.errors import DiskFull, UsageError
 from portolan.study.workspace import Workspace
 from support.studies import Lab, events, sound
 
@@ -138,7 +138,7 @@ def test_a_study_folder_that_is_a_file(lab: Lab, monkeypatch: pytest.MonkeyPatch
     for name, value in lab.env.items():
         monkeypatch.setenv(name, value)
     (lab.folder / "study").write_text("in the way")
-    with pytest.raises(PortolanError, match="study` could not be written: File exists"):
+    with pytest.raises(UsageError, match="study` is not a folder"):
         lab.optimize()
     (lab.folder / "other").mkdir()
     (lab.folder / "other" / "ledger.sqlite").write_text("this is not a database, whatever its name says" * 20)
