@@ -17,6 +17,8 @@ from portolan.core.measurement import MARKS, METRICS, Measurement
 Json = Mapping[str, Any]
 #: Rows of the table and reasons below it; `-v` shows all.
 ROWS, REASONS = 8, 4
+#: Last lines of a failed worker that `-v` shows.
+LOG_LINES = 5
 QUALITY = ("accuracy_drop", "agreement", "cosine", "max_rel_error")
 
 
@@ -131,14 +133,19 @@ def _met(trial: Json, goals: Goals) -> str:
 def _reasons(trials: Iterable[Json], verbose: bool) -> list[str]:
     """One line for each reason that trials were refused or failed for, the most frequent first."""
     groups: dict[tuple[str, str], int] = {}
+    logs: dict[tuple[str, str], str] = {}
     for trial in trials:
         if trial["status"] in ("refused", "failed"):
             key = (trial["status"], _one_line(trial.get("reason") or "no reason was recorded"))
             groups[key] = groups.get(key, 0) + 1
+            logs.setdefault(key, trial.get("log") or "")
     # Failures first: they are news, refusals are rules.
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] != "failed", -item[1], item[0][1]))
     lines = [f"  - {count} {status}: {reason}" for (status, reason), count in ordered]
-    if verbose or len(lines) <= REASONS:
+    if verbose:  # with the end of what the first such worker printed
+        tails = [[f"      {line}" for line in logs[key].splitlines()[-LOG_LINES:]] for key, _ in ordered]
+        return [text for line, tail in zip(lines, tails, strict=True) for text in (line, *tail)]
+    if len(lines) <= REASONS:
         return lines
     rest = sum(count for _, count in ordered[REASONS:])
     return [*lines[:REASONS], f"  - {rest} more refused or failed (`-v` lists them)"]
