@@ -112,7 +112,7 @@ def compression(data: Json, model: str, *, dry_run: bool = False) -> Answer:
 
 def step_text(step: Json) -> str:
     """A pass of a recipe as people write it: `quantize(bits=8)`."""
-    inner = ", ".join(f"{k}={value_text(v)}" for k, v in step.items() if k != "name")
+    inner = ", ".join(f"{k}={value_text(v)}" for k, v in step.items() if k != "name" and v is not None)
     return f"{step['name']}({inner})" if inner else str(step["name"])
 
 

@@ -242,7 +242,8 @@ def read_recipe(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
         data, where = _parse(json.loads if given.endswith(".json") else tomllib.loads, text, given)
     if not isinstance(data, Mapping):
         raise UsageError("a recipe is a table of passes, backend and options", where=where)
-    kept = {key: value for key, value in data.items() if value not in ([], {}) and key != "target"}
+    # An empty list of passes is a choice; no options, as a trial's recipe may have them, are none.
+    kept = {key: value for key, value in data.items() if (value not in ([], {}) or key == "passes") and key != "target"}
     Recipe.from_json({k: v for k, v in kept.items() if not (k == "backend" and isinstance(v, list))}, where)
     return kept
 

@@ -100,8 +100,6 @@ class Runner:
             NoResult: the untouched model does not run on the default runtime, so there is nothing to compare with.
         """
         trial = self._try(self.task.live[0], 0)
-        if trial.status != "ok":
-            raise self._no_baseline(trial.reason)
         self._say(f"baseline  {_brief(trial.metrics)}")
 
     def build_ahead(self, jobs: int) -> None:
@@ -146,7 +144,7 @@ class Runner:
             trial = finals.settled(self.trials[candidate.key], self._race, more.get(candidate.key, {}))
             if reason := self._unbelievable(trial.metrics):
                 trial = replace(trial, status="failed", reason=reason, metrics={})
-            self.trials[candidate.key] = trial
+            self._settled(candidate, trial)
 
     def _run_race(self, chosen: Sequence[Candidate]) -> dict[str, Any]:
         least = 23 if "latency_p99" in self.task.goals.metrics else 1
@@ -201,6 +199,12 @@ class Runner:
             trial = replace(trial, status="failed", reason=reason, metrics={}, log=kept.get("log", ""))
         # The seconds it took when it ran: the search weighs cost, and a resumed one must weigh the same.
         trial = replace(trial, seconds=trial.seconds + kept["seconds"])
+        return self._settled(candidate, trial)
+
+    def _settled(self, candidate: Candidate, trial: Trial) -> Trial:
+        """Puts the trial on the list; without a baseline nothing can be said of the others."""
+        if trial.status == "failed" and candidate is self.task.live[0]:
+            raise self._no_baseline(trial.reason)
         self.trials[candidate.key] = trial
         return trial
 

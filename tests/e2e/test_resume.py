@@ -1,0 +1,354 @@
+"""Nothing is lost: whatever was killed, wherever, the repeated command goes on, and ends with a valid result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from portolan.backends.fake import Fake
+from portolan.errors import NoResult
+from support.studies import SRC, Lab, events, labelled, matmul, sound
+
+ENV = {**os.environ, "PYTHONPATH": str(SRC)}
+BOTH = ["-g", "min latency_p50", "-g", "min size"]
+QUICK: dict[str, Any] = {"goals": ["min latency_p50", "min size"], "starts": 1}
+
+
+def valid(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    data: dict[str, Any] = json.loads(done.stdout)
+    assert data["best"]["recipe"]["options"]["variant"] == "fast"
+    assert data["best"]["status"] == "ok"
+    assert data["baseline"]["metrics"]["latency_p50"]["value"] > 3.9
+    return data
+
+
+def measured_once(study: Path) -> None:
+    """No question was asked of a machine twice once its answer was written down."""
+    twice = {key: n for key, n in Counter(key for key, _ in events(study, "screened")).items() if n > 1}
+    assert twice == {}
+
+
+def test_a_repeated_command_answers_from_the_ledger(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.script(fast={"latency_ms": 2.0})
+    first = lab.optimize(**QUICK)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    before = len(events(lab.folder / "study", "screened"))
+    again = lab.optimize(**QUICK)
+    assert again.to_json() == first.to_json()
+    assert len(events(lab.folder / "study", "screened")) == before
+
+
+def test_other_goals_on_the_same_study_use_what_was_measured(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.script(fast={"latency_ms": 2.0})
+    lab.optimize(**QUICK)
+    before = len(events(lab.folder / "study", "screened"))
+    study = lab.optimize(goals=["latency_p50 < 3ms", *QUICK["goals"]], starts=1)
+    assert study.met
+    assert len(events(lab.folder / "study", "screened")) == before
+
+
+def test_what_missed_one_goal_untimed_is_timed_when_another_goal_allows_it(lab: Lab) -> None:
+    lab.script(noisy={"latency_ms": 1.0, "error": 0.05})
+    strict = lab.optimize(goals=["cosine >= 0.9999", *QUICK["goals"]], starts=1)
+    assert strict.best.recipe.options["variant"] == "default"
+    loose = lab.optimize(goals=["cosine >= 0.99", *QUICK["goals"]], starts=1)
+    assert loose.best.recipe.options["variant"] == "noisy"
+    sound(lab.folder / "study")
+
+
+def screenings(lab: Lab, **options: Any) -> int:
+    """New measurements that this `optimize` made."""
+    path = lab.folder / "study"
+    before = len(events(path, "screened")) if (path / "ledger.sqlite").is_file() else 0
+    assert lab.optimize(**{**QUICK, "budget": "1 trials", **options}).met
+    return len(events(path, "screened")) - before
+
+
+def test_what_decides_a_measurement_is_measured_again_when_it_changes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = labelled(lab.folder / "data.npz")
+    assert screenings(lab, data=data) == 1
+    assert screenings(lab, data=data, goals=["latency_p50 < 1h", *QUICK["goals"]]) == 0
+    compiled = {p.name for p in (lab.folder / "study" / "compiled").iterdir()}
+
+    np.savez(data, x=np.ones((64, 8), np.float32), labels=np.zeros(64, np.int64))
+    assert screenings(lab, data=data) == 1
+    assert {p.name for p in (lab.folder / "study" / "compiled").iterdir()} == compiled, "data does not decide that"
+
+    monkeypatch.setattr(Fake, "versions", lambda self: {"portolan": "0.1.0", "onnx": "99.0"})
+    assert screenings(lab, data=data) == 1
+    assert len(list((lab.folder / "study" / "compiled").iterdir())) == len(compiled) + 1
+
+    matmul(lab.model, seed=5)
+    assert screenings(lab, data=data) == 1
+    assert len(list((lab.folder / "study" / "compiled").iterdir())) == len(compiled) + 2
+
+
+def test_a_failure_for_want_of_memory_stands_until_the_limit_changes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.script(big={"latency_ms": 1.0, "behaviour": "leak", "limit_mb": 10240})
+
+    def failures(hours: int) -> int:
+        lab.optimize(goals=[f"latency_p50 < {hours}h", *QUICK["goals"]], starts=1)
+        return sum(data["reason"] is not None for _, data in events(lab.folder / "study", "screened"))
+
+    monkeypatch.setenv("PORTOLAN_WORKER_MEMORY", str(2**29))
+    assert failures(1) == 1
+    assert failures(2) == 1, "the same limit gives the same answer"
+    monkeypatch.setenv("PORTOLAN_WORKER_MEMORY", str(2**29 + 2**28))
+    assert failures(3) == 2
+    sound(lab.folder / "study")
+
+
+# --- kill -9 of the controller
+
+
+EVENTS = ("append", "appended", "worker", "asked", "answered", "built", "saved")
+
+
+def survive(lab: Lab, seed: int, kills: int) -> None:
+    """Kills the command at random moments, each run a little further on, and then lets it end."""
+    lab.script(fast={"latency_ms": 2.0})
+    study, rng = lab.folder / "study", random.Random(seed)
+    words = lab.optimize_words(*BOTH, "--json")
+    for _ in range(kills):
+        moment = f"{rng.choice(EVENTS)}:{rng.randint(1, 6)}"
+        done = lab.run(*words, starts=1, env={"KILL_AT": moment})
+        assert done.returncode in (-signal.SIGKILL, 0), (moment, done.stderr)
+        if (study / "ledger.sqlite").is_file():
+            sound(study) if events_table(study) else None
+    done = lab.run(*words, starts=1)
+    data = valid(done)
+    sound(study)
+    measured_once(study)
+    assert not list(study.glob(".building-*"))
+    assert json.loads(lab.run(*words, starts=1).stdout) == data
+
+
+def events_table(study: Path) -> bool:
+    """Whether the ledger was made before the controller died."""
+    import sqlite3
+
+    with sqlite3.connect(study / "ledger.sqlite") as db:
+        found = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone()
+    db.close()
+    return found is not None
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_controller_is_killed_again_and_again(lab: Lab, seed: int) -> None:
+    survive(lab, seed, kills=7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 116))
+def test_the_controller_is_killed_at_many_more_moments(lab: Lab, seed: int) -> None:
+    survive(lab, seed, kills=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_the_controller_is_killed_by_the_clock(lab: Lab, seed: int) -> None:
+    """Moments that no hook names: in the middle of a write, of an import, of a block."""
+    lab.script(fast={"latency_ms": 2.0})
+    rng, words = random.Random(seed), lab.optimize_words(*BOTH, "--json")
+    for _ in range(8):
+        process = lab.start(*words, starts=1)
+        try:
+            process.wait(timeout=rng.uniform(0.1, 5))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    valid(lab.run(*words, starts=1))
+    sound(lab.folder / "study")
+    measured_once(lab.folder / "study")
+
+
+# --- kill -9 of workers
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_workers_are_killed_at_random(lab: Lab, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Every tenth request finds its worker dead. What the study says is still right, and a repetition is whole."""
+    from portolan.worker import Worker
+
+    lab.script(fast={"latency_ms": 2.0})
+    rng, ask, killed = random.Random(seed), Worker.ask, []
+
+    def dying(self: Worker, op: str, **rest: Any) -> Any:
+        if rng.random() < 0.1:
+            os.kill(self.pid, signal.SIGKILL)
+            killed.append(op)
+        return ask(self, op, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "ask", dying)
+        study = None
+        with contextlib.suppress(NoResult):  # the baseline was hit twice
+            study = lab.optimize(**QUICK)
+    for trial in study.trials if study is not None else ():
+        assert trial.status == "ok" or ("SIGKILL" in str(trial.reason) and not trial.metrics)
+    assert killed
+    sound(lab.folder / "study")
+    again = lab.optimize(**QUICK)
+    assert again.baseline.status == "ok"
+    assert again.met
+
+
+@pytest.mark.parametrize("op", ["compile", "load", "evaluate", "time", "memory"])
+def test_one_kill_of_a_worker_changes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch, op: str) -> None:
+    """SIGKILL comes from outside, so what it hit is done once more, baseline or candidate."""
+    from portolan.worker import Worker
+
+    lab.script(fast={"latency_ms": 2.0})
+    ask, left = Worker.ask, [True]
+
+    def dying(self: Worker, asked: str, **rest: Any) -> Any:
+        if asked == op and left:
+            left.pop()
+            os.kill(self.pid, signal.SIGKILL)
+        return ask(self, asked, **rest)
+
+    monkeypatch.setattr(Worker, "ask", dying)
+    study = lab.optimize(**QUICK, budget="2 trials")
+    assert not left
+    assert [t.status for t in study.trials] == ["ok", "ok"]
+    assert study.best.recipe.options["variant"] == "fast"
+
+
+def test_the_pace_dies_while_a_candidate_is_timed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the baseline's process: the candidate is not blamed, and a new one takes its place."""
+    from portolan.study.pace import Pace
+
+    lab.script(fast={"latency_ms": 2.0})
+    against, left = Pace.against, [True]
+
+    def dying(self: Pace, *args: Any) -> Any:
+        if left:
+            left.pop()
+            os.kill(self._session.worker.pid, signal.SIGKILL)
+        return against(self, *args)
+
+    monkeypatch.setattr(Pace, "against", dying)
+    study = lab.optimize(**QUICK)
+    assert not left
+    assert study.best.recipe.options["variant"] == "fast"
+
+
+# --- Ctrl-C
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(lab: Lab) -> None:
+    """SIGINT to the whole process group, as a terminal sends it, once the first trial is told."""
+    lab.script(fast={"latency_ms": 2.0}, hang={"latency_ms": 1.0, "behaviour": "hang"})
+    process = lab.start(*lab.optimize_words(*BOTH), starts=1)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("#0"):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "trials; all are saved in" in err
+    assert "hint: repeat the command to go on" in err
+    saved = len(events(lab.folder / "study", "screened"))
+    assert saved >= 1
+    lab.script(fast={"latency_ms": 2.0}, hang={"latency_ms": 3.0})
+    valid(lab.run(*lab.optimize_words(*BOTH, "--json"), starts=1))
+    measured_once(lab.folder / "study")
+
+
+# --- two at once
+
+
+def test_two_optimizers_on_one_study(lab: Lab) -> None:
+    lab.script(fast={"latency_ms": 2.0})
+    words = lab.optimize_words(*BOTH, "--json")
+    both = [lab.start(*words, starts=1) for _ in range(2)]
+    told = [process.communicate(timeout=200) for process in both]
+    for process, (out, err) in zip(both, told, strict=True):
+        valid(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    sound(lab.folder / "study")
+    numbers = [
+        sorted((t["id"], t["recipe"]["options"]["variant"]) for t in json.loads(out)["trials"]) for out, _ in told
+    ]
+    assert numbers[0] == numbers[1]
+
+
+def test_many_ledgers_made_at_once(tmp_path: Path) -> None:
+    """The first moment of a study: every process makes the tables, and none fails."""
+    code = (
+        "import sys; from pathlib import Path; from portolan.study.ledger import Ledger\n"
+        "sys.stdin.read(1)\n"
+        "ledger = Ledger(Path('ledger.sqlite'))\n"
+        "print([ledger.number('trial', f'{i}', {}) for i in range(20)])\n"
+    )
+    start = [sys.executable, "-c", code]
+    processes = [
+        subprocess.Popen(start, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV)
+        for _ in range(6)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("x")
+        process.stdin.flush()
+    answers = {process.communicate(timeout=60)[0].strip() for process in processes}
+    assert answers == {str(list(range(20)))}
+
+
+# --- building ahead
+
+
+def test_jobs_build_ahead_and_nothing_is_timed_meanwhile(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.model = matmul(lab.folder / "wide.onnx", inner=64)
+    lab.speeds({"int8:dynamic": 0.25})
+    log: list[str] = []
+    lock = threading.Lock()
+    from portolan.worker import Worker
+
+    ask = Worker.ask
+
+    def noted(self: Worker, op: str, **rest: Any) -> Any:
+        with lock:
+            log.append(f"begin {op}")
+        try:
+            return ask(self, op, **rest)
+        finally:
+            with lock:
+                log.append(f"end {op}")
+
+    monkeypatch.setattr(Worker, "ask", noted)
+    notes: list[str] = []
+    study = lab.optimize(
+        **{**QUICK, "goals": ["cosine >= 0.99", *QUICK["goals"]]}, recipe=None, passes=["quantize", "simplify"], jobs=2,
+        progress=notes.append,
+    )  # fmt: skip
+    assert any("recipes ahead in 2 processes" in note for note in notes)
+    assert [s.name for s in study.best.recipe.passes][-1] == "quantize"
+    open_, most = 0, 0
+    for entry in log:
+        step, op = entry.split()
+        if op in ("compile", "apply"):
+            open_ += 1 if step == "begin" else -1
+            most = max(most, open_)
+        elif op == "time":
+            assert open_ == 0, "something was built while something was timed"
+    assert most == 2

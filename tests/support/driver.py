@@ -1,0 +1,63 @@
+"""`portolan` with short measurements: `driver.py STARTS WORDS...`. With KILL_AT it ends itself with SIGKILL.
+
+KILL_AT is `EVENT:N`: the N-th time that EVENT happens. Events: `append` (before a ledger's event), `appended` (after),
+`worker` (one was started), `asked` (a request was sent), `built` (before a folder gets its name), `saved` (after).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+def main() -> None:
+    from support.studies import shorten
+
+    starts = int(sys.argv.pop(1))
+    shorten(setattr, starts)
+    if "KILL_AT" in os.environ:
+        event, _, number = os.environ["KILL_AT"].partition(":")
+        _Killer(event, int(number)).arm()
+    from portolan.cli import main as portolan
+
+    portolan()
+
+
+class _Killer:
+    def __init__(self, event: str, number: int) -> None:
+        self.event, self.left = event, number
+
+    def happens(self, event: str) -> None:
+        if event == self.event:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, owner: Any, name: str, before: str, after: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **options: Any) -> Any:
+            self.happens(before)
+            result = original(*args, **options)
+            self.happens(after)
+            return result
+
+        setattr(owner, name, wrapped)
+
+    def arm(self) -> None:
+        from portolan.study import ledger, workspace
+        from portolan.worker import frames, session
+
+        self.around(ledger.Ledger, "append", "append", "appended")
+        self.around(workspace, "_rename", "built", "saved")
+        self.around(session.Worker, "__init__", "-", "worker")
+        self.around(frames, "decode", "asked", "answered")
+
+
+if __name__ == "__main__":
+    main()
