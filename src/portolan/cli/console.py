@@ -13,8 +13,6 @@ from typing import Any
 
 import click
 
-from portolan.core.plain import finite
-
 
 @dataclass(frozen=True)
 class Line:
@@ -70,6 +68,8 @@ class Console:
         """Prints one JSON object, or what `show` makes of it; gives back the exit code."""
         answer = show()
         if self.json:
+            from portolan.core.plain import finite  # `--help` prints without it
+
             self._out(json.dumps(finite(data), ensure_ascii=False, allow_nan=False, default=str))
             return answer.code
         for note in answer.notes:
