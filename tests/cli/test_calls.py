@@ -43,6 +43,7 @@ def test_optimize_with_every_flag(api: Api) -> None:
     ("args", "positional", "keywords"),
     [
         (("inspect", "m", "--shapes", "x:1x3"), ("m",), {"shapes": {"x": (1, 3)}}),
+        (("inspect", "m", "--shapes", "x:batchx3"), ("m",), {"shapes": {"x": ("batch", 3)}}),
         (("doctor",), ("local",), {"bench": False}),
         (("doctor", "far", "--bench"), ("far",), {"bench": True}),
         (

@@ -167,3 +167,15 @@ def test_split() -> None:
 @given(st.lists(st.sampled_from(["a", "b(c=1)", "d(e=1, f=(2,3))", "x:1x3"]), max_size=6))
 def test_split_undoes_join(items: list[str]) -> None:
     assert split(", ".join(items)) == items
+
+
+def test_no_file_and_no_variable_lets_a_bundles_code_run(
+    api: Api, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = write(place / "portolan.toml", "[bench]\nnative = true\n")
+    ran = run("bench", "b.portolan")
+    assert (ran.code, "`bench` has no key `native`" in ran.err) == (2, True)
+    settings.unlink()
+    monkeypatch.setenv("PORTOLAN_NATIVE", "1")
+    assert run("bench", "b.portolan").code == 0
+    assert api.keywords["native"] is False

@@ -97,21 +97,25 @@ class Goal(ParamType):
         return starts + [CompletionItem(word) for word in ("min", "max") if not head and word.startswith(incomplete)]
 
 
+#: A size, or a name without an `x` in it, which leaves that axis free.
+_DIM = r"([1-9]\d*|[A-Za-wyz_][A-Za-wyz0-9_]*)"
+
+
 class Shape(ParamType):
-    """`name:1x3x224x224`, several by commas."""
+    """`name:1x3x224x224` or `name:batchx3x224x224`, several by commas."""
 
     name = "shape"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[tuple[str, tuple[int, ...]]]:
-        """Pairs of an input's name and its sizes."""
+    ) -> list[tuple[str, tuple[int | str, ...]]]:
+        """Pairs of an input's name and its sizes; a free axis has a name in place of a size."""
         shapes = []
         for item in split(str(value)):
             name, colon, sizes = item.rpartition(":")
-            if not colon or not name or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
+            if not colon or not name or not re.fullmatch(f"{_DIM}(x{_DIM})*", sizes):
                 raise UsageError(f"`{item}` is not a shape", hint="write `name:1x3x224x224`", where=place(ctx, param))
-            shapes.append((name, tuple(map(int, sizes.split("x")))))
+            shapes.append((name, tuple(int(d) if d.isdigit() else d for d in sizes.split("x"))))
         return shapes
 
 
@@ -279,7 +283,7 @@ def shapes(function: Function) -> Function:
         type=Shape(),
         callback=_shapes,
         metavar="NAME:1x3x224x224",
-        help="Sizes of an input whose dimensions are free; repeat for more inputs.",
+        help="Sizes of an input, for free dimensions and torch modules; a name leaves one free. Repeat for more.",
     )(function)
 
 

@@ -45,10 +45,7 @@ def quantity(value: float | None, unit: str) -> str:
         return f"unknown {'bytes' if unit == 'B' else f'{unit}s'}"
     if unit == "B":
         return units.write(value, "B")
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{units.digits(value / factor, None)} {prefix}{unit}".strip()
-    return f"{value:,.0f} {unit}".strip()
+    return units.count(value, unit)
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset(), gap: str = "  ") -> list[str]:

@@ -27,20 +27,21 @@ def settle(trials: Sequence[Trial], goals: Goals) -> list[Trial]:
 
 def _front(trials: Sequence[Trial], goals: Goals) -> list[Trial]:
     """Trials that no other one beats in every metric that the goals name."""
-    points = {t.recipe.key: _point(t.metrics, goals) for t in trials}
+    known = {t.recipe.key: _point(t.metrics, goals) for t in trials}
+    points = {key: point for key, point in known.items() if all(map(math.isfinite, point))}
 
     def beaten(point: tuple[float, ...]) -> bool:
         return any(
             all(a <= b for a, b in zip(other, point, strict=True)) and other != point for other in points.values()
         )
 
-    return [t for t in trials if all(map(math.isfinite, points[t.recipe.key])) and not beaten(points[t.recipe.key])]
+    return [t for t in trials if t.recipe.key in points and not beaten(points[t.recipe.key])]
 
 
 def _point(metrics: Metrics, goals: Goals) -> tuple[float, ...]:
     values = []
     for name in goals.metrics:
-        value = metrics[name].value if name in metrics else math.inf
+        value = metrics[name].value if name in metrics else math.nan
         values.append(value if METRICS[name].better == "lower" else -value)
     return tuple(values)
 

@@ -110,7 +110,8 @@ class Setting:
 
 def optimize(settings: Settings, progress: Progress) -> Study:
     """Searches for the best recipe under the goals; see `portolan.api.optimize`."""
-    goals, budget = _goals(settings.goals), Budget.parse(settings.budget)
+    goals = _goals(settings.goals)
+    spending = Spending(Budget.parse(settings.budget))  # from here on: reading a model of a framework takes its time
     folder = study_folder(settings)
     with explained(folder), closing(Workspace(folder)) as workspace:
         setting = _read(settings, goals, workspace)
@@ -118,7 +119,7 @@ def optimize(settings: Settings, progress: Progress) -> Study:
         if kept is not None:
             progress("answered from the ledger: nothing was measured again")
             return Study(workspace.folder, kept)
-        return _search(settings, setting, workspace, Spending(budget), progress)
+        return _search(settings, setting, workspace, spending, progress)
 
 
 def plan(settings: Settings) -> dict[str, Any]:
