@@ -121,7 +121,7 @@ def configuration() -> str:
     return "\n".join(
         [
             "# Configuration keys\n",
-            "The keys are the flags. [The guide](../guides/configuration.md) says where they are read and which place wins.",
+            "The keys are the flags. [The guide](../guides/configuration.md) says where they are read, and what wins.",
             "`PORTOLAN_OPTIMIZE_GOAL` sets a key for one command, as a table `[optimize]` does in a file.\n",
             _table(("key", "environment", "value", "commands that have it"), rows),
             "No keys, because they are about one run: " + ", ".join(f"`{name}`" for name in sorted(NO_KEYS)) + ".",
@@ -285,7 +285,7 @@ def metrics() -> str:
             "## The grammar\n",
             "    LIMIT      METRIC (< | <= | > | >=) NUMBER UNIT      latency_p95 < 8ms",
             "    OBJECTIVE  (min | max) METRIC                        min size\n",
-            "`≤` and `≥` are read too. A share (accuracy, cosine, an error) is a number, or a percentage: `0.01` is `1%`.",
+            "`≤` and `≥` are read too. A share (accuracy, cosine, an error) is a number or a percentage: `0.01`, `1%`.",
             "What goals mean: [the guide](../guides/goals.md).\n",
             "## Metrics\n",
             _table(("metric", "what it is", "unit in JSON", "better", "quality", "measured today"), rows),
@@ -320,7 +320,7 @@ def failures() -> str:
             "# Errors and exit codes\n",
             _table(("exit code", "meaning"), [(str(code), text) for code, text in codes.items()]),
             'With `--json` a failure prints `{"error": {"code", "message", "where", "hint"}}` on stdout.',
-            "In Python each is an exception of `portolan.errors` with `.message`, `.hint`, `.where` and `.exit_code`.\n",
+            "In Python: an exception of `portolan.errors` with `.message`, `.hint`, `.where` and `.exit_code`.\n",
             _table(("class", "exit code", "meaning"), rows),
         ]
     )
@@ -348,8 +348,8 @@ def shapes() -> str:
             }
     parts = [
         "# JSON objects\n",
-        "`--json` prints exactly one object on stdout. These keys are stable; more may be there. `null` is written where a",
-        "number has no meaning, as for an interval of one reading. Numbers of a share are 0 to 1, times are in ms.\n",
+        "`--json` prints exactly one object on stdout. These keys are stable; more may be there. `null` stands where a",
+        "number has no meaning, as for the interval of one reading. A share is 0 to 1, times are in ms.\n",
     ]
     for function, title in titles.items():
         parts += [f"## {title}\n", _object(functions[function])]
@@ -371,21 +371,22 @@ def _object(function: ast.FunctionDef) -> str:
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_want":
             where, fields = node.args[1], node.args[2]
             if isinstance(fields, ast.Name):  # named in the function
-                fields = next(a.value for a in ast.walk(function) if isinstance(a, ast.Assign) and getattr(a.targets[0], "id", "") == fields.id)  # fmt: skip
+                fields = _assigned(function, fields.id)[0]
             for key, kind in zip(typing.cast(ast.Dict, fields).keys, typing.cast(ast.Dict, fields).values, strict=True):
                 name = f"{_path(where, function)}{typing.cast(ast.Constant, key).value}"
                 rows.append((node.lineno, name, _kind(kind)))
     return _table(("key", "value"), [(f"`{name}`", kind) for _, name, kind in sorted(rows, key=lambda r: r[0])])
 
 
+def _assigned(function: ast.FunctionDef, name: str) -> list[ast.expr]:
+    assignments = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
+    return [node.value for node in assignments if getattr(node.targets[0], "id", "") == name]
+
+
 def _path(node: ast.expr, function: ast.FunctionDef) -> str:
     """`$.inputs[0]` as `inputs[].`, whatever variables it is made of."""
     if isinstance(node, ast.Name):
-        given = [
-            a.value
-            for a in ast.walk(function)
-            if isinstance(a, ast.Assign) and getattr(a.targets[0], "id", "") == node.id
-        ]
+        given = _assigned(function, node.id)
         return _path(given[0], function) if given else ""
     pieces = node.values if isinstance(node, ast.JoinedStr) else [node]
     text = ""

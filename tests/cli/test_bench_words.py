@@ -12,7 +12,13 @@ RATIO = {"a": "b", "b": "a", "metric": "latency_p50", "ratio": 0.5, "verdict": "
 
 @pytest.mark.parametrize(
     ("lo", "hi", "starts", "told"),
-    [(0.4, 0.6, 2, True), (0.4, 0.6, STARTS, False), (0.4, 1.2, 2, False), (0.4, 0.6, None, False), (1.4, 1.6, 1, True)],
+    [
+        (0.4, 0.6, 2, True),
+        (1.4, 1.6, 1, True),
+        (0.4, 0.6, STARTS, False),
+        (0.4, 1.2, 2, False),
+        (0.4, 0.6, None, False),
+    ],
 )
 def test_a_budget_too_short_for_a_claim_is_named(lo: float, hi: float, starts: int | None, told: bool) -> None:
     text = ratio_text(RATIO | {"lo": lo, "hi": hi, "starts": starts})

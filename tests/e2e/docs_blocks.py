@@ -1,7 +1,7 @@
 """Runs the code blocks of Markdown files as the tutorials they are.
 
-The blocks of one file run in order in one folder, which is empty unless the file says `<!-- studies from PAGE -->`: then
-it begins with the studies that PAGE left behind, so that a search is not paid for twice.
+The blocks of one file run in order in one folder, which is empty unless the file says `<!-- studies from PAGE -->`:
+then it begins with the studies that PAGE left behind, so that a search is not paid for twice.
 
 `console`: of a block's commands, those that start with `$ portolan` run; other commands are for people. The lines under
 a command must appear in this order among what it prints, with numbers, their units and the width of columns taken as
@@ -9,8 +9,8 @@ equal, since they differ between machines; `...` stands for any lines and `[..]`
 `console`: `no-run` keeps the block from being run, `exit=3` names an exit code, and `sample` says that the block shows
 what one machine answered: rows of its tables are not compared, and of other lines only the first word is.
 
-`python`: runs as a script of its own; `no-run` keeps it from that. Any language with `file=NAME` is written to that file
-in place of being run, and with `from=PATH` must be what stands in that file of the repository.
+`python`: runs as a script of its own; `no-run` keeps it from that. Any language with `file=NAME` is written to that
+file in place of being run, and with `from=PATH` must be what stands in that file of the repository.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _process(argv: list[str], folder: Path, env: dict[str, str], timeout: float)
 
 
 def prepare(path: Path, folder: Path, done: dict[str, Path]) -> None:
-    """Makes the folder that a page runs in; `done` holds the folders of the pages that ran before, by name."""
+    """Makes the folder that a page runs in; `done` holds the folders of the pages that ran before, by path."""
     folder.mkdir()
     if begin := BEGINS_WITH.search(path.read_text(encoding="utf-8")):
         for study in done[begin[1]].glob("study-*"):

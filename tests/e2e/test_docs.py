@@ -24,7 +24,7 @@ def test_the_documentation_does_what_it_shows(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         docs_blocks.prepare(path, folder, done)
         told += docs_blocks.run(path, folder)
-        done[path.name] = folder
+        done[str(path.relative_to(ROOT))] = folder
     assert not told, "\n\n".join(told)
 
 

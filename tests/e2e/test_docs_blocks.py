@@ -100,7 +100,8 @@ def test_a_page_is_run(tmp_path: Path) -> None:
 
 
 def test_of_a_sample_only_first_words_count() -> None:
-    page = "```console sample\n$ portolan optimize x\nbaseline  19 ms\n★ 2  a  b\n 11  c\n  - 1 refused: x\ngoals met: 2x\n```"
+    table = "baseline  19 ms\n★ 2  a  b\n 11  c\n  - 1 refused: x\ngoals met: 2x\n"
+    page = f"```console sample\n$ portolan optimize x\n{table}```"
     assert [c.expected for c in commands(page)] == [("baseline[..]", "goals[..]")]
     assert missing(("baseline[..]", "goals[..]"), "baseline  1 ms\nmore\ngoals met: no\n") is None
     assert missing(("baseline[..]", "goals[..]"), "baseline  1 ms\nno goals met: no\n") == "goals[..]"
