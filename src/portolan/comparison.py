@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,16 @@ from portolan.core.model import Model
 from portolan.core.recipe import Recipe, Step
 from portolan.core.signature import Signature
 from portolan.core.target import Target
-from portolan.errors import NoBackend, UsageError
+from portolan.errors import NoBackend, UsageError, WorkerError
 from portolan.measure.environment import environment, ticks
 from portolan.measure.race import Arm, race
 from portolan.measure.result import Race
 from portolan.study.budget import Budget
 from portolan.study.builder import Builder, Compiled, Samples, read_model
 from portolan.study.optimize import read_samples
-from portolan.study.probe import Session, judge, rows_to_judge
+from portolan.study.probe import Session, judge, reference
 from portolan.study.runner import Progress
-from portolan.study.workspace import Workspace
+from portolan.study.workspace import Workspace, explained
 from portolan.targets.local import local
 from portolan.worker.environments import backends as find_backends
 
@@ -104,11 +105,11 @@ def bench(
     target, since = local.detect(), ticks()
     found = find_backends(target)
     entries = _spread([parse_entry(text) for text in texts], backend, found, target)
-    with ExitStack() as stack:
+    with ExitStack() as stack, explained(Path.cwd()):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="portolan-bench-")))
         workspace = Workspace(folder)
         stack.callback(workspace.close)
-        arms = _arms(entries, stack, workspace, target, found, data, shapes, seed, native, progress)
+        arms, failures = _arms(entries, stack, workspace, target, found, data, shapes, seed, native, progress)
         outcome = race(
             arms,
             baseline=arms[0].name,
@@ -116,7 +117,7 @@ def bench(
             rng=np.random.default_rng(seed),
             progress=progress,
         )
-        return _answer(outcome, arms, since)
+        return _answer(replace(outcome, failures={**failures, **outcome.failures}), arms, since)
 
 
 def _spread(
@@ -153,9 +154,11 @@ def _arms(
     seed: int,
     native: bool,
     progress: Progress,
-) -> list[Arm]:
+) -> tuple[list[Arm], dict[str, str]]:
+    """The arms that could be built, and why the others could not; the first one has to be."""
     models: dict[str, Model] = {}
     arms: list[Arm] = []
+    failures: dict[str, str] = {}
     feeds: list[dict[str, np.ndarray]] = []
     first: Signature | None = None
     for entry in entries:
@@ -173,9 +176,15 @@ def _arms(
         if bundle is not None:
             compiled = _from_bundle(bundle)
         else:
-            compiled = _compile(entry, models[entry.source], workspace, target, found, data, seed, shapes)
+            try:
+                compiled = _compile(entry, models[entry.source], workspace, target, found, data, seed, shapes)
+            except WorkerError as error:
+                if not arms:
+                    raise
+                failures[entry.name] = error.message
+                continue
         arms.append(Arm(entry.name, partial(Session, compiled, feeds)))
-    return arms
+    return arms, failures
 
 
 def _feeds(
@@ -283,9 +292,10 @@ def compress(
         builder = Builder(workspace, model, target, find_backends(target), samples)
         progress(f"applying {recipe}")
         result = builder.artefact(steps)
-        metrics = _effect(builder, model, samples, recipe, target)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _copy_model(result.path, final)
+        metrics = _effect(builder, model, samples, recipe, progress)
+        with explained(final.parent):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            _copy_model(result.path, final)
         return {
             "model": str(final),
             "recipe": recipe.to_json(),
@@ -307,7 +317,7 @@ def _allow(steps: Sequence[Step], model: Model, target: Target, calibration: boo
             raise UsageError(f"`{step}` is refused: {why}")
 
 
-def _effect(builder: Builder, model: Model, samples: Samples, recipe: Recipe, target: Target) -> Metrics:
+def _effect(builder: Builder, model: Model, samples: Samples, recipe: Recipe, progress: Progress) -> Metrics:
     """Size, and how far the outputs moved, measured on the default runtime."""
     before, after = builder.compiled(Recipe()), builder.compiled(recipe)
     outputs = []
@@ -315,8 +325,11 @@ def _effect(builder: Builder, model: Model, samples: Samples, recipe: Recipe, ta
     for compiled in (before, after):
         session = Session(compiled, [sample(samples.data, samples.evaluation[0], model.signature)])
         try:
-            rows = rows or rows_to_judge(session, samples, model.signature)
-            outputs.append(session.outputs(samples, rows, model.signature))
+            if rows:
+                outputs.append(session.outputs(samples, rows, model.signature))
+            else:
+                rows, original = reference(session, samples, model.signature, progress)
+                outputs.append(original)
         finally:
             session.close()
     labels = samples.data.labels
@@ -326,8 +339,27 @@ def _effect(builder: Builder, model: Model, samples: Samples, recipe: Recipe, ta
 
 
 def _copy_model(source: Path, final: Path) -> None:
-    """The ONNX file under its new name, with external data beside it."""
-    for path in source.parent.iterdir():
-        if path.is_file() and path != source:
-            shutil.copyfile(path, final.parent / path.name)
-    shutil.copyfile(source, final)
+    """The ONNX file under its new name, whole or not at all; external data beside it, named after it."""
+    import onnx
+
+    from portolan.core import external, protos
+
+    graph = onnx.load(str(source), load_external_data=False)
+    names = {old: f"{final.name}.{i or ''}data" for i, old in enumerate(external.files(graph, source))}
+    for old, new in names.items():
+        _place(final.with_name(new), lambda part, old=old: shutil.copyfile(source.parent / old, part))  # type: ignore[misc]
+    for tensor in protos.tensors(graph):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = names[entry.value]
+    _place(final, lambda part: part.write_bytes(graph.SerializeToString()))
+
+
+def _place(final: Path, write: Callable[[Path], object]) -> None:
+    """Writes beside `final` and then gives it its name, so that a killed process leaves no half a file under it."""
+    part = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    try:
+        write(part)
+        part.replace(final)
+    finally:
+        part.unlink(missing_ok=True)

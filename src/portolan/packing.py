@@ -117,6 +117,11 @@ def _from_study(study: Study, workspace: Workspace, trial: int | None) -> _Sourc
             hint="repeat the `portolan optimize` command",
         )
     samples = read_samples(asked["data"], model, workspace.folder, asked["seed"], shapes, asked["model"])
+    if samples.data.sha256 != study.data["data"].get("sha256", samples.data.sha256):
+        raise UsageError(
+            f"the data of `{asked['data'] or asked['model']}` has changed since the study",
+            hint="repeat the `portolan optimize` command",
+        )
     data = study.data
     return _Source(study.name, model, chosen.recipe, samples, chosen.metrics, data["created"], data["environment"])
 

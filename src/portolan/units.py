@@ -116,6 +116,14 @@ def write(value: float, unit: str) -> str:
     return with_unit(digits(scaled, least(shown)), shown)
 
 
+def count(value: float, unit: str = "") -> str:
+    """A plain count with a decimal prefix: `25.6 M`, `8.21 GFLOP`, `812`."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return with_unit(digits(value / factor, None), f"{prefix}{unit}")
+    return with_unit(f"{value:,.0f}", unit)
+
+
 def least(unit: str) -> float | None:
     """The noise to write a number with that has no interval: below a KiB bytes are counted, without decimals."""
     return 1.0 if unit == "B" else None

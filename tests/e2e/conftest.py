@@ -15,7 +15,6 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """An empty place to make studies in."""
     found = Lab(tmp_path)
     for name, value in found.env.items():
-        if name != "PYTHONPATH":
-            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return found

@@ -113,6 +113,14 @@ def test_a_failed_trial_keeps_what_its_worker_printed(lab: Lab) -> None:
     assert "RuntimeError: the script says: fail" in bad.log
     assert "Traceback" in bad.log
     assert bad.to_json()["log"] == bad.log
+    from portolan.cli.show_study import study as shown
+
+    def lines(verbose: bool) -> str:
+        return "\n".join(line.text for line in shown(study.to_json(), verbose=verbose).lines)
+
+    assert "  - 1 failed: RuntimeError: the script says: fail" in lines(False)
+    assert "      RuntimeError: the script says: fail" in lines(True)
+    assert "      RuntimeError: the script says: fail" not in lines(False)
 
 
 def test_wrong_answers_under_some_options_are_not_covered_by_right_ones(lab: Lab) -> None:

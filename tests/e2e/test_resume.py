@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import portolan
 from portolan.backends.fake import Fake
 from portolan.errors import NoResult
 from support.studies import SRC, Lab, events, labelled, matmul, sound
@@ -52,6 +53,7 @@ def test_a_repeated_command_answers_from_the_ledger(lab: Lab, monkeypatch: pytes
     before = len(events(lab.folder / "study", "screened"))
     again = lab.optimize(**QUICK)
     assert again.to_json() == first.to_json()
+    assert portolan.open(lab.folder / "study").to_json() == first.to_json()
     assert len(events(lab.folder / "study", "screened")) == before
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portolan.core.measurement import MARKS, METRICS, Measurement
+from portolan.core.measurement import MARKS, METRICS, Measurement, mark
 
 
 @pytest.mark.parametrize(
@@ -135,3 +135,25 @@ def test_metrics_are_those_of_the_contract() -> None:
         *("accuracy", "accuracy_drop", "agreement", "cosine", "max_abs_error", "cost", "energy", "carbon"),
     }
     assert all(name == metric.name and metric.about for name, metric in METRICS.items())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "overlap"),
+    [
+        (Measurement(5, "ms", 4, 6), Measurement(7, "ms", 6, 8), True),
+        (Measurement(5, "ms", 4, 6), Measurement(7, "ms", 6.1, 8), False),
+        (Measurement(5, "ms", 4, 6), Measurement(5.5, "ms"), True),
+        (Measurement(5, "ms", 4, 6), Measurement(6.5, "ms"), False),
+        (Measurement(5, "ms"), Measurement(5, "ms"), True),
+        (Measurement(5, "ms"), Measurement(5.1, "ms"), False),
+    ],
+)
+def test_overlap(a: Measurement, b: Measurement, overlap: bool) -> None:
+    assert a.overlaps(b) is b.overlaps(a) is overlap
+
+
+def test_what_follows_from_several_is_as_sure_as_the_least_sure() -> None:
+    measured, estimated, predicted = (
+        Measurement(1, "ms", kind=kind) for kind in ("measured", "estimated", "predicted")
+    )
+    assert [mark(measured), mark(measured, estimated), mark(estimated, predicted, measured)] == ["", "~", "≈"]

@@ -129,7 +129,7 @@ def test_a_broken_plug_in_is_named(site: Path, module: str, code: str | None, va
     assert "broken" in found.names()
     with pytest.raises(PortolanError) as caught:
         found.get("broken")
-    assert caught.value.message.startswith(f"the backend `broken` cannot be loaded from `{value}`: {why}")
+    assert caught.value.message.startswith(f"the backend `broken` cannot be loaded from `{module}`: {why}")
     assert caught.value.hint == "reinstall the package that provides it, or remove it"
     assert caught.value.exit_code == 1
 

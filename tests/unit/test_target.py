@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from portolan.core import target as module
-from portolan.core.target import Target, usable_cores
+from portolan.core.target import Target
 
 TARGET = Target(
     id="local",
@@ -78,25 +75,3 @@ def test_has_any_of() -> None:
     assert TARGET.has("amx_bf16", "avx512_bf16")
     assert not TARGET.has("amx_bf16")
     assert not TARGET.has("avx")
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [
-        ("max 100000", 8),
-        ("200000 100000", 2),
-        ("150000 100000", 2),
-        ("10000 100000", 1),
-        ("9900000 100000", 8),
-        ("garbage", 8),
-        (None, 8),
-    ],
-)
-def test_usable_cores_are_cut_by_a_quota(
-    quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if quota is not None:
-        (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(module, "Path", lambda _: tmp_path / "cpu.max")
-    assert usable_cores() == cores

@@ -220,3 +220,18 @@ def test_digits_take_any_number(value: float, noise: float | None) -> None:
     text = units.digits(value, noise)
     assert math.isfinite(number(text))
     assert not text.startswith("-0.0") or any(c in "123456789" for c in text)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (25_557_032, "", "25.6 M"),
+        (8.21e9, "FLOP", "8.21 GFLOP"),
+        (2.5e12, "B/s", "2.50 TB/s"),
+        (1_234, "", "1.23 k"),
+        (812, "", "812"),
+        (0, "FLOP", "0 FLOP"),
+    ],
+)
+def test_count(value: float, unit: str, text: str) -> None:
+    assert units.count(value, unit) == text

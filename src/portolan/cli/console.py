@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,7 +68,9 @@ class Console:
         """Prints one JSON object, or what `show` makes of it; gives back the exit code."""
         answer = show()
         if self.json:
-            self._out(json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, default=str))
+            from portolan.core.plain import finite  # `--help` prints without it
+
+            self._out(json.dumps(finite(data), ensure_ascii=False, allow_nan=False, default=str))
             return answer.code
         for note in answer.notes:
             self.note(note)
@@ -117,17 +118,6 @@ class Console:
         except BrokenPipeError:  # `| head` has seen enough; the rest goes nowhere, and so does Python's last flush
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _finite(data: Any) -> Any:
-    """`data` with null for NaN and infinities, which JSON cannot hold."""
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, Mapping):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return data
 
 
 def _styled(line: Line) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from portolan.cli.console import Answer, Line
 from portolan.cli.table import columns, number, plain, quantity
+from portolan.core.plain import call_text
 
 Json = Mapping[str, Any]
 #: Features that backends and passes ask for; the rest is shown with `-v`.
@@ -112,18 +113,12 @@ def compression(data: Json, model: str, *, dry_run: bool = False) -> Answer:
 
 def step_text(step: Json) -> str:
     """A pass of a recipe as people write it: `quantize(bits=8)`."""
-    inner = ", ".join(f"{k}={value_text(v)}" for k, v in step.items() if k != "name" and v is not None)
-    return f"{step['name']}({inner})" if inner else str(step["name"])
+    return call_text(str(step["name"]), {key: value for key, value in step.items() if key != "name"})
 
 
 def options_text(name: str, options: Json) -> str:
     """A backend with its options: `openvino(precision=bf16)`."""
-    return step_text({"name": name, **options})
-
-
-def value_text(value: Any) -> str:
-    """An option's value as people write it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return call_text(name, options)
 
 
 def written(path: str, *, what: str, dry_run: bool = False, next: Sequence[str] = ()) -> Answer:

@@ -8,10 +8,9 @@ from typing import Any
 
 from portolan.cli.console import Answer, Line
 from portolan.cli.table import LABELS, columns, metric_columns, plain
-from portolan.core.measurement import METRICS
+from portolan.core.measurement import METRICS, SAME
 
 Json = Mapping[str, Any]
-SAME = "no significant difference"
 #: Process starts below which a race claims nothing; see `portolan.measure.result`, which is too heavy to import here.
 STARTS = 5
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from portolan.cli.console import Answer, Line
-from portolan.cli.show import options_text, step_text, value_text
-from portolan.cli.show_bench import SAME, environment_notes, factor
+from portolan.cli.show import options_text, step_text
+from portolan.cli.show_bench import environment_notes, factor
 from portolan.cli.table import columns, measurement, metric_columns, number, plain
 from portolan.core.goal import Goals, Limit, Objective, parse_goals
-from portolan.core.measurement import MARKS, METRICS, Measurement
+from portolan.core.measurement import METRICS, SAME, Measurement, mark
+from portolan.core.plain import value_text
 
 Json = Mapping[str, Any]
 #: Rows of the table and reasons below it; `-v` shows all.
 ROWS, REASONS = 8, 4
+#: Last lines of a failed worker that `-v` shows.
+LOG_LINES = 5
 QUALITY = ("accuracy_drop", "agreement", "cosine", "max_rel_error")
 
 
@@ -115,8 +118,8 @@ def _table(rows: Sequence[Json], names: Sequence[str], data: Json, goals: Goals)
     heads, cells = metric_columns(names, [row["metrics"] for row in rows])
     table = [["#", "recipe", "backend", *heads, "goals"]]
     for row, cell in zip(rows, cells, strict=True):
-        mark = "★" if row["id"] == best else " "
-        table.append([f"{mark}{row['id']:>2}", recipe_text(row), backend_text(row), *cell, _met(row, goals)])
+        star = "★" if row["id"] == best else " "
+        table.append([f"{star}{row['id']:>2}", recipe_text(row), backend_text(row), *cell, _met(row, goals)])
     lines = columns(table, right=frozenset({0, *range(3, 3 + len(heads))}))
     styles = ["dim", *("bold" if row["id"] == best else "" for row in rows)]
     return [Line(text, style) for text, style in zip(lines, styles, strict=True)]
@@ -131,14 +134,19 @@ def _met(trial: Json, goals: Goals) -> str:
 def _reasons(trials: Iterable[Json], verbose: bool) -> list[str]:
     """One line for each reason that trials were refused or failed for, the most frequent first."""
     groups: dict[tuple[str, str], int] = {}
+    logs: dict[tuple[str, str], str] = {}
     for trial in trials:
         if trial["status"] in ("refused", "failed"):
             key = (trial["status"], _one_line(trial.get("reason") or "no reason was recorded"))
             groups[key] = groups.get(key, 0) + 1
+            logs.setdefault(key, trial.get("log") or "")
     # Failures first: they are news, refusals are rules.
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] != "failed", -item[1], item[0][1]))
     lines = [f"  - {count} {status}: {reason}" for (status, reason), count in ordered]
-    if verbose or len(lines) <= REASONS:
+    if verbose:  # with the end of what the first such worker printed
+        tails = [[f"      {line}" for line in logs[key].splitlines()[-LOG_LINES:]] for key, _ in ordered]
+        return [text for line, tail in zip(lines, tails, strict=True) for text in (line, *tail)]
+    if len(lines) <= REASONS:
         return lines
     rest = sum(count for _, count in ordered[REASONS:])
     return [*lines[:REASONS], f"  - {rest} more refused or failed (`-v` lists them)"]
@@ -222,14 +230,12 @@ def _speed(
 def _gain(before: Measurement | None, after: Measurement | None, good: str, bad: str, *, higher: bool = False) -> str:
     if before is None or after is None or before.value <= 0 or after.value <= 0:
         return ""
-    if before.worst("higher") <= after.worst("lower") and after.worst("higher") <= before.worst("lower"):
-        return ""  # the intervals overlap
+    if before.overlaps(after):
+        return ""
     gain = after.value / before.value if higher else before.value / after.value
     if abs(gain - 1) < 0.005:
         return ""
-    kinds = {before.kind, after.kind}
-    mark = MARKS["predicted" if "predicted" in kinds else "estimated" if "estimated" in kinds else "measured"]
-    return f"{mark}{factor(gain)}x {good if gain > 1 else bad}"
+    return f"{mark(before, after)}{factor(gain)}x {good if gain > 1 else bad}"
 
 
 def _plan(data: Json, verbose: bool) -> Answer:

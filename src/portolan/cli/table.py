@@ -8,7 +8,7 @@ from typing import Any
 
 from portolan import units
 from portolan.cli.console import Line
-from portolan.core.measurement import MARKS, METRICS, Measurement
+from portolan.core.measurement import METRICS, Measurement
 
 LABELS: Mapping[str, str] = {
     "latency_p50": "p50",
@@ -45,10 +45,7 @@ def quantity(value: float | None, unit: str) -> str:
         return f"unknown {'bytes' if unit == 'B' else f'{unit}s'}"
     if unit == "B":
         return units.write(value, "B")
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{units.digits(value / factor, None)} {prefix}{unit}".strip()
-    return f"{value:,.0f} {unit}".strip()
+    return units.count(value, unit)
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset(), gap: str = "  ") -> list[str]:
@@ -88,11 +85,11 @@ def _time_unit(column: Sequence[Measurement | None]) -> tuple[str | None, float]
 
 
 def _bare(metric: Measurement, factor: float) -> str:
-    """The value and half its interval, without a unit."""
-    value = metric.value * factor
-    if metric.lo is None or metric.hi is None or not (half := (metric.hi - metric.lo) / 2 * factor) > 0:
-        return f"{MARKS[metric.kind]}{units.digits(value, None)}"
-    return f"{MARKS[metric.kind]}{units.digits(value, half)} ±{units.digits(half, half)}"
+    """The value and its interval, times `factor`, without a unit."""
+    ends = [None if end is None else end * factor for end in (metric.lo, metric.hi)]
+    # A unit that nobody knows is never scaled.
+    scaled = Measurement(metric.value * factor, "column", *ends, kind=metric.kind)
+    return scaled.short.replace(" column", "")
 
 
 def plain(texts: Sequence[str], style: str = "") -> list[Line]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from portolan.core import registry
+from portolan.core.plain import call_text
 from portolan.core.recipe import Recipe
 from portolan.core.schema import Schema
 from portolan.errors import PortolanError
@@ -29,5 +30,4 @@ def _schema(group: registry.Group, name: str) -> Schema | None:
 def _call(name: str, options: Mapping[str, Any], schema: Schema | None) -> str:
     usual = {} if schema is None else {key: p.default for key, p in schema.parameters.items()}
     said = {key: value for key, value in options.items() if key not in usual or usual[key] != value}
-    inner = ", ".join(f"{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in said.items())
-    return f"{name}({inner})" if inner else name
+    return call_text(name, said)

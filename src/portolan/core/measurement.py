@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from portolan import units
 
 Kind = Literal["measured", "estimated", "predicted"]
 MARKS: Mapping[str, str] = {"measured": "", "estimated": "~", "predicted": "≈"}
+#: The verdict on two things that the measurements do not tell apart.
+SAME: Final = "no significant difference"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ class Measurement:
         end = self.hi if better == "lower" else self.lo
         return self.value if end is None else end
 
+    def overlaps(self, other: Measurement) -> bool:
+        """Whether the intervals have a value in common; without one, the value stands for it."""
+        return self.worst("higher") <= other.worst("lower") and other.worst("higher") <= self.worst("lower")
+
     @property
     def short(self) -> str:
         """The number with its unit and interval, without n.
@@ -128,6 +134,12 @@ class Measurement:
     def _ends(self) -> list[str]:
         write = self._writer()[0]
         return [write(end) for end in (self.lo, self.hi) if end is not None]
+
+
+def mark(*measurements: Measurement) -> str:
+    """The mark of a number that follows from several: predicted if one is, else estimated if one is."""
+    kinds = {m.kind for m in measurements}
+    return MARKS["predicted" if "predicted" in kinds else "estimated" if "estimated" in kinds else "measured"]
 
 
 Metrics = dict[str, Measurement]

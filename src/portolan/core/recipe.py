@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from portolan.core.plain import call_text
 from portolan.errors import UsageError, nearest
 
 _KEYS: Mapping[str, tuple[type, str]] = {
@@ -27,8 +28,7 @@ class Step:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        inner = ", ".join(f"{k}={v}" for k, v in self.options.items())
-        return f"{self.name}({inner})" if inner else self.name
+        return call_text(self.name, self.options)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Registry:
 
     def _broken(self, name: str, why: str) -> PortolanError:
         return PortolanError(
-            f"the {_KINDS[self.group]} `{name}` cannot be loaded from `{self._places[name]}`: {why}",
+            f"the {_KINDS[self.group]} `{name}` cannot be loaded from `{self._places[name].partition(':')[0]}`: {why}",
             hint="reinstall the package that provides it, or remove it",
         )
 

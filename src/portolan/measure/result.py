@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from portolan.core.measurement import Measurement
+from portolan.core.measurement import SAME, Measurement
 from portolan.errors import UnknownName
 from portolan.measure.stats import (
     Floats,
@@ -22,7 +22,7 @@ from portolan.measure.stats import (
 )
 
 Verdict = Literal["faster", "slower", "no significant difference"]
-UNDECIDED: Verdict = "no significant difference"
+UNDECIDED: Verdict = SAME
 
 MIN_STARTS = 5
 """No claim from fewer process starts: small models have two speeds, fixed when they are loaded."""

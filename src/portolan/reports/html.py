@@ -6,11 +6,11 @@ import base64
 import hashlib
 import html
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from portolan.core.plain import finite
 from portolan.reports.reading import clean
 
 _CODE = re.compile("`([^`]*)`")
@@ -44,18 +44,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], **attributes: Any)
 
 def embed(data: Any) -> str:
     """`data` as JSON that is inert inside a script element: no `<`, `>`, `&`, no line separator, no NaN."""
-    text = json.dumps(_finite(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=str)
+    text = json.dumps(finite(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=str)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, Mapping):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return data
 
 
 def source_hash(text: str) -> str:

@@ -29,7 +29,8 @@ def verdict(reading: Reading) -> str:
 def _facts(reading: Reading) -> Iterable[tuple[str, str]]:
     model, target = reading.model, reading.target
     counts = [f"{count} {status}" for status in ("ok", "failed", "refused") if (count := _count(reading, status))]
-    weight = [f"{units_of(model[key])} {key}" for key in ("parameters", "flops") if model.get(key)]
+    known = [(key, model.get(key)) for key in ("parameters", "flops")]
+    weight = [f"{units.count(n) if isinstance(n, (int, float)) else n} {key}" for key, n in known if n]
     yield "Model", esc(" · ".join(filter(None, (model.get("name") or reading.name, model.get("format"), *weight))))
     yield "Input", esc(", ".join(_tensor(spec) for spec in model.get("inputs") or []) or "not recorded")
     yield "Data", esc(_data(reading))
@@ -64,16 +65,6 @@ def _tensor(spec: Any) -> str:
     if not isinstance(spec, Mapping):
         return str(spec)
     return f"{spec.get('name')}:{'x'.join(map(str, spec.get('shape') or []))} {spec.get('dtype', '')}".strip()
-
-
-def units_of(count: Any) -> str:
-    """A large count with a decimal prefix: 25.6 M."""
-    if not isinstance(count, (int, float)):
-        return str(count)
-    for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(count) >= size:
-            return f"{count / size:.3g}{prefix}"
-    return f"{count:g}"
 
 
 def duration(seconds: float) -> str:

@@ -8,11 +8,10 @@ from typing import Literal
 
 from portolan import units
 from portolan.core.goal import Limit, Objective
-from portolan.core.measurement import MARKS, METRICS, Measurement
+from portolan.core.measurement import MARKS, METRICS, SAME, Measurement, mark
 from portolan.reports.reading import Noise, Reading, Trial
 
 State = Literal["met", "missed", "not shown", "not measured", "ranked"]
-SAME = "no significant difference"
 #: (better, worse) by the first word of a metric's name.
 _COMPARED = {
     "latency": ("faster", "slower"),
@@ -131,38 +130,29 @@ def change(metric: str, before: Measurement | None, after: Measurement | None) -
     if not (before.value > 0 and after.value > 0):
         return Change("", "unknown")
     gain = before.value / after.value if better == "lower" else after.value / before.value
-    if _overlap(before, after):
+    if abs(gain - 1) < 0.005 and before.lo is None and after.lo is None:
+        return Change("the same", "same")
+    if before.overlaps(after):
         return Change(SAME, "same")
     good, bad = _words(metric)
     # Times that were not raced against each other carry the drift of the machine: their ratio is an estimate.
-    mark = _mark(before, after) or (MARKS["estimated"] if _timed(metric) else "")
+    sign = mark(before, after) or (MARKS["estimated"] if _timed(metric) else "")
     if abs(gain - 1) < 0.005:
         return Change("the same", "same")
     if gain > 1:
-        return Change(f"{mark}{_times(gain, None, None)} {good}", "better")
-    return Change(f"{mark}{_times(1 / gain, None, None)} {bad}", "worse")
-
-
-def _mark(*measurements: Measurement) -> str:
-    kinds = [m.kind for m in measurements]
-    return MARKS["predicted" if "predicted" in kinds else "estimated" if "estimated" in kinds else "measured"]
-
-
-def _overlap(a: Measurement, b: Measurement) -> bool:
-    if a.lo is None or a.hi is None or b.lo is None or b.hi is None:
-        return False
-    return a.lo <= b.hi and b.lo <= a.hi
+        return Change(f"{sign}{_times(gain, None, None)} {good}", "better")
+    return Change(f"{sign}{_times(1 / gain, None, None)} {bad}", "worse")
 
 
 def _difference(before: Measurement, after: Measurement, better: str) -> Change:
     step = after.value - before.value
     if step == 0:
         return Change("the same", "same")
-    if _overlap(before, after):
+    if before.overlaps(after):
         return Change(SAME, "same")
     scaled, unit = (step * 100, " points") if after.unit == "share" else (step, "")
     rising_is_good = better == "higher"
-    text = f"{_mark(before, after)}{'+' if step > 0 else '−'}{units.digits(abs(scaled), None)}{unit}"
+    text = f"{mark(before, after)}{'+' if step > 0 else '−'}{units.digits(abs(scaled), None)}{unit}"
     return Change(text, "better" if (step > 0) == rising_is_good else "worse")
 
 

@@ -91,6 +91,8 @@ def explain(path: Path, error: OSError) -> PortolanError:
         return DiskFull(f"the disk is full: `{path}` could not be written")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UsageError(f"`{path}` cannot be written", hint="name a folder that can be written: --study DIR")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return UsageError(f"`{path}` is not a folder", hint="name another folder: --study DIR")
     return PortolanError(f"`{path}` could not be written: {error.strerror}")
 
 

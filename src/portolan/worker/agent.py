@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -23,6 +22,7 @@ import numpy as np
 from portolan.core.silence import silence
 from portolan.errors import PortolanError
 from portolan.worker import frames
+from portolan.worker.memory import limit_memory, ran_out
 from portolan.worker.operations import Operations
 
 _PR_SET_PDEATHSIG = 1
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     """Serves until the controller closes stdin. `argv` is `--memory BYTES`."""
     parent = os.getppid()
     _end_with_parent(parent)
-    _limit_memory(int(argv[argv.index("--memory") + 1]))
+    limit_memory(int(argv[argv.index("--memory") + 1]))
     source, sink = os.dup(0), os.dup(1)
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -50,16 +50,18 @@ def _answer(operations: Operations, source: int, sink: int) -> None:
     try:
         fields, tensors = operations.answer(request)
         buffers = list(frames.encode(fields, tensors))
-    except PortolanError as error:
-        buffers = _failure(type(error).__name__, error.message, error.hint, error.where)
-    except MemoryError:
-        buffers = _failure("OutOfMemory", f"out of memory during `{request.fields.get('op')}`", None, None)
     except Exception as error:
-        traceback.print_exc()
+        # Also an error of Portolan's may only pass on what a runtime said.
         words = " ".join(str(error).split())[:600]
-        if _disk_full(error):
+        if isinstance(error, MemoryError) or ran_out(words):
+            said = f": {words}" if words else ""
+            buffers = _failure("OutOfMemory", f"out of memory during `{request.fields.get('op')}`{said}", None, None)
+        elif _disk_full(error):
             buffers = _failure("DiskFull", f"the disk is full: {words}", None, None)
+        elif isinstance(error, PortolanError):
+            buffers = _failure(type(error).__name__, error.message, error.hint, error.where)
         else:
+            traceback.print_exc()
             buffers = _failure("WorkerError", f"{type(error).__name__}: {words}", None, None)
     sys.stderr.flush()
     for buffer in buffers:
@@ -97,11 +99,3 @@ def _end_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def _limit_memory(limit: int) -> None:
-    # Private writable memory, which is what a leak takes; address space would also count what runtimes only reserve.
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -19,11 +19,11 @@ from portolan import errors
 from portolan.errors import OutOfMemory, PortolanError, WorkerCrashed, WorkerError, WorkerTimeout
 from portolan.worker import frames
 from portolan.worker.frames import Frame
+from portolan.worker.memory import ran_out
 from portolan.worker.transport import command, environment
 
 Reply = Frame
 _TAIL = 4000
-_OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "out of memory", "not enough memory")
 
 
 class Worker:
@@ -155,7 +155,7 @@ class Worker:
             self.kill()
             code = 0
         tail = self.tail()
-        if any(word in tail for word in _OUT_OF_MEMORY):
+        if ran_out(tail):
             return OutOfMemory(
                 f"out of memory during `{self._op}` (limit {self.memory_limit / 2**30:.3g} GiB)", stderr=tail
             )

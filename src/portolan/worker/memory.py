@@ -1,0 +1,29 @@
+"""The memory that a worker may take, and how running out of it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+
+#: What runtimes say when they get no memory: each has words of its own.
+_WORDS = (
+    "bad_alloc", "memoryerror", "cannot allocate memory", "can't allocate memory", "out of memory", "not enough memory",
+    "failed to allocate",
+)  # fmt: skip
+
+
+def limit_memory(limit: int) -> None:
+    """Bounds this process's private writable memory to `limit` bytes, and lets it leave no core dump.
+
+    That is what a leak takes; a bound on address space would also count what runtimes only reserve.
+    """
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def ran_out(text: str) -> bool:
+    """Whether a message or the end of a log says that memory ran out."""
+    said = text.lower()
+    return any(word in said for word in _WORDS)
