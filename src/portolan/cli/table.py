@@ -86,9 +86,9 @@ def _time_unit(column: Sequence[Measurement | None]) -> tuple[str | None, float]
 
 def _bare(metric: Measurement, factor: float) -> str:
     """The value and its interval, times `factor`, without a unit."""
-    ends = [None if end is None else end * factor for end in (metric.lo, metric.hi)]
+    lo, hi = (None if end is None else end * factor for end in (metric.lo, metric.hi))
     # A unit that nobody knows is never scaled.
-    scaled = Measurement(metric.value * factor, "column", *ends, kind=metric.kind)
+    scaled = Measurement(metric.value * factor, "column", lo, hi, kind=metric.kind)
     return scaled.short.replace(" column", "")
 
 
