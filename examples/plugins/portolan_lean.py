@@ -12,7 +12,6 @@ from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
 from portolan.core.target import Target
 from portolan.errors import ModelError, UnsupportedOperator
-from portolan.targets.local import local
 
 _LACKS = re.compile(r"Fatal error: (\S+?)\(-?\d+\) is not a registered function/op")
 _DOT = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
@@ -74,7 +73,7 @@ class LeanBackend(Backend):
 
     def load(self, folder: Path, *, threads: int = 0) -> Lean:
         """Loads what was saved."""
-        return Lean(folder / "model.onnx", threads or local.detect().cores)
+        return Lean(folder / "model.onnx", threads)  # 0 leaves it to the runtime: another machine may load it
 
 
 lean = LeanBackend()
