@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from portolan.errors import UnknownName
+from portolan.errors import UnknownName, UsageError
 from portolan.testing.models import cases, this_machine
 from portolan.worker import Worker
 from portolan.worker.environments import backends, python_for
@@ -130,3 +130,9 @@ def test_the_object_in_the_registry_is_not_changed(python: Path, monkeypatch: py
 def test_an_unknown_backend_is_an_unknown_name() -> None:
     with pytest.raises(UnknownName, match="`opnvino`"):
         backends(this_machine(), ["opnvino"])
+
+
+def test_a_variable_that_is_no_command_line_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORTOLAN_PYTHON_ONNXRUNTIME", "python3 'unclosed")
+    with pytest.raises(UsageError, match="`PORTOLAN_PYTHON_ONNXRUNTIME` is no command line"):
+        python_for("onnxruntime")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from portolan.core.model import Model
@@ -31,45 +32,37 @@ class Memory:
         self._path = (folder or cache_folder()) / "ledger.sqlite"
 
     def prior(self, target: Target, space: Sequence[Candidate]) -> dict[str, Mapping[str, float]]:
-        """For each recipe of `space` seen before, its metrics relative to the baseline, newest study last to speak."""
-        if not self._path.is_file():
-            return {}
+        """For each recipe of `space` seen before, its metrics relative to the baseline.
+
+        The newest study on this target speaks, or else the newest on any other.
+        """
         wanted = {c.key for c in space}
-        found: dict[str, Mapping[str, float]] = {}
+        here: dict[str, Mapping[str, float]] = {}
+        elsewhere: dict[str, Mapping[str, float]] = {}
         try:
-            ledger = Ledger(self._path, writable=False)
-        except PortolanError:
+            with closing(Ledger(self._path, writable=False)) as ledger:
+                for key, data in ledger.all("relative"):
+                    if key in wanted:
+                        side = here if data["target"] == target.fingerprint else elsewhere
+                        side[key] = data["metrics"]
+        except (PortolanError, OSError):
             return {}
-        try:
-            for key, data in ledger.all("relative"):
-                here = data["target"] == target.fingerprint
-                if key in wanted and (here or key not in found):
-                    found[key] = data["metrics"]
-        except PortolanError:
-            return {}
-        finally:
-            ledger.close()
-        return found
+        return {**elsewhere, **here}
 
     def keep(self, target: Target, model: Model, trials: Sequence[Trial]) -> str | None:
-        """Adds a study's results; a note when they could not be kept."""
+        """Adds a study's results, of which the first valid one is the baseline; a note when they could not be kept."""
         valid = [t for t in trials if t.status == "ok"]
         if not valid:
             return None
         usual = valid[0].metrics
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            ledger = Ledger(self._path)
+            with closing(Ledger(self._path)) as ledger:
+                for trial in valid:
+                    both = [m for m in _METRICS if m in trial.metrics and m in usual and usual[m].value > 0]
+                    metrics = {m: trial.metrics[m].value / usual[m].value for m in both} | {"seconds": trial.seconds}
+                    data = {"target": target.fingerprint, "model": model.sha256, "metrics": metrics}
+                    ledger.append("relative", trial.recipe.key, data)
         except (PortolanError, OSError):
             return f"`{self._path.parent}` cannot be written: later studies will not learn from this one"
-        try:
-            for trial in valid:
-                both = [m for m in _METRICS if m in trial.metrics and m in usual and usual[m].value > 0]
-                metrics = {m: trial.metrics[m].value / usual[m].value for m in both} | {"seconds": trial.seconds}
-                data = {"target": target.fingerprint, "model": model.sha256, "metrics": metrics}
-                ledger.append("relative", trial.recipe.key, data)
-        except PortolanError as error:
-            return f"later studies will not learn from this one: {error}"
-        finally:
-            ledger.close()
         return None

@@ -13,16 +13,30 @@ from collections.abc import Sequence
 from portolan.core import registry
 from portolan.core.backend import Backend, Support
 from portolan.core.target import Target
-from portolan.errors import WorkerError
+from portolan.errors import PortolanError, UsageError
 from portolan.worker.session import Worker
 
 _PROBE_SECONDS = 60.0
 
 
 def python_for(backend: str) -> list[str] | None:
-    """The argv of the interpreter that `backend` lives in; None for this one."""
-    text = os.environ.get(f"PORTOLAN_PYTHON_{backend.upper().replace('-', '_')}")
-    return shlex.split(text) if text else None
+    """The argv of the interpreter that `backend` lives in; None for this one.
+
+    Raises:
+        UsageError: the variable is no command line.
+    """
+    name = _variable(backend)
+    text = os.environ.get(name)
+    try:
+        return shlex.split(text) if text else None
+    except ValueError as error:
+        raise UsageError(
+            f"`{name}` is no command line: {error}", hint="name an interpreter in it, or unset it"
+        ) from error
+
+
+def _variable(backend: str) -> str:
+    return f"PORTOLAN_PYTHON_{backend.upper().replace('-', '_')}"
 
 
 def backends(target: Target, names: Sequence[str] | None = None) -> dict[str, Backend]:
@@ -46,9 +60,9 @@ def _elsewhere(backend: Backend, python: list[str], target: Target) -> Backend:
             reply = worker.ask("probe", timeout=_PROBE_SECONDS, backend=backend.name, target=target.to_json())
         support = Support(**reply.fields["support"])
         versions = dict(reply.fields["versions"])
-    except (WorkerError, OSError) as error:
-        variable = f"PORTOLAN_PYTHON_{backend.name.upper()}"
-        support = Support(False, reason=f"`{shlex.join(python)}` does not answer: {error}", fix=f"unset {variable}")
+    except (PortolanError, OSError) as error:
+        reason = f"`{shlex.join(python)}` does not answer: {error}"
+        support = Support(False, reason=reason, fix=f"unset {_variable(backend.name)}")
     answer = copy.copy(backend)
     answer.probe = lambda target: support  # type: ignore[method-assign]
     answer.versions = lambda: versions  # type: ignore[method-assign]
