@@ -56,11 +56,11 @@ def commands() -> str:
         "# Commands\n",
         "Flags that every command has stand at the end. Values: [configuration](configuration-keys.md).\n",
     ]
-    context = click.Context(app)
+    context = click.Context(app, **app.context_settings)
     every = {name: _command(context, name) for name in VERBS}
     shared = set.intersection(*({_names(o) for o in _options(c)} for c in every.values()))
     for name, command in every.items():
-        synopsis = " ".join(command.collect_usage_pieces(click.Context(command, info_name=name)))
+        synopsis = " ".join(command.collect_usage_pieces(click.Context(command, info_name=name, parent=context)))
         parts.append(f"## {name}\n\n    portolan {name} {synopsis}\n")
         parts += [_paragraph(text) + "\n" for text in inspect.cleandoc(command.help or "").split("\n\n")]
         own = [o for o in _options(command) if _names(o) not in shared]
@@ -101,7 +101,7 @@ def _flag(option: click.Option) -> str:
 
 def configuration() -> str:
     """Every key of a configuration file."""
-    context = click.Context(app)
+    context = click.Context(app, **app.context_settings)
     found: dict[str, dict[str, Any]] = {}
     for verb in VERBS:
         for param in _command(context, verb).params:

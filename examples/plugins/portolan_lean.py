@@ -10,8 +10,9 @@ from portolan.core.backend import Backend, Executable, Exploit
 from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
-from portolan.core.target import Target, usable_cores
+from portolan.core.target import Target
 from portolan.errors import ModelError, UnsupportedOperator
+from portolan.targets.local import local
 
 _LACKS = re.compile(r"Fatal error: (\S+?)\(-?\d+\) is not a registered function/op")
 _DOT = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
@@ -73,7 +74,7 @@ class LeanBackend(Backend):
 
     def load(self, folder: Path, *, threads: int = 0) -> Lean:
         """Loads what was saved."""
-        return Lean(folder / "model.onnx", threads or usable_cores())
+        return Lean(folder / "model.onnx", threads or local.detect().cores)
 
 
 lean = LeanBackend()

@@ -63,7 +63,7 @@ def headline(study: dict[str, Any]) -> str:
     return words.verdict(read(study)).headline
 
 
-BEST = "`simplify + quantize(bits=8, scheme=static, per_channel=True)` on `openvino` (threads=2)"
+BEST = "`simplify + quantize(bits=8, scheme=static, per_channel=true)` on `openvino` (threads=2)"
 
 
 class TestVerdict:

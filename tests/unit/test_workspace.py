@@ -133,7 +133,7 @@ def test_scratch_of_the_living_is_kept(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "study").write_text("x")
-    with pytest.raises(PortolanError, match="study` is not a folder"):
+    with pytest.raises(UsageError, match=r"study` is not a folder"):
         Workspace(tmp_path / "study")
 
 
