@@ -43,6 +43,7 @@ def build_ahead(
         while wait(begun, 0).not_done:  # one that was just about to start a worker is met the next time round
             builder.stop()
             wait(begun, _POLL_SECONDS)
+        pool.shutdown(wait=True)
 
 
 def first_recipes(live: Iterable[Candidate]) -> list[Recipe]:
