@@ -84,7 +84,7 @@ def inspect(model: str | Path | Model, *, shapes: Shapes | None = None) -> Resul
     with tempfile.TemporaryDirectory(prefix="portolan-inspect-") as folder:
         workspace = Workspace(Path(folder))
         try:
-            found = model if isinstance(model, Model) else read_model(workspace, str(model), None)
+            found = model if isinstance(model, Model) else read_model(workspace, str(model), _traced(model, shapes))
             one = {s.name: (1, *s.shape[1:]) for s in found.signature.inputs if found.signature.batch is not None}
             analysis = analyse(found, shapes or (one if isinstance(found.signature.batch, str) else None))
         finally:
@@ -100,6 +100,13 @@ def inspect(model: str | Path | Model, *, shapes: Shapes | None = None) -> Resul
             "notes": list(analysis.notes),
         },
     )
+
+
+def _traced(model: str | Path, shapes: Shapes | None) -> Shapes | None:
+    """The shapes, where reading the model needs them; an ONNX graph is shown as it is, free dimensions and all."""
+    from portolan import frontends
+
+    return shapes if frontends.find(str(model)).distributions else None
 
 
 def doctor(target: str = "local", *, bench: bool = False) -> Result:

@@ -102,6 +102,8 @@ def bench(
     if not texts:
         raise UsageError("nothing to measure", hint="portolan bench MODEL [MODEL...]")
     limit = Budget.parse(budget)
+    if limit.trials is not None:
+        raise UsageError(f"`{budget}` is no time, and a race is bounded by time", hint="write `60s` or `5min`")
     target, since = local.detect(), ticks()
     found = find_backends(target)
     entries = _spread([parse_entry(text) for text in texts], backend, found, target)

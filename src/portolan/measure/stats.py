@@ -162,6 +162,7 @@ def percentile_intervals(
     sizes = np.array([len(block) for start in starts for block in start])
     values, owner, _ = _flatten(starts, None)
     points = _interpolated(values, (weight / sizes)[owner], ps)
+    lowest, highest = float(values.min()), float(values.max())
 
     rng = np.random.default_rng(seed)
     values, owner, stand = _flatten(starts, max(8, _THINNED // len(sizes)))
@@ -169,10 +170,13 @@ def percentile_intervals(
     mass = rng.standard_gamma(counts[:, owner] * stand) * (weight / sizes)[owner]
     drawn = _weighted_quantiles(values, mass, ps)
     tail = (1 - conf) / 2
-    return [
+    found = [
         _widest(float(point), drawn[row], _per_start(starts, p), tail)
         for row, (p, point) in enumerate(zip(ps, points, strict=True))
     ]
+    # Student's t on two starts that differ says "anything"; no percentile is far outside of what was ever read.
+    room = math.exp(_normal(tail) * START_SD)
+    return [Interval(f.value, max(f.lo, lowest / room), min(f.hi, highest * room)) for f in found]
 
 
 def _per_start(starts: Sequence[Sequence[Floats]], p: float) -> tuple[Floats, float]:
