@@ -16,5 +16,6 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     found = Lab(tmp_path)
     for name, value in found.env.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("portolan.measure.lock.lock_path", lambda folder=None: tmp_path / "lock")
     monkeypatch.chdir(tmp_path)
     return found

@@ -186,7 +186,7 @@ def test_the_controller_is_killed_by_the_clock(lab: Lab, seed: int) -> None:
 # --- kill -9 of workers
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_workers_are_killed_at_random(lab: Lab, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Every tenth request finds its worker dead. What the study says is still right, and a repetition is whole."""
     from portolan.worker import Worker
@@ -214,7 +214,7 @@ def test_workers_are_killed_at_random(lab: Lab, monkeypatch: pytest.MonkeyPatch,
     assert again.met
 
 
-@pytest.mark.parametrize("op", ["compile", "load", "evaluate", "time", "memory"])
+@pytest.mark.parametrize("op", ["compile", "evaluate", "time"])
 def test_one_kill_of_a_worker_changes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch, op: str) -> None:
     """SIGKILL comes from outside, so what it hit is done once more, baseline or candidate."""
     from portolan.worker import Worker
