@@ -226,9 +226,9 @@ def compress(
     Raises:
         UsageError: a pass that is refused, or an output that exists.
     """
-    from portolan import comparison
+    from portolan import compression
 
-    found = comparison.compress(
+    found = compression.compress(
         str(model),
         passes,
         out=None if out is None else str(out),
@@ -271,11 +271,9 @@ def bench(
 
     found = comparison.bench(
         [str(arm) for arm in arms],
-        data=None if data is None else str(data),
-        shapes=shapes,
+        comparison.Inputs(None if data is None else str(data), shapes, seed),
         backend=backend,
         budget=budget,
-        seed=seed,
         native=native,
         progress=progress or _silent,
     )

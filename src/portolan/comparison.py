@@ -1,15 +1,12 @@
-"""`bench`: models and bundles against each other, raced with statistics; `compress`: passes applied, no search."""
+"""`bench`: models and bundles against each other, raced with statistics."""
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,9 @@ from portolan.core import registry
 from portolan.core.backend import Backend
 from portolan.core.data import sample
 from portolan.core.frontend import Shapes
-from portolan.core.measurement import Measurement, Metrics
 from portolan.core.model import Model
-from portolan.core.recipe import Recipe, Step
+from portolan.core.plain import parse_call
+from portolan.core.recipe import Recipe
 from portolan.core.signature import Signature
 from portolan.core.target import Target
 from portolan.errors import NoBackend, UsageError, WorkerError
@@ -32,44 +29,26 @@ from portolan.measure.race import Arm, race
 from portolan.measure.result import Race
 from portolan.study.budget import Budget
 from portolan.study.builder import Builder, Compiled, Samples, read_model
+from portolan.study.finals import MOST_STARTS
 from portolan.study.optimize import read_samples
-from portolan.study.probe import Session, judge, reference
+from portolan.study.probe import Session
 from portolan.study.runner import Progress
 from portolan.study.workspace import Workspace, explained
 from portolan.targets.local import local
 from portolan.worker.environments import backends as find_backends
 
-_SPEC = re.compile(r"(?P<name>\w[\w-]*)(?:\((?P<options>.*)\))?$")
-_PAIR = re.compile(r"\s*([\w-]+)\s*=\s*([^,]+?)\s*(?:,|$)")
 _FEEDS = 4
+Feeds = list[dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One arm: a name, and a model with a recipe, or a bundle."""
+    """One arm: a name, and a model with a backend, or a bundle."""
 
     name: str
     source: str
     backend: str | None = None
     options: Mapping[str, Any] | None = None
-
-
-def parse_call(text: str, what: str) -> tuple[str, dict[str, str]]:
-    """`NAME(key=value, ...)` as a name and its options.
-
-    Raises:
-        UsageError: it is not of that form.
-    """
-    match = _SPEC.match(text.strip())
-    if match is None:
-        raise UsageError(
-            f"the {what} `{text}` cannot be read", hint=f"write `NAME` or `NAME(option=value)` for a {what}"
-        )
-    inner = match["options"] or ""
-    options = {key.replace("-", "_"): value for key, value in _PAIR.findall(inner)}
-    if inner.strip() and _PAIR.sub("", inner).strip():
-        raise UsageError(f"the options of the {what} `{text}` cannot be read", hint="write `NAME(option=value)`")
-    return match["name"], options
 
 
 def parse_entry(text: str) -> Entry:
@@ -82,14 +61,21 @@ def parse_entry(text: str) -> Entry:
     return Entry(text, source, name, backend.schema.check(options))
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What all arms are timed with: `data` or generated samples, at these sizes."""
+
+    data: str | None
+    shapes: Shapes | None
+    seed: int
+
+
 def bench(
     texts: Sequence[str],
+    inputs: Inputs,
     *,
-    data: str | None,
-    shapes: Shapes | None,
     backend: Sequence[str] | None,
     budget: str | None,
-    seed: int,
     native: bool,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -111,15 +97,19 @@ def bench(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="portolan-bench-")))
         workspace = Workspace(folder)
         stack.callback(workspace.close)
-        arms, failures = _arms(entries, stack, workspace, target, found, data, shapes, seed, native, progress)
+        line = _Line(stack, workspace, target, found, inputs, native)
+        for entry in entries:
+            progress(f"building {entry.name}")
+            line.add(entry)
         outcome = race(
-            arms,
-            baseline=arms[0].name,
+            line.arms,
+            baseline=line.arms[0].name,
+            starts=MOST_STARTS,
             deadline=None if limit.seconds is None else time.monotonic() + limit.seconds,
-            rng=np.random.default_rng(seed),
+            rng=np.random.default_rng(inputs.seed),
             progress=progress,
         )
-        return _answer(replace(outcome, failures={**failures, **outcome.failures}), arms, since)
+        return _answer(replace(outcome, failures={**line.failures, **outcome.failures}), line.arms, since)
 
 
 def _spread(
@@ -145,87 +135,93 @@ def _spread(
             for i, e in enumerate(spread)]  # fmt: skip
 
 
-def _arms(
-    entries: Sequence[Entry],
-    stack: ExitStack,
-    workspace: Workspace,
-    target: Target,
-    found: Mapping[str, Backend],
-    data: str | None,
-    shapes: Shapes | None,
-    seed: int,
-    native: bool,
-    progress: Progress,
-) -> tuple[list[Arm], dict[str, str]]:
-    """The arms that could be built, and why the others could not; the first one has to be."""
-    models: dict[str, Model] = {}
-    arms: list[Arm] = []
-    failures: dict[str, str] = {}
-    feeds: list[dict[str, np.ndarray]] = []
-    first: Signature | None = None
-    for entry in entries:
-        bundle = (
-            stack.enter_context(open_bundle(Path(entry.source), native=native)) if is_bundle(entry.source) else None
-        )
-        if bundle is None and entry.source not in models:
-            models[entry.source] = read_model(workspace, entry.source, shapes)
-        signature = bundle.manifest.signature if bundle is not None else models[entry.source].signature
-        if first is None:
-            first = signature
-            feeds = _feeds(entry, bundle, models, data, workspace, seed, shapes)
-        _same_inputs(first, signature, entries[0], entry)
-        progress(f"building {entry.name}")
-        if bundle is not None:
-            compiled = _from_bundle(bundle)
+@dataclass
+class _Line:
+    """The starting line: arms are added one by one, and all take the inputs of the first.
+
+    Attributes:
+        arms: those that could be built; the first one has to be.
+        failures: why the others could not.
+    """
+
+    stack: ExitStack
+    workspace: Workspace
+    target: Target
+    backends: Mapping[str, Backend]
+    inputs: Inputs
+    native: bool
+    arms: list[Arm] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    _models: dict[str, Model] = field(default_factory=dict)
+    _first: tuple[Entry, Signature, Feeds] | None = None
+
+    def add(self, entry: Entry) -> None:
+        """Builds an arm.
+
+        Raises:
+            UsageError: it takes other inputs than the first.
+            NoBackend: its backend is not ready, or cannot run the model.
+            WorkerError: it is the first, and does not compile.
+        """
+        bundle = self._bundle(entry)
+        signature = self._model(entry).signature if bundle is None else bundle.manifest.signature
+        if self._first is None:
+            self._first = entry, signature, self._feeds(entry, bundle)
+        first, expected, feeds = self._first
+        _same_inputs(first, expected, entry, signature)
+        try:
+            compiled = self._compile(entry) if bundle is None else _from_bundle(bundle)
+        except WorkerError as error:
+            if not self.arms:
+                raise
+            self.failures[entry.name] = error.message
         else:
-            try:
-                compiled = _compile(entry, models[entry.source], workspace, target, found, data, seed, shapes)
-            except WorkerError as error:
-                if not arms:
-                    raise
-                failures[entry.name] = error.message
-                continue
-        arms.append(Arm(entry.name, partial(Session, compiled, feeds)))
-    return arms, failures
+            self.arms.append(Arm(entry.name, partial(Session, compiled, feeds)))
 
+    def _bundle(self, entry: Entry) -> Bundle | None:
+        if not is_bundle(entry.source):
+            return None
+        return self.stack.enter_context(open_bundle(Path(entry.source), native=self.native))
 
-def _feeds(
-    entry: Entry, bundle: Bundle | None, models: Mapping[str, Model], data: str | None, workspace: Workspace,
-    seed: int, shapes: Shapes | None,
-) -> list[dict[str, np.ndarray]]:  # fmt: skip
-    if bundle is not None and data is None:
-        return [bundle.feeds(row) for row in range(min(_FEEDS, bundle.manifest.rows))]
-    if bundle is not None:
-        raise UsageError(
-            "a bundle as the first arm is timed on its own golden inputs",
-            hint="leave out --data, or name a model first",
+    def _model(self, entry: Entry) -> Model:
+        if entry.source not in self._models:
+            self._models[entry.source] = read_model(self.workspace, entry.source, self.inputs.shapes)
+        return self._models[entry.source]
+
+    def _samples(self, entry: Entry) -> Samples:
+        given = self.inputs
+        return read_samples(
+            given.data, self._model(entry), self.workspace.folder, given.seed, given.shapes, entry.source
         )
-    model = models[entry.source]
-    samples = read_samples(data, model, workspace.folder, seed, shapes, entry.source)
-    return [sample(samples.data, row, model.signature) for row in samples.evaluation[:_FEEDS]]
+
+    def _feeds(self, entry: Entry, bundle: Bundle | None) -> Feeds:
+        if bundle is None:
+            samples, signature = self._samples(entry), self._model(entry).signature
+            return [sample(samples.data, row, signature) for row in samples.evaluation[:_FEEDS]]
+        if self.inputs.data is not None:
+            raise UsageError(
+                "a bundle as the first arm is timed on its own golden inputs",
+                hint="leave out --data, or name a model first",
+            )
+        return [bundle.feeds(row) for row in range(min(_FEEDS, bundle.manifest.rows))]
+
+    def _compile(self, entry: Entry) -> Compiled:
+        backend, model = self.backends[entry.backend or "onnxruntime"], self._model(entry)
+        support = backend.probe(self.target)
+        if not support.ready:
+            raise NoBackend(f"`{backend.name}` is not ready: {support.reason}", hint=support.fix)
+        if why := backend.refuse(model, self.target):
+            raise NoBackend(f"`{entry.name}` cannot run: {why}", hint="portolan doctor")
+        builder = Builder(self.workspace, model, self.target, self.backends, self._samples(entry))
+        return builder.compiled(Recipe((), backend.name, entry.options or {}))
 
 
-def _same_inputs(first: Signature, other: Signature, a: Entry, b: Entry) -> None:
+def _same_inputs(a: Entry, first: Signature, b: Entry, other: Signature) -> None:
     if [(s.name, s.dtype) for s in first.inputs] != [(s.name, s.dtype) for s in other.inputs]:
         raise UsageError(
             f"`{a.name}` and `{b.name}` do not take the same inputs",
             hint=f"{', '.join(map(str, first.inputs))} against {', '.join(map(str, other.inputs))}",
         )
-
-
-def _compile(
-    entry: Entry, model: Model, workspace: Workspace, target: Target, found: Mapping[str, Backend],
-    data: str | None, seed: int, shapes: Shapes | None,
-) -> Compiled:  # fmt: skip
-    backend = found[entry.backend or "onnxruntime"]
-    support = backend.probe(target)
-    if not support.ready:
-        raise NoBackend(f"`{backend.name}` is not ready: {support.reason}", hint=support.fix)
-    if why := backend.refuse(model, target):
-        raise NoBackend(f"`{entry.name}` cannot run: {why}", hint="portolan doctor")
-    samples = read_samples(data, model, workspace.folder, seed, shapes, entry.source)
-    recipe = Recipe((), backend.name, entry.options or {})
-    return Builder(workspace, model, target, found, samples).compiled(recipe)
 
 
 def _from_bundle(bundle: Bundle) -> Compiled:
@@ -248,120 +244,3 @@ def _answer(outcome: Race, arms: Sequence[Arm], since: Any) -> dict[str, Any]:
         "noise": outcome.noise.to_json(),
         "environment": environment(since),
     }
-
-
-@contextmanager
-def _scratch() -> Iterator[Workspace]:
-    with tempfile.TemporaryDirectory(prefix="portolan-compress-") as folder:
-        workspace = Workspace(Path(folder))
-        try:
-            yield workspace
-        finally:
-            workspace.close()
-
-
-def compress(
-    source: str,
-    passes: Sequence[str],
-    *,
-    out: str | None,
-    data: str | None,
-    shapes: Shapes | None,
-    seed: int,
-    force: bool,
-    dry_run: bool,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Applies passes in order and writes the model; the object of the contract.
-
-    Raises:
-        UsageError: no pass, a pass that cannot help this model, or an output that exists.
-    """
-    steps = [_step(text) for text in passes]
-    if not steps:
-        raise UsageError("no pass to apply", hint=f"--pass {registry.PASSES.names()[0]}")
-    target = local.detect()
-    with _scratch() as workspace:
-        model = read_model(workspace, source, shapes)
-        final = Path(out) if out else Path(f"{model.name}-{'-'.join(s.name for s in steps)}.onnx")
-        if final.exists() and not force:
-            raise UsageError(f"`{final}` exists", hint="--force overwrites it, or name another with -o")
-        samples = read_samples(data, model, workspace.folder, seed, shapes, source)
-        _allow(steps, model, target, bool(samples.calibration))
-        recipe = Recipe(tuple(steps))
-        if dry_run:
-            return {"model": str(final), "recipe": recipe.to_json(), "metrics": {}, "dry_run": True}
-        builder = Builder(workspace, model, target, find_backends(target), samples)
-        progress(f"applying {recipe}")
-        result = builder.artefact(steps)
-        metrics = _effect(builder, model, samples, recipe, progress)
-        with explained(final.parent):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            _copy_model(result.path, final)
-        return {
-            "model": str(final),
-            "recipe": recipe.to_json(),
-            "metrics": {n: m.to_json() for n, m in metrics.items()},
-        }
-
-
-def _step(text: str) -> Step:
-    name, options = parse_call(text, "pass")
-    return Step(name, registry.pass_(name).schema.check(options))
-
-
-def _allow(steps: Sequence[Step], model: Model, target: Target, calibration: bool) -> None:
-    for step in steps:
-        item = registry.pass_(step.name)
-        if item.needs(step.options) == "calibration" and not calibration:
-            raise UsageError(f"`{step}` needs calibration data", hint="give it with --data")
-        if why := item.refuse(model, step.options, target):
-            raise UsageError(f"`{step}` is refused: {why}")
-
-
-def _effect(builder: Builder, model: Model, samples: Samples, recipe: Recipe, progress: Progress) -> Metrics:
-    """Size, and how far the outputs moved, measured on the default runtime."""
-    before, after = builder.compiled(Recipe()), builder.compiled(recipe)
-    outputs = []
-    rows: tuple[int, ...] = ()
-    for compiled in (before, after):
-        session = Session(compiled, [sample(samples.data, samples.evaluation[0], model.signature)])
-        try:
-            if rows:
-                outputs.append(session.outputs(samples, rows, model.signature))
-            else:
-                rows, original = reference(session, samples, model.signature, progress)
-                outputs.append(original)
-        finally:
-            session.close()
-    labels = samples.data.labels
-    chosen = None if labels is None else labels[list(rows)]
-    metrics = judge(outputs[1], outputs[0], chosen, None, model.signature.outputs)
-    return {"size": Measurement.of("size", after.size), **metrics}
-
-
-def _copy_model(source: Path, final: Path) -> None:
-    """The ONNX file under its new name, whole or not at all; external data beside it, named after it."""
-    import onnx
-
-    from portolan.core import external, protos
-
-    graph = onnx.load(str(source), load_external_data=False)
-    names = {old: f"{final.name}.{i or ''}data" for i, old in enumerate(external.files(graph, source))}
-    for old, new in names.items():
-        _place(final.with_name(new), lambda part, old=old: shutil.copyfile(source.parent / old, part))  # type: ignore[misc]
-    for tensor in protos.tensors(graph):
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = names[entry.value]
-    _place(final, lambda part: part.write_bytes(graph.SerializeToString()))
-
-
-def _place(final: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside `final` and then gives it its name, so that a killed process leaves no half a file under it."""
-    part = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    try:
-        write(part)
-        part.replace(final)
-    finally:
-        part.unlink(missing_ok=True)

@@ -53,8 +53,9 @@ def short_races(monkeypatch: pytest.MonkeyPatch, starts: int) -> None:
 
     from portolan import comparison
 
-    short = functools.partial(comparison.race, starts=starts, blocks=3, block_seconds=0.02, warm_up=0.02)
+    short = functools.partial(comparison.race, blocks=3, block_seconds=0.02, warm_up=0.02)
     monkeypatch.setattr(comparison, "race", short)
+    monkeypatch.setattr(comparison, "MOST_STARTS", starts)
 
 
 def test_identical_arms_are_no_different(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,15 @@ class TestBest:
         raced = ("screened", "raced")
         trials = [trial(0, latency_p50=10.0, cosine=1, stages=raced), trial(1, latency_p50=8.0, cosine=1, stages=raced)]
         assert self.best(trials, ["min latency_p50"], race({0: 10.0, 1: 8.0})) == 1
+
+    def test_choosing_takes_less_than_claiming(self) -> None:
+        """A noisy A/A arm forbids the word faster; it is no reason to ship the slower of the two."""
+        raced = ("screened", "raced")
+        trials = [trial(0, latency_p50=10.0, cosine=1, stages=raced), trial(1, latency_p50=8.5, cosine=1, stages=raced)]
+        outcome = race({0: 10.0, 1: 8.5})
+        noisy = replace(outcome, again=race({0: 8.0}).again)
+        assert noisy.ratio(trials[1].recipe.key, trials[0].recipe.key).verdict == "no significant difference"
+        assert self.best(trials, ["min latency_p50"], noisy) == 1
 
     def test_the_untouched_model_wins_only_if_it_meets_the_limits(self) -> None:
         raced = ("screened", "raced")

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from portolan.errors import UsageError
+
+_CALL = re.compile(r"(?P<name>\w[\w-]*)(?:\((?P<options>.*)\))?$")
+_PAIR = re.compile(r"\s*([\w-]+)\s*=\s*([^,]+?)\s*(?:,|$)")
 
 
 def finite(data: Any) -> Any:
@@ -27,3 +33,21 @@ def call_text(name: str, options: Mapping[str, Any]) -> str:
     """A pass or backend with its options: `quantize(bits=8)`; options that are None go without saying."""
     inner = ", ".join(f"{key}={value_text(value)}" for key, value in options.items() if value is not None)
     return f"{name}({inner})" if inner else name
+
+
+def parse_call(text: str, what: str) -> tuple[str, dict[str, str]]:
+    """`NAME(key=value, ...)` as a name and its options.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    match = _CALL.match(text.strip())
+    if match is None:
+        raise UsageError(
+            f"the {what} `{text}` cannot be read", hint=f"write `NAME` or `NAME(option=value)` for a {what}"
+        )
+    inner = match["options"] or ""
+    options = {key.replace("-", "_"): value for key, value in _PAIR.findall(inner)}
+    if inner.strip() and _PAIR.sub("", inner).strip():
+        raise UsageError(f"the options of the {what} `{text}` cannot be read", hint="write `NAME(option=value)`")
+    return match["name"], options

@@ -46,11 +46,16 @@ def _point(metrics: Metrics, goals: Goals) -> tuple[float, ...]:
     return tuple(values)
 
 
+#: A ratio above this is not worth a change, however surely it is known.
+_SAME = 0.98
+
+
 def best_of(trials: Sequence[Trial], goals: Goals, baseline: Trial, race: Race | None) -> Trial | None:
     """The best trial that meets every limit; None when none does.
 
     Several objectives count equally, as ratios to the baseline. Among equals the faster wins. When only speed counts
-    and the best is not significantly faster than the untouched model, the untouched model is the answer.
+    and the interval of the best one's ratio to the untouched model holds 1, the untouched model is the answer. To choose
+    takes less than to claim: on a noisy machine the best may be chosen, and still not be called faster.
     """
     raced = [t for t in trials if t.met and "raced" in t.stages]
     met = raced or [t for t in trials if t.met]
@@ -61,8 +66,8 @@ def best_of(trials: Sequence[Trial], goals: Goals, baseline: Trial, race: Race |
     if speed_only and race is not None and best.recipe.key != baseline.recipe.key:
         first = next((t for t in met if t.recipe.key == baseline.recipe.key), None)
         if first is not None and best.recipe.key in race.arms:
-            verdict = race.ratio(best.recipe.key, baseline.recipe.key).verdict
-            return first if verdict == "no significant difference" else best
+            ratio = race.ratio(best.recipe.key, baseline.recipe.key)
+            return first if ratio.hi >= 1 or ratio.lo > _SAME else best
     return best
 
 
