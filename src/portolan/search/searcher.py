@@ -1,6 +1,7 @@
 """What to try next: an anytime search that is asked and told, and does nothing by itself.
 
-    start    the baseline, each backend's defaults, the ledger's best, each chain of passes that may pay, a few far off
+    start    the baseline, each backend's defaults and its reduced precision, the ledger's best, each chain of passes that
+             may pay, a few far off
     loop     the largest expected gain in dominated volume per second, times the chance that it runs and meets the
              limits; sometimes a random one; whatever may still be on the front is measured longer
     end      the volume grew by less than 1 % in each of 3 batches, or nothing is left
@@ -219,6 +220,8 @@ class Searcher:
         usual = [p for p in self._defaults if p in open_]
         for place in (p for p in usual if p == 0 or not self._known.candidates[p].heavy):
             return place, 0, "the baseline" if place == 0 else "the defaults of a backend"
+        if (other := self._new_arithmetic(open_)) is not None:
+            return other, 0, "an arithmetic not tried yet"
         good = self._beliefs.quality(self._known)
         for place in (p for p in self._ledgers if p in open_ and good[p] >= UNLIKELY):
             return place, 0, "best elsewhere"
@@ -232,6 +235,16 @@ class Searcher:
         if light and len(touched) < len({*self._defaults, *self._ledgers} & {*touched}) + chains + self._fill:
             return self._beliefs.farthest(light, touched, self._rng()), 0, "unlike what was tried"
         return None
+
+    def _new_arithmetic(self, open_: Sequence[int]) -> int | None:
+        """The untouched model in a reduced precision: it costs no pass to build, and often pays the most."""
+        candidates, seen = self._known.candidates, {self._known.candidates[p].numerics for p in self._touched()}
+        fresh = [
+            p
+            for p in open_
+            if not candidates[p].recipe.passes and not candidates[p].heavy and candidates[p].numerics not in seen
+        ]
+        return next(iter(self._beliefs.plainest(fresh)), None)
 
     def _new_chain(self, open_: Sequence[int]) -> int | None:
         used = {self._known.candidates[p].recipe.chain for p in self._touched()}
