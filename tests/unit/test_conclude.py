@@ -171,6 +171,21 @@ class TestBest:
         assert noisy.ratio(trials[1].recipe.key, trials[0].recipe.key).verdict == "no significant difference"
         assert self.best(trials, ["min latency_p50"], noisy) == 1
 
+    def test_what_no_equal_arms_differ_by_speaks_for_the_faster(self) -> None:
+        """Few starts of an unsteady arm: the interval holds 1, yet the A/A arms agree far better than that."""
+        raced = ("screened", "raced")
+        trials = [trial(0, latency_p50=10.0, cosine=1, stages=raced), trial(1, latency_p50=8.0, cosine=1, stages=raced)]
+        steady, unsteady = (
+            race({0: 10.0}),
+            Samples([[np.full(20, ms)] * 4 for ms in (5.5, 8.0, 8.0, 8.0, 11.5, 8.0, 6.0, 11.0)]),
+        )
+        key = trials[1].recipe.key
+        outcome = replace(steady, arms={**steady.arms, key: unsteady})
+        found = outcome.ratio(key, trials[0].recipe.key)
+        assert found.hi >= 1
+        assert found.ratio < outcome.noise.lo
+        assert self.best(trials, ["min latency_p50"], outcome) == 1
+
     def test_the_untouched_model_wins_only_if_it_meets_the_limits(self) -> None:
         raced = ("screened", "raced")
         trials = [
