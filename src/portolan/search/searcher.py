@@ -1,7 +1,7 @@
 """What to try next: an anytime search that is asked and told, and does nothing by itself.
 
-    start    the baseline, each backend's defaults and its reduced precision, the ledger's best, each chain of passes that
-             may pay, a few far off
+    start    the baseline, each backend's defaults and its reduced precision, the ledger's best, each chain of passes
+             that may pay, a few far off
     loop     the largest expected gain in dominated volume per second, times the chance that it runs and meets the
              limits; sometimes a random one; whatever may still be on the front is measured longer
     end      the volume grew by less than 1 % in each of 3 batches, or nothing is left

@@ -54,8 +54,8 @@ def best_of(trials: Sequence[Trial], goals: Goals, baseline: Trial, race: Race |
     """The best trial that meets every limit; None when none does.
 
     Several objectives count equally, as ratios to the baseline. Among equals the faster wins. When only speed counts
-    and the best one cannot be told from the untouched model, the untouched model is the answer. To choose takes less than
-    to claim: on a noisy machine the best may be chosen, and still not be called faster.
+    and the best one cannot be told from the untouched model, the untouched model is the answer. To choose takes less
+    than to claim: on a noisy machine the best may be chosen, and still not be called faster.
     """
     raced = [t for t in trials if t.met and "raced" in t.stages]
     met = raced or [t for t in trials if t.met]
@@ -72,8 +72,8 @@ def best_of(trials: Sequence[Trial], goals: Goals, baseline: Trial, race: Race |
 
 def _alike(race: Race, best: Trial, baseline: Trial) -> bool:
     """Whether nothing speaks for `best`: its ratio's interval holds 1, and two equal arms differed by as much."""
-    ratio, noise = race.ratio(best.recipe.key, baseline.recipe.key), race.noise
-    return ratio.lo > _SAME or (ratio.hi >= 1 and ratio.ratio >= min(noise.lo, _SAME))
+    ratio, floor = race.ratio(best.recipe.key, baseline.recipe.key), race.noise.lo
+    return ratio.lo > _SAME or (ratio.hi >= 1 and ratio.ratio >= min(_SAME if floor is None else floor, _SAME))
 
 
 def closest_of(trials: Sequence[Trial], goals: Goals) -> Trial | None:
