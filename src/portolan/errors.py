@@ -67,7 +67,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.5)
     if not near:
         return f"known: {', '.join(names) or 'none'}"
-    return f"did you mean `{next(n for n in names if n.lower() == near[0])}`?"
+    twins = [n for n in names if n.lower() == near[0]]
+    return f"did you mean `{max(twins, key=lambda n: difflib.SequenceMatcher(None, name, n).ratio())}`?"
 
 
 class GoalsNotMet(PortolanError):
