@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 def main() -> None:
     from support.studies import shorten
 
+    # A shell starts what it puts into the background deaf to Ctrl-C, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     starts = int(sys.argv.pop(1))
     shorten(setattr, starts)
     if "KILL_AT" in os.environ:
