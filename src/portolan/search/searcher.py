@@ -44,7 +44,7 @@ HOPE = 0.25
 
 #: How much faster than it was screened a finalist may turn out: small models settle into one of two speeds as they are
 #: loaded, and the one or two starts of a screening may have shown the slower. The race starts each of them again.
-ROOM = 0.2
+ROOM = 0.4
 
 Move = tuple[int, int, str]
 
