@@ -19,6 +19,7 @@ from portolan.core.plain import parse_call
 from portolan.core.recipe import Recipe, Step
 from portolan.core.target import Target
 from portolan.errors import UsageError
+from portolan.search.chains import disorder
 from portolan.study.builder import Builder, Samples, read_model
 from portolan.study.optimize import read_samples
 from portolan.study.probe import Session, judge, reference
@@ -89,12 +90,15 @@ def _step(text: str) -> Step:
 
 
 def _allow(steps: Sequence[Step], model: Model, target: Target, calibration: bool) -> None:
+    passes = {step.name: registry.pass_(step.name) for step in steps}
     for step in steps:
-        item = registry.pass_(step.name)
-        if item.needs(step.options) == "calibration" and not calibration:
-            raise UsageError(f"`{step}` needs calibration data", hint="give it with --data")
-        if why := item.refuse(model, step.options, target):
+        needs = passes[step.name].needs(step.options)
+        if needs != "nothing" and not calibration:
+            raise UsageError(f"`{step}` needs {needs} data", hint="give it with --data")
+        if why := passes[step.name].refuse(model, step.options, target):
             raise UsageError(f"`{step}` is refused: {why}")
+    if why := disorder(steps, passes, model, target):
+        raise UsageError(f"the order of the passes is refused: {why}")
 
 
 def _effect(builder: Builder, model: Model, samples: Samples, recipe: Recipe, progress: Progress) -> Metrics:

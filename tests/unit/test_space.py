@@ -7,6 +7,7 @@ import pytest
 from searching import BACKENDS, EXACT, LOSSY, MODEL, PASSES, PLAIN, TARGET, Missing, Ort, space
 
 from portolan.core.backend import Support
+from portolan.core.goal import parse_goals
 from portolan.core.model import Model
 from portolan.core.passes import Context, compression
 from portolan.core.recipe import Recipe
@@ -156,7 +157,7 @@ def test_training_is_not_done_by_a_search() -> None:
         return model
 
     reasons = refusals(space(passes={"distil": distil}))
-    assert "needs training" in reasons["distil", "*"]
+    assert "only when asked" in reasons["distil", "*"]
 
 
 def test_a_pass_may_refuse() -> None:
@@ -265,3 +266,50 @@ def test_describe_says_size_and_dimensions() -> None:
     assert sum(b["recipes"] for b in told["backends"].values()) == told["candidates"]
     assert told["refused"] == len(told["refusals"]) > 0
     assert {"passes", "backend", "options", "reason"} == set(told["refusals"][0])
+
+
+def kinds() -> dict[str, Any]:
+    """A pass of each kind that changes outputs, beside the fakes."""
+
+    @compression(lossy=lambda p: True, stage=lambda p: "structure", produces=lambda p: ("shape:pruned",))
+    def thin(model: Model, context: Context) -> Model:
+        """Takes channels out."""
+        return model
+
+    @compression(lossy=lambda p: True, stage=lambda p: "sparsity", produces=lambda p: ("sparsity:unstructured",))
+    def zeros(model: Model, context: Context) -> Model:
+        """Makes zeros."""
+        return model
+
+    @compression(lossy=lambda p: True, stage=lambda p: "precision", produces=lambda p: ("int8:dynamic",))
+    def fewer(model: Model, context: Context) -> Model:
+        """Takes bits."""
+        return model
+
+    return {"thin": thin, "zeros": zeros, "fewer": fewer}
+
+
+SMALL = parse_goals(["cosine >= 0.9", "min size"])
+
+
+def test_two_passes_that_change_outputs_are_combined_in_the_order_of_their_kinds() -> None:
+    chains = {str(c.recipe) for c in live(space(SMALL, passes=kinds()))}
+    assert chains == {"-", "thin", "zeros", "fewer", "thin + zeros", "thin + fewer", "zeros + fewer"}
+
+
+def test_a_recipe_in_a_bad_order_is_refused_with_its_reason() -> None:
+    for names, why in (
+        (("fewer", "zeros"), "`zeros` after `fewer`: weights of reduced precision are on a grid"),
+        (("zeros", "thin"), "`thin` after `zeros`: its smaller matrices mix the zeros with the rest"),
+        (("fewer", "fewer"), "`fewer` after `fewer`: the weights have a reduced precision already"),
+    ):
+        found = space(SMALL, passes=kinds(), fixed={"passes": [{"name": name} for name in names]})
+        assert refusals(found)[" + ".join(names), "*"].startswith(why)
+        assert {str(c.recipe) for c in live(found)} == {"-"}
+
+
+def test_what_saves_only_bytes_needs_a_goal_about_bytes() -> None:
+    reasons = refusals(space(LOSSY, passes=kinds()))
+    assert "saves bytes but no time" in reasons["zeros", "*"]
+    assert "zeros" in {str(c.recipe) for c in live(space(SMALL, passes=kinds()))}
+    assert "thin" in {str(c.recipe) for c in live(space(LOSSY, passes=kinds()))}, "smaller shapes are faster everywhere"

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from portolan.core.model import Model
 from portolan.core.schema import Schema
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 Tensors = Mapping[str, "np.ndarray"]
+#: What a produced feature can bring: faster inference, or only a smaller file.
+Gain = Literal["speed", "size"]
+#: Smaller operators of the ordinary kinds (fewer channels, two thin products for one): fast wherever those are.
+_ANYWHERE = "shape:"
+#: Zeros where they fall. Portolan's own storage packs them; whether anything multiplies less is for a backend to say.
+_STORED = "sparsity:"
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Exploit:
 
     feature: str
     needs: tuple[str, ...] = ()
+    gain: Gain = "speed"
 
 
 class Executable(ABC):
@@ -103,14 +110,21 @@ class Backend(ABC):
         """Why this backend cannot run `model` or would gain nothing from what passes did to it; None if it can."""
         if self.needs_program and model.program is None:
             return f"`{self.name}` starts from a torch program, and the model is a plain ONNX graph"
-        exploited = {e.feature: e for e in self.exploits}
         for feature in model.features:
-            exploit = exploited.get(feature)
-            if exploit is None:
-                return f"{feature} is not exploited by `{self.name}`"
-            if not target.has(*exploit.needs):
-                return f"{feature} is exploited by `{self.name}` only with one of {', '.join(exploit.needs)}"
+            if self.gain(feature, target) is None:
+                needs = next((e.needs for e in self.exploits if e.feature == feature), ())
+                only = f" only with one of {', '.join(needs)}" if needs else ""
+                return f"{feature} is {'' if needs else 'not '}exploited by `{self.name}`{only}"
         return None
+
+    def gain(self, feature: str, target: Target) -> Gain | None:
+        """What this backend makes of a produced feature on `target`; None if nothing."""
+        for exploit in self.exploits:
+            if exploit.feature == feature and target.has(*exploit.needs):
+                return exploit.gain
+        if feature.startswith(_ANYWHERE):
+            return "speed"
+        return "size" if feature.startswith(_STORED) else None
 
     def exact(self, options: Mapping[str, Any]) -> bool:
         """Whether these options keep the model's own arithmetic; False for reduced precision."""

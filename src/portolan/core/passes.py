@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Need = Literal["nothing", "calibration", "training"]
 Params = Mapping[str, Any]
+#: What kind of change a pass makes, in the order that a search tries them in; see `misplaced`.
+Stage = Literal["graph", "structure", "recovery", "sparsity", "precision"]
+STAGES: tuple[Stage, ...] = ("graph", "structure", "recovery", "sparsity", "precision")
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,18 @@ class Context:
 
     Attributes:
         folder: an empty folder that the new model's files go into.
-        calibration: samples per input, first axis the samples; None when the pass needs none.
         target: where the result is to run; choices such as u8u8 read its features.
+        calibration: samples per input, first axis the samples; None when the pass needs none. What a pass chooses on
+            samples must be other samples than those that it fitted on; none of them is ever used to judge the result.
+        labels: the labels of these samples, for training; None without.
+        original: the model that the recipe started from: the teacher.
     """
 
     folder: Path
     target: Target
     calibration: Mapping[str, np.ndarray] | None = None
+    labels: np.ndarray | None = None
+    original: Model | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Pass:
         needs: the data it needs with given options.
         produces: the features it adds with given options.
         lossy: whether outputs change with given options.
+        stage: what kind of change it makes with given options, which says where in a recipe it may stand.
         refuse: why it cannot help this model with given options, or None; asked before any time is spent.
         distributions: packages whose versions decide the result.
     """
@@ -52,6 +61,7 @@ class Pass:
     needs: Callable[[Params], Need]
     produces: Callable[[Params], tuple[str, ...]]
     lossy: Callable[[Params], bool]
+    stage: Callable[[Params], Stage]
     refuse: Callable[[Model, Params, Target], str | None]
     distributions: tuple[str, ...]
 
@@ -75,12 +85,30 @@ def compression(
     needs: Callable[[Params], Need] = lambda p: "nothing",
     produces: Callable[[Params], tuple[str, ...]] = lambda p: (),
     lossy: Callable[[Params], bool] = lambda p: False,
+    stage: Callable[[Params], Stage] = lambda p: "graph",
     refuse: Callable[[Model, Params, Target], str | None] = lambda m, p, t: None,
     distributions: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Model]], Pass]:
     """Turns a function into a Pass; see Pass for what each keyword says."""
 
     def wrap(function: Callable[..., Model]) -> Pass:
-        return Pass(function.__name__, function, needs, produces, lossy, refuse, distributions)
+        return Pass(function.__name__, function, needs, produces, lossy, stage, refuse, distributions)
 
     return wrap
+
+
+def misplaced(before: Stage, after: Stage) -> str | None:
+    """Why a pass of the kind `after` must not follow one of the kind `before`; None if it may.
+
+    Returns:
+        The reason, as a clause that a refusal can end with.
+    """
+    if before == "precision":
+        if after == "precision":
+            return "the weights have a reduced precision already, and a second one would lose twice"
+        return "weights of reduced precision are on a grid that any later change leaves: reduce the precision last"
+    if before == "sparsity" and after == "structure":
+        return "its smaller matrices mix the zeros with the rest, so none would be left: make zeros afterwards"
+    if after == "graph" and before != "graph":
+        return "a simplified graph is what the other passes look for: simplify first"
+    return None

@@ -66,8 +66,8 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
 
 
 @compression(
-    needs=_needs, produces=_produces, lossy=lambda options: True, refuse=_refuse,
-    distributions=("onnxruntime", "onnxslim", "onnx"),
+    needs=_needs, produces=_produces, lossy=lambda options: True, stage=lambda options: "precision",
+    refuse=_refuse, distributions=("onnxruntime", "onnxslim", "onnx"),
 )  # fmt: skip
 def quantize(
     model: Model,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from portolan.core import registry
 from portolan.core.goal import Goals
 from portolan.core.model import Model
-from portolan.core.passes import Pass
+from portolan.core.passes import STAGES, Pass, Stage, misplaced
 from portolan.core.recipe import Recipe, Step
 from portolan.core.target import Target
 from portolan.errors import PortolanError, UnknownName, UsageError
 from portolan.search.candidate import ANY, CHANGES, Candidate, Fixed, named, what_differs
+
+#: Passes that change outputs in one chain of a search. More can be asked for with a recipe.
+MOST_LOSSY = 2
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Variant:
     step: Step
     features: tuple[str, ...]
     lossy: bool
+    stage: Stage
     refused: str | None
 
 
@@ -65,8 +69,9 @@ def make_chains(
 ) -> tuple[list[Chain], list[Candidate]]:
     """The chains to try, the empty one first, and what is refused of them.
 
-    A chain is any of the passes that leave outputs alone, by name, and then at most one that changes them: what two
-    lossy passes do to each other is not known before it was tried, and `fixed` can ask for it.
+    A chain is any of the passes that leave outputs alone, by name, and then at most two that change them, each of
+    another kind and in the order of `STAGES`: first smaller shapes, then zeros, then fewer bits. With `fixed`, a chain
+    is what it names, in its order, unless that order is known to be bad.
     """
     told, ready = [], {}
     for name, item in found.items():
@@ -79,7 +84,8 @@ def make_chains(
         schema = item.schema
         if unknown := next((name for name in pinned if name not in schema.parameters), None):
             raise UnknownName(f"option of `{item.name}`", unknown, schema.parameters)
-        every = [_variant(item, o, model, target, goals, has_calibration) for o in schema.space(target, pinned)]
+        asked = "passes" in fixed
+        every = [_variant(item, o, model, target, goals, has_calibration, asked) for o in schema.space(target, pinned)]
         told.extend(_refusals(every, target))
         return [v for v in every if v.refused is None]
 
@@ -87,32 +93,73 @@ def make_chains(
         columns = [
             variants(ready[item["name"]], {k: v for k, v in item.items() if k != "name"}) for item in fixed["passes"]
         ]
-        return [_chain(steps) for steps in itertools.product(*columns)], told
+        chains = []
+        for steps in itertools.product(*columns):
+            if reason := disorder([v.step for v in steps], ready, model, target):
+                told.append(Candidate(Recipe(tuple(v.step for v in steps), ANY, target=target.id), refused=reason))
+            else:
+                chains.append(_chain(steps))
+        return chains, told
     every = {name: variants(item, {}) for name, item in sorted(ready.items())}
     gentle = [(None, *(v for v in row if not v.lossy)) for row in every.values()]
     lossy = [v for row in every.values() for v in row if v.lossy]
     chains = [
-        _chain([v for v in (*before, last) if v is not None])
-        for last in (None, *lossy)
+        _chain([v for v in (*before, *last) if v is not None])
+        for last in _combinations(lossy)
         for before in itertools.product(*gentle)
-        if last is None or all(v is None or v.step.name != last.step.name for v in before)
+        if not {v.step.name for v in before if v is not None} & {v.step.name for v in last}
     ]
     return sorted(chains, key=lambda c: len(c.steps)), told
 
 
+def _combinations(lossy: Sequence[Variant]) -> Iterator[tuple[Variant, ...]]:
+    """None of the variants, each alone, and those of different kinds together, in the order of their kinds."""
+    ordered = sorted(lossy, key=lambda v: STAGES.index(v.stage))
+    for count in range(MOST_LOSSY + 1):
+        for some in itertools.combinations(ordered, count):
+            if len({v.stage for v in some}) == len(some):
+                yield some
+
+
+def disorder(steps: Sequence[Step], passes: Mapping[str, Pass], model: Model, target: Target) -> str | None:
+    """Why these passes must not follow each other in this order; None if they may.
+
+    Args:
+        steps: in the order of a recipe, their options checked.
+        passes: every pass that `steps` name.
+        model: what they are applied to.
+        target: where the result is to run.
+    """
+    for i, step in enumerate(steps):
+        item = passes[step.name]
+        for earlier in steps[:i]:
+            if why := misplaced(passes[earlier.name].stage(earlier.options), item.stage(step.options)):
+                return f"`{step.name}` after `{earlier.name}`: {why}"
+        if i and (why := item.refuse(model, step.options, target)):
+            return f"`{step.name}` after `{steps[i - 1].name}`: {why}"
+        model = replace(model, features=(*model.features, *item.produces(step.options)))
+    return None
+
+
 def _variant(
-    item: Pass, options: Mapping[str, Any], model: Model, target: Target, goals: Goals, has_calibration: bool
+    item: Pass,
+    options: Mapping[str, Any],
+    model: Model,
+    target: Target,
+    goals: Goals,
+    has_calibration: bool,
+    asked: bool,
 ) -> Variant:
     lossy, needs = item.lossy(options), item.needs(options)
     refused = item.refuse(model, options, target)
     if refused is None and lossy and not goals.lossy:
         refused = CHANGES
-    if refused is None and needs == "calibration" and not has_calibration:
-        refused = "needs calibration data: give --data"
-    if refused is None and needs == "training":
-        refused = "needs training, which a search does not do: apply it with `portolan compress`"
+    if refused is None and needs != "nothing" and not has_calibration:
+        refused = f"needs {needs} data: give --data"
+    if refused is None and needs == "training" and not asked:
+        refused = "trains for minutes, which a search does only when asked to: name it with --recipe or --passes"
     said = {name: value for name, value in options.items() if value is not None}  # None has no place in TOML
-    return Variant(Step(item.name, said), item.produces(options), lossy, refused)
+    return Variant(Step(item.name, said), item.produces(options), lossy, item.stage(options), refused)
 
 
 def _refusals(variants: Sequence[Variant], target: Target) -> Iterator[Candidate]:

@@ -86,7 +86,7 @@ def candidates(
     for _, told in options.values():
         refused += [replace(c, recipe=replace(c.recipe, target=target.id)) for c in told]
     serving = fixed.get("serving", {})
-    for chain, backend in _pairs(chains, usable, model, target, refused):
+    for chain, backend in _pairs(chains, usable, model, target, goals, refused):
         for chosen in options[backend.name][0]:
             recipe = Recipe(chain.steps, backend.name, chosen, target.id, serving)
             exact = not chain.lossy and backend.exact(chosen)
@@ -233,13 +233,18 @@ def _lacking(schema: Schema, target: Target, pinned: Mapping[str, Any]) -> Itera
 
 
 def _pairs(
-    chains: Sequence[Chain], usable: Mapping[str, Backend], model: Model, target: Target, refused: list[Candidate]
+    chains: Sequence[Chain],
+    usable: Mapping[str, Backend],
+    model: Model,
+    target: Target,
+    goals: Goals,
+    refused: list[Candidate],
 ) -> list[tuple[Chain, Backend]]:
     """Every chain with every backend that takes it; the reasons of the others go to `refused`."""
     pairs = []
     told: set[tuple[frozenset[str], str, str]] = set()
     for chain in chains:
-        reasons = {name: _unfit(backend, chain, model, target) for name, backend in usable.items()}
+        reasons = {name: _unfit(backend, chain, model, target, goals) for name, backend in usable.items()}
         pairs += [(chain, usable[name]) for name, reason in reasons.items() if reason is None]
         why = {name: reason for name, reason in reasons.items() if reason is not None}
         if why and len(why) == len(usable):
@@ -253,12 +258,18 @@ def _pairs(
     return pairs
 
 
-def _unfit(backend: Backend, chain: Chain, model: Model, target: Target) -> str | None:
+def _unfit(backend: Backend, chain: Chain, model: Model, target: Target, goals: Goals) -> str | None:
     if not chain.steps:
         return None
     if backend.needs_program:
         return f"`{backend.name}` starts from the torch program, and passes change only the ONNX graph"
-    return backend.refuse(replace(model, features=(*model.features, *chain.features)), target)
+    if why := backend.refuse(replace(model, features=(*model.features, *chain.features)), target):
+        return why
+    if not {"size", "memory"} & set(goals.metrics):
+        for feature in chain.features:
+            if backend.gain(feature, target) == "size":
+                return f"{feature} saves bytes but no time on `{backend.name}`, and no goal is about size"
+    return None
 
 
 def _nobody(chain: Chain, usable: Mapping[str, Backend], model: Model, target: Target) -> str | None:

@@ -139,7 +139,7 @@ class Builder:
     def _step(self, step: Step) -> list[Any]:
         found = registry.pass_(step.name)
         options = found.schema.check(step.options)
-        data = self._samples.data.sha256 if found.needs(options) == "calibration" else None
+        data = None if found.needs(options) == "nothing" else self._samples.data.sha256
         return [step.name, options, data, versions_of_passes([step]), list(self._target.features)]
 
     def _remember(self, kind: str, key: str, make: Make) -> tuple[Path, dict[str, Any]]:
@@ -156,7 +156,7 @@ class Builder:
 
     def _apply(self, step: Step, model: Model, out: Path) -> dict[str, Any]:
         options = registry.pass_(step.name).schema.check(step.options)
-        calibrates = registry.pass_(step.name).needs(options) == "calibration"
+        needs = registry.pass_(step.name).needs(options)
         with self._worker(None) as worker:
             reply = worker.ask(
                 "apply",
@@ -165,8 +165,9 @@ class Builder:
                 options=options,
                 model=model.to_json(),
                 target=self._target.to_json(),
-                calibration=str(self._samples.path) if calibrates else None,
-                rows=list(self._samples.calibration) if calibrates else None,
+                calibration=None if needs == "nothing" else str(self._samples.path),
+                rows=None if needs == "nothing" else list(self._samples.calibration),
+                original=self._model.to_json() if needs == "training" else None,
                 out=str(out),
             )
         return {"model": reply.fields["model"], "scratch": str(out), "seconds": reply.fields["seconds"]}

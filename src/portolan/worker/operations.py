@@ -175,13 +175,17 @@ class Operations:
     def apply(
         self, _: Feeds, name: str, options: Mapping[str, Any], model: Mapping[str, Any],
         target: Mapping[str, Any], calibration: str | None, out: str, rows: list[int] | None = None,
+        original: Mapping[str, Any] | None = None,
     ) -> Answer:  # fmt: skip
-        """Applies a pass; the new model's files go into the folder `out`."""
-        arrays = None
+        """Applies a pass, its files into the folder `out`; with `original`, it trains, and gets the labels too."""
+        arrays = labels = None
         if calibration is not None:
-            arrays = {k: v[rows] if rows is not None else v for k, v in self._load_data(calibration).items()}
+            chosen = slice(None) if rows is None else rows
+            arrays = {name: array[chosen] for name, array in self._load_data(calibration).items()}
+            labels = None if original is None else _labels(calibration, chosen)
         begin = time.perf_counter()
-        context = Context(Path(out), Target.from_json(target), arrays)
+        teacher = None if original is None else Model.from_json(original)
+        context = Context(Path(out), Target.from_json(target), arrays, labels, teacher)
         result = registry.pass_(name)(Model.from_json(model), context, **options)
         return {"model": result.to_json(), "seconds": time.perf_counter() - begin}, {}
 
@@ -212,6 +216,11 @@ class Operations:
             except (OSError, ValueError) as error:
                 raise UsageError(f"the data `{path}` cannot be read: {error}") from error
         return self._data[1]
+
+
+def _labels(path: str, rows: slice | list[int]) -> np.ndarray | None:
+    with np.load(path, allow_pickle=False) as archive:
+        return archive["labels"][rows] if "labels" in archive.files else None
 
 
 _OPERATIONS: dict[str, Callable[..., Answer]] = {
