@@ -109,12 +109,14 @@ def _traced(model: str | Path, shapes: Shapes | None) -> Shapes | None:
     return shapes if frontends.find(str(model)).distributions else None
 
 
-def doctor(target: str = "local", *, bench: bool = False) -> Result:
+def doctor(target: str = "local", *, bench: bool = False, progress: Progress | None = None) -> Result:
     """What a target can run, what is missing, and the command that adds it.
 
     Args:
         target: `local`.
-        bench: also measures the machine's ceilings.
+        bench: also measures the machine's ceilings, and what each pass brings on each backend; later searches leave
+            out what does not pay. Takes some minutes.
+        progress: told what is being measured.
 
     Raises:
         UnknownName: no such target.
@@ -126,7 +128,14 @@ def doctor(target: str = "local", *, bench: bool = False) -> Result:
     found = registry.TARGETS.get(target).detect()
     data = examine(found)
     if bench:
+        from portolan.study import payoffs
+        from portolan.worker.environments import backends
+
         data["ceilings"] = roofline.ceilings(found.cores)
+        here = backends(found)
+        measured = payoffs.payoffs(found, here, progress or (lambda line: None))
+        payoffs.keep(found, here, measured)
+        data["payoffs"] = [payoff.to_json() for payoff in measured]
     return Result("doctor", data)
 
 

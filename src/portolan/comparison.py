@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from portolan.bundle import Bundle, is_bundle, open_bundle
-from portolan.core import registry
+from portolan.core import registry, storage
 from portolan.core.backend import Backend
 from portolan.core.data import sample
 from portolan.core.frontend import Shapes
@@ -228,7 +228,7 @@ def _from_bundle(bundle: Bundle) -> Compiled:
     manifest, folder = bundle.manifest, bundle.compiled()
     model = Model(manifest.name, folder, manifest.model_sha256, manifest.signature)
     size = sum(entry.bytes for entry in manifest.files)
-    return Compiled(bundle.sha256, folder, model, manifest.recipe.backend, 0.0, size, {})
+    return Compiled(bundle.sha256, folder, model, manifest.recipe.backend, 0.0, size, storage.resident(folder), {})
 
 
 def _answer(outcome: Race, arms: Sequence[Arm], since: Any) -> dict[str, Any]:

@@ -197,7 +197,7 @@ class Api(types.ModuleType):
     def inspect(self, model: str, *, shapes: Any = None) -> Answered:
         return self._answer("inspect", (model,), {"shapes": shapes})
 
-    def doctor(self, target: str = "local", *, bench: bool = False) -> Answered:
+    def doctor(self, target: str = "local", *, bench: bool = False, progress: Any = None) -> Answered:
         return self._answer("doctor", (target,), {"bench": bench})
 
     def optimize(

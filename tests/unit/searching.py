@@ -208,3 +208,8 @@ class Machine:
             metrics["cosine"] = Measurement.of("cosine", cosine, cosine - 1e-4, cosine + 1e-5, 64)
             metrics["max_rel_error"] = Measurement.of("max_rel_error", 1e-5 if cosine == 1.0 else 0.05)
         return metrics, self.seconds(candidate, level), None
+
+
+def kinds_model(*operators: str) -> Model:
+    """The model of the fakes with these operators."""
+    return replace(MODEL, operators=dict.fromkeys(operators, 1))

@@ -7,12 +7,13 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portolan.core import external
+from portolan.core import external, storage
 from portolan.core.model import Model
 from portolan.core.signature import Signature, TensorSpec
 from portolan.errors import ModelError, PortolanError, UnsupportedOperator
@@ -20,6 +21,8 @@ from portolan.targets.local import local
 
 _SIGNATURE = "signature.json"
 _LONGEST_REASON = 300
+#: Features of weights that hold many zeros, which pack well.
+_ZEROS = "sparsity:"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Artefact:
     """One model file, its signature, and the features that passes gave it; on disk a folder of its own.
 
     Attributes:
-        path: an ONNX file, whose external data lies beside it, or a compiled package.
+        path: an ONNX file, whose external data lies beside it, or a compiled package. Where a saved folder is packed
+            it is not there: `unpacked` gives it.
         signature: names in the order in which the runtime counts inputs and outputs.
         features: as in Model.
     """
@@ -66,22 +70,43 @@ class Artefact:
         """The outputs' names."""
         return tuple(spec.name for spec in self.signature.outputs)
 
+    @contextlib.contextmanager
+    def unpacked(self) -> Iterator[Path]:
+        """The model's file, for as long as a runtime needs it to load; see portolan.core.storage."""
+        if not storage.packed(self.path.parent):
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            storage.unpack(self.path.parent, Path(scratch))
+            yield Path(scratch) / self.path.name
+
     def save(self, folder: Path) -> None:
-        """Puts the file, its external data and the signature into `folder`.
+        """Puts the file, its external data and the signature into `folder`; packed where that makes them smaller.
 
         The file is a hard link where the file system can: twenty recipes may share one graph. Its external data is
         copied, because ONNX refuses data with several links, and would refuse the user's own file from then on.
         """
-        _link(self.path, folder / f"model{self.path.suffix}")
-        for location in external_files(self.path) if self.path.suffix == ".onnx" else ():
-            (folder / location).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.path.parent / location, folder / location)
+        with self.unpacked() as path:
+            self._save(path, folder)
         data = {
             "inputs": [spec.to_json() for spec in self.signature.inputs],
             "outputs": [spec.to_json() for spec in self.signature.outputs],
             "features": list(self.features),
         }
         (folder / _SIGNATURE).write_text(json.dumps(data))
+
+    def _save(self, path: Path, folder: Path) -> None:
+        beside = external_files(path) if path.suffix == ".onnx" else []
+        if any(feature.startswith(_ZEROS) for feature in self.features) and all("/" not in name for name in beside):
+            with tempfile.TemporaryDirectory() as scratch:
+                named = Path(scratch) / f"model{path.suffix}"
+                _link(path, named)
+                storage.pack([named, *(path.parent / name for name in beside)], folder)
+            return
+        _link(path, folder / f"model{path.suffix}")
+        for location in beside:
+            (folder / location).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path.parent / location, folder / location)
 
 
 def _link(source: Path, destination: Path) -> None:
@@ -121,7 +146,7 @@ def explained(backend: str, path: Path, *operators: str, doing: str = "read") ->
         UnsupportedOperator: a pattern matched.
         ModelError: anything else.
     """
-    if not path.is_file():
+    if not path.is_file() and not storage.packed(path.parent):
         raise ModelError(f"the model file `{path}` does not exist", hint="check the path", where=str(path))
     try:
         yield

@@ -37,8 +37,8 @@ class Session(Executable):
         settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{name}")
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         settings.log_severity_level = 3  # errors; warnings about the graph's style would fill a worker's log
-        with explained("onnxruntime", artefact.path, *_LACKS):
-            self._session = ort.InferenceSession(str(artefact.path), settings, providers=[_PROVIDER])
+        with explained("onnxruntime", artefact.path, *_LACKS), artefact.unpacked() as path:
+            self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDER])
         self._artefact = artefact
         self._names = list(artefact.outputs)
         asked = {"providers": [_PROVIDER], "threads": threads, "graph_optimization": name}

@@ -55,9 +55,9 @@ class Compiled(Executable):
             "INFERENCE_PRECISION_HINT": precision,  # left alone, it takes bf16 wherever the processor has it
             "INFERENCE_NUM_THREADS": threads or cores,
         }
-        with explained("openvino", artefact.path, *_LACKS):
+        with explained("openvino", artefact.path, *_LACKS), artefact.unpacked() as path:
             core = runtime("openvino").Core()
-            self._compiled = core.compile_model(str(artefact.path), "CPU", settings)
+            self._compiled = core.compile_model(str(path), "CPU", settings)
         self._artefact = artefact
         self._names = artefact.outputs
         asked = {"device": "cpu", "precision": precision, "hint": hint, "outputs": len(self._names)}

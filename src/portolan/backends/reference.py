@@ -25,8 +25,8 @@ class Evaluator(Executable):
     """A graph that NumPy walks node by node."""
 
     def __init__(self, artefact: Artefact) -> None:
-        with explained("reference", artefact.path, *_LACKS):
-            self._evaluator = runtime("onnx.reference").ReferenceEvaluator(str(artefact.path))
+        with explained("reference", artefact.path, *_LACKS), artefact.unpacked() as path:
+            self._evaluator = runtime("onnx.reference").ReferenceEvaluator(str(path))
         self._artefact = artefact
         self._names = artefact.outputs
 

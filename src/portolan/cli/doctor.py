@@ -10,7 +10,9 @@ from portolan.cli.console import Console
 
 @click.command("doctor", short_help="what this machine can run")
 @click.argument("target", default="local")
-@click.option("--bench", is_flag=True, help="Measure the machine's ceilings too; takes some seconds.")
+@click.option(
+    "--bench", is_flag=True, help="Measure the machine's ceilings and what each pass brings here too; takes minutes."
+)
 @options.common
 @click.pass_obj
 def command(console: Console, /, target: str, bench: bool) -> int:
@@ -21,5 +23,6 @@ def command(console: Console, /, target: str, bench: bool) -> int:
     from portolan import api
     from portolan.cli import show
 
-    data = api.doctor(target, bench=bench).to_json()
+    with console.progress() as progress:
+        data = api.doctor(target, bench=bench, progress=progress).to_json()
     return console.answer(data, lambda: show.examination(data, verbose=console.verbose > 0))

@@ -70,6 +70,8 @@ def examination(data: Json, *, verbose: bool = False) -> Answer:
         lines += [Line(""), *plain(columns(passes))]
     if "ceilings" in data:
         lines += [Line(""), *plain(columns(_ceilings(data["ceilings"])))]
+    if data.get("payoffs"):
+        lines += [Line(""), *plain(columns(_payoffs(data["payoffs"])))]
     fixes = [b["fix"] for b in data["backends"] if not b["ready"] and b["fix"]]
     total = _count(len(data["backends"]), "backend")
     verdict = f"{len(ready)} of {total} ready" if ready else f"no backend is ready ({total} known)"
@@ -95,6 +97,27 @@ def _ceilings(ceilings: Json) -> list[list[str]]:
         elif value is None:
             rows.append([name, "not measured"])
     return rows
+
+
+def _payoffs(payoffs: Sequence[Json]) -> list[list[str]]:
+    """What each pass brings, the most first; the operators and backends side by side."""
+    places = list(dict.fromkeys((p["operators"], p["backend"]) for p in payoffs))
+    found = {(p["passes"], p["operators"], p["backend"]): p for p in payoffs}
+    passes = list(dict.fromkeys(p["passes"] for p in payoffs))
+    passes.sort(key=lambda name: -max(p["ratio"] or 0.0 for p in payoffs if p["passes"] == name))
+    cells = [[_payoff(found.get((name, *place))) for place in places] for name in passes]
+    return [
+        ["times as fast", *(f"{o} {b}" for o, b in places)],
+        *([n, *row] for n, row in zip(passes, cells, strict=True)),
+    ]
+
+
+def _payoff(payoff: Json | None) -> str:
+    if payoff is None:
+        return "-"
+    if payoff["ratio"] is None:
+        return "failed"
+    return f"{payoff['ratio']:.2f} ({payoff['lo']:.2f} to {payoff['hi']:.2f})"
 
 
 def compression(data: Json, model: str, *, dry_run: bool = False) -> Answer:

@@ -35,6 +35,7 @@ METRICS: dict[str, Metric] = {
         Metric("latency_p99", "ms", "time", "lower", about="99th percentile; needs 459 readings"),
         Metric("throughput", "1/s", "rate", "higher", about="inferences per second under concurrent callers"),
         Metric("size", "B", "bytes", "lower", about="bytes on disk of what is shipped"),
+        Metric("resident", "B", "bytes", "lower", about="bytes of the model once unpacked, as a runtime is given it"),
         Metric("memory", "B", "bytes", "lower", about="peak resident bytes of the worker"),
         Metric("cold_start", "ms", "time", "lower", about="process start to first output"),
         Metric("compile_time", "ms", "time", "lower", about="time of the backend's compile step"),

@@ -147,10 +147,17 @@ def bars(before: Measurement | None, after: Measurement | None) -> str:
 
 def columns(reading: Reading) -> list[str]:
     """The metrics that the trials table shows: what the goals name, then the usual ones."""
-    usual = ("latency_p50", "latency_p95", "size", "accuracy_drop", "agreement", "cosine")
+    stored = ("size", "resident") if any(map(_packed, reading.trials)) else ("size",)
+    usual = ("latency_p50", "latency_p95", *stored, "accuracy_drop", "agreement", "cosine")
     order = [goal.metric for goal in reading.goals] + list(usual)
     present = set(reading.metric_names)
     return [name for name in dict.fromkeys(order) if name in present][:7]
+
+
+def _packed(trial: Trial) -> bool:
+    """Whether a model is smaller on disk than a runtime is given it."""
+    size, resident = trial.metrics.get("size"), trial.metrics.get("resident")
+    return size is not None and resident is not None and resident.value > 1.01 * size.value
 
 
 def ranked(reading: Reading) -> list[Trial]:

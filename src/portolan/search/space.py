@@ -28,6 +28,7 @@ from portolan.core.target import Target
 from portolan.errors import NoBackend, PortolanError, UnknownName
 from portolan.search.candidate import ANY, CHANGES, Candidate, Fixed, named, what_differs
 from portolan.search.chains import Chain, make_chains, selected
+from portolan.search.payoff import Payoff, wasted
 
 __all__ = ["ANY", "DEFAULT_BACKEND", "Candidate", "candidates", "describe"]
 
@@ -46,6 +47,7 @@ def candidates(
     default: Backend | None = None,
     fixed: Fixed | None = None,
     has_calibration: bool = False,
+    payoffs: Sequence[Payoff] = (),
     refused_too: bool = True,
 ) -> list[Candidate]:
     """Every recipe to search, the baseline first, then backends' defaults before other options; refusals last.
@@ -60,6 +62,8 @@ def candidates(
             or with objects given the first of them that can run the model.
         fixed: what is pinned, in the form of a recipe; a list of values is a range. What it leaves out is searched.
         has_calibration: whether there is data that passes may calibrate on.
+        payoffs: what features were measured to bring here; those that bring nothing are refused, unless a goal is
+            about bytes or the recipe is pinned.
         refused_too: False leaves the refusals out.
 
     Raises:
@@ -86,7 +90,8 @@ def candidates(
     for _, told in options.values():
         refused += [replace(c, recipe=replace(c.recipe, target=target.id)) for c in told]
     serving = fixed.get("serving", {})
-    for chain, backend in _pairs(chains, usable, model, target, goals, refused):
+    known = () if "passes" in fixed else payoffs
+    for chain, backend in _pairs(chains, usable, model, target, goals, known, refused):
         for chosen in options[backend.name][0]:
             recipe = Recipe(chain.steps, backend.name, chosen, target.id, serving)
             exact = not chain.lossy and backend.exact(chosen)
@@ -238,13 +243,14 @@ def _pairs(
     model: Model,
     target: Target,
     goals: Goals,
+    payoffs: Sequence[Payoff],
     refused: list[Candidate],
 ) -> list[tuple[Chain, Backend]]:
     """Every chain with every backend that takes it; the reasons of the others go to `refused`."""
     pairs = []
     told: set[tuple[frozenset[str], str, str]] = set()
     for chain in chains:
-        reasons = {name: _unfit(backend, chain, model, target, goals) for name, backend in usable.items()}
+        reasons = {name: _unfit(b, chain, model, target, goals, payoffs) for name, b in usable.items()}
         pairs += [(chain, usable[name]) for name, reason in reasons.items() if reason is None]
         why = {name: reason for name, reason in reasons.items() if reason is not None}
         if why and len(why) == len(usable):
@@ -258,18 +264,21 @@ def _pairs(
     return pairs
 
 
-def _unfit(backend: Backend, chain: Chain, model: Model, target: Target, goals: Goals) -> str | None:
+def _unfit(
+    backend: Backend, chain: Chain, model: Model, target: Target, goals: Goals, payoffs: Sequence[Payoff]
+) -> str | None:
     if not chain.steps:
         return None
     if backend.needs_program:
         return f"`{backend.name}` starts from the torch program, and passes change only the ONNX graph"
     if why := backend.refuse(replace(model, features=(*model.features, *chain.features)), target):
         return why
-    if not {"size", "memory"} & set(goals.metrics):
-        for feature in chain.features:
-            if backend.gain(feature, target) == "size":
-                return f"{feature} saves bytes but no time on `{backend.name}`, and no goal is about size"
-    return None
+    if {"size", "memory"} & set(goals.metrics):
+        return None
+    for feature in chain.features:
+        if backend.gain(feature, target) == "size":
+            return f"{feature} saves bytes but no time on `{backend.name}`, and no goal is about size"
+    return wasted(payoffs, backend.name, chain.features, model.operators)
 
 
 def _nobody(chain: Chain, usable: Mapping[str, Backend], model: Model, target: Target) -> str | None:

@@ -57,6 +57,7 @@ class Compiled:
         key: hash of the artefact, the backend with its options and versions, and the target.
         seconds: what the backend's compile step took.
         size: bytes of what was saved.
+        resident: the same once it is unpacked, which differs where weights are stored packed.
         facts: what the runtime said it really does.
     """
 
@@ -66,6 +67,7 @@ class Compiled:
     backend: str
     seconds: float
     size: int
+    resident: int
     facts: Mapping[str, Any]
 
     @property
@@ -114,7 +116,9 @@ class Builder:
         model, backend = self.artefact(recipe.passes), self._backends[recipe.backend]
         key = self.compiled_key(recipe, model)
         folder, facts = self._remember("compiled", key, lambda out: self._compile(recipe, model, out))
-        return Compiled(key, folder, model, backend.name, facts["seconds"], facts["size"], facts["facts"])
+        return Compiled(
+            key, folder, model, backend.name, facts["seconds"], facts["size"], facts["resident"], facts["facts"]
+        )
 
     def compiled_key(self, recipe: Recipe, model: Model) -> str:
         """Hash of everything that decides what is compiled and how fast it runs."""
@@ -183,7 +187,7 @@ class Builder:
                 options=dict(recipe.options),
                 out=str(out),
             )
-        return {name: reply.fields[name] for name in ("seconds", "size", "facts")}
+        return {name: reply.fields[name] for name in ("seconds", "size", "resident", "facts")}
 
 
 def lasting(error: PortolanError) -> bool:

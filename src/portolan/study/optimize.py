@@ -27,7 +27,7 @@ from portolan.frontends.demo import demo_data, is_demo
 from portolan.measure.environment import Ticks, environment, ticks
 from portolan.measure.metric import load_metric
 from portolan.search.space import DEFAULT_BACKEND, Candidate, candidates, describe
-from portolan.study import memory
+from portolan.study import memory, payoffs
 from portolan.study.budget import Budget, Spending
 from portolan.study.builder import Samples, read_model
 from portolan.study.conclude import best_of, closest_of, ratios, settle
@@ -176,6 +176,7 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace) -> Setting:
         default=found.get(DEFAULT_BACKEND),
         fixed=read_recipe(settings.recipe),
         has_calibration=bool(samples.calibration),
+        payoffs=payoffs.kept(target, found),
     )
     first = {name: array.shape[1:] for name, array in samples.data.inputs.items()}
     analysis = analyse(model, {name: (1, *shape) for name, shape in first.items()})

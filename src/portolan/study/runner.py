@@ -261,6 +261,7 @@ class Runner:
         seconds, starts = LEVELS[min(level, len(LEVELS) - 1)]
         metrics: Metrics = {
             "size": Measurement.of("size", compiled.size),
+            "resident": Measurement.of("resident", compiled.resident),
             "compile_time": Measurement.of("compile_time", compiled.seconds * 1e3, n=1),
         }
         blocks: list[np.ndarray] = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from portolan.core import registry
+from portolan.core import registry, storage
 from portolan.core.backend import Executable
 from portolan.core.data import Data
 from portolan.core.data import feeds as data_feeds
@@ -69,11 +69,12 @@ class Operations:
         seconds = time.perf_counter() - begin
         folder = Path(out)
         executable.save(folder)
+        resident = storage.resident(folder)
         about = {"backend": backend, "options": checked, "versions": chosen.versions()}
         (folder / COMPILED).write_text(json.dumps(about, indent=1, sort_keys=True))
         self._executable = executable
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.name != COMPILED)
-        return {"seconds": seconds, "size": size, "facts": executable.facts()}, {}
+        return {"seconds": seconds, "size": size, "resident": resident, "facts": executable.facts()}, {}
 
     def load(self, _: Feeds, folder: str) -> Answer:
         """Loads what `compile` saved."""

@@ -1,0 +1,198 @@
+"""Measuring what each pass brings here: `doctor --bench` applies it to single layers and races them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from portolan.core import registry
+from portolan.core.backend import Backend
+from portolan.core.data import Data, sample, save_npz
+from portolan.core.graph import load_model
+from portolan.core.model import Model
+from portolan.core.passes import Pass
+from portolan.core.recipe import Recipe, Step, digest
+from portolan.core.target import Target
+from portolan.errors import PortolanError
+from portolan.measure.race import Arm, race
+from portolan.search.payoff import Payoff
+from portolan.study.builder import Builder, Samples, versions
+from portolan.study.ledger import Ledger
+from portolan.study.memory import cache_folder
+from portolan.study.probe import Session
+from portolan.study.workspace import Workspace
+
+if TYPE_CHECKING:
+    import onnx
+
+_KIND, _ROWS, _SEED = "payoff", 32, 20
+_STARTS, _BLOCKS, _BLOCK_SECONDS = 5, 2, 0.04
+_UNTOUCHED = "untouched"
+Say = Callable[[str], None]
+
+
+def payoffs(target: Target, backends: Mapping[str, Backend], say: Say = lambda line: None) -> list[Payoff]:
+    """Races every pass that a search would try on layers of each kind, on each ready backend. Takes some minutes.
+
+    Args:
+        target: this machine.
+        backends: by name; those that start from a torch program have nothing to gain from passes.
+        say: told one line per race.
+    """
+    ready = {n: b for n, b in backends.items() if b.searched and not b.needs_program and b.probe(target).ready}
+    found: list[Payoff] = []
+    with tempfile.TemporaryDirectory(prefix="portolan-payoff-") as folder, closing(Workspace(Path(folder))) as space:
+        for kind, make in _LAYERS.items():
+            model, samples = _layer(kind, make(), Path(folder))
+            builder = Builder(space, model, target, backends, samples)
+            for backend in ready.values():
+                found += _measured(kind, builder, model, samples, backend, target, say)
+    return found
+
+
+def _measured(
+    kind: str, builder: Builder, model: Model, samples: Samples, backend: Backend, target: Target, say: Say
+) -> Iterator[Payoff]:
+    feeds = [sample(samples.data, row, model.signature) for row in range(2)]
+    arms = {_UNTOUCHED: Arm(_UNTOUCHED, partial(Session, builder.compiled(Recipe((), backend.name)), feeds))}
+    steps: dict[str, tuple[str, ...]] = {}
+    for step, features in _steps(model, target):
+        if any(backend.gain(feature, target) is None for feature in features):
+            continue
+        say(f"{kind} on {backend.name}: {step}")
+        steps[str(step)] = features
+        try:
+            arms[str(step)] = Arm(str(step), partial(Session, builder.compiled(Recipe((step,), backend.name)), feeds))
+        except PortolanError as error:
+            yield Payoff(str(step), features, kind, backend.name, None, reason=error.message)
+    outcome = race(
+        list(arms.values()), baseline=_UNTOUCHED, starts=_STARTS, blocks=_BLOCKS, block_seconds=_BLOCK_SECONDS,
+        rng=np.random.default_rng(_SEED), progress=lambda line: say(f"{kind} on {backend.name}: {line}"),
+    )  # fmt: skip
+    for name in (n for n in arms if n != _UNTOUCHED):
+        if why := outcome.failures.get(name):
+            yield Payoff(name, steps[name], kind, backend.name, None, reason=why)
+        else:
+            r = outcome.ratio(name, _UNTOUCHED)
+            yield Payoff(name, steps[name], kind, backend.name, 1 / r.ratio, 1 / r.hi, 1 / r.lo)
+
+
+def _steps(model: Model, target: Target) -> Iterator[tuple[Step, tuple[str, ...]]]:
+    """Every pass with the options that a search would try, if it produces a feature and takes this model."""
+    for name in registry.PASSES.names():
+        try:
+            item: Pass = registry.pass_(name)
+        except PortolanError:
+            continue  # `doctor` has its reason
+        for options in item.schema.space(target):
+            features = item.produces(options)
+            if features and item.needs(options) != "training" and item.refuse(model, options, target) is None:
+                yield Step(name, {k: v for k, v in options.items() if v is not None}), features
+
+
+# --- kept for later searches
+
+
+def keep(target: Target, backends: Mapping[str, Backend], found: Sequence[Payoff], folder: Path | None = None) -> None:
+    """Adds what was measured to the user's ledger.
+
+    Raises:
+        PortolanError: it cannot be written.
+    """
+    place = folder or cache_folder()
+    place.mkdir(parents=True, exist_ok=True)
+    with closing(Ledger(place / "ledger.sqlite")) as ledger:
+        for backend in {p.backend for p in found}:
+            rows = [p.to_json() for p in found if p.backend == backend]
+            ledger.append(_KIND, _key(target, backends[backend]), {"rows": rows})
+
+
+def kept(target: Target, backends: Mapping[str, Backend], folder: Path | None = None) -> list[Payoff]:
+    """What was measured earlier on this target with these versions of the backends; nothing if nobody did."""
+    found: list[Payoff] = []
+    try:
+        with closing(Ledger((folder or cache_folder()) / "ledger.sqlite", writable=False)) as ledger:
+            for backend in backends.values():
+                event = ledger.latest(_KIND, _key(target, backend))
+                found += [Payoff.from_json(row) for row in (event or {"rows": []})["rows"]]
+    except (PortolanError, OSError):
+        return []
+    return found
+
+
+def _key(target: Target, backend: Backend) -> str:
+    return digest([target.fingerprint, backend.name, backend.versions(), versions([])])
+
+
+# --- the layers
+
+
+def _layer(kind: str, proto: onnx.ModelProto, folder: Path) -> tuple[Model, Samples]:
+    import onnx
+
+    path = folder / f"{kind}.onnx"
+    onnx.save(proto, path)
+    model = load_model(path)
+    shape = (_ROWS, *(int(size) for size in model.signature.inputs[0].shape[1:]))
+    rows = np.random.default_rng(_SEED).standard_normal(shape).astype(np.float32)
+    data = Data({"x": rows}, None, kind)
+    save_npz(data, folder / f"{kind}.npz")
+    return model, Samples(data, folder / f"{kind}.npz", tuple(range(2, _ROWS)), (0, 1), synthetic=True)
+
+
+def _products() -> onnx.ModelProto:
+    """Two feed-forward blocks of a small transformer, 32 tokens."""
+    rng = np.random.default_rng(_SEED)
+    nodes: list[Any] = []
+    weights: dict[str, np.ndarray] = {}
+    name, sizes = "x", (384, 1536, 384, 1536, 384)
+    for i, (rows, columns) in enumerate(itertools.pairwise(sizes)):
+        weights[f"w{i}"] = rng.standard_normal((rows, columns)).astype(np.float32) / math.sqrt(rows)
+        nodes.append(("MatMul", [name, f"w{i}"], f"p{i}", {}))
+        nodes.append(("Relu", [f"p{i}"], f"r{i}", {}))
+        name = f"r{i}"
+    return _model(nodes, weights, ["n", 32, 384], ["n", 32, 384])
+
+
+def _convolutions() -> onnx.ModelProto:
+    """Four 3x3 convolutions of 64 channels, as in the middle of a small ResNet."""
+    rng = np.random.default_rng(_SEED)
+    nodes: list[Any] = []
+    weights: dict[str, np.ndarray] = {}
+    name = "x"
+    for i in range(4):
+        weights[f"w{i}"] = rng.standard_normal((64, 64, 3, 3)).astype(np.float32) / 24
+        nodes.append(("Conv", [name, f"w{i}"], f"c{i}", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}))
+        nodes.append(("Relu", [f"c{i}"], f"r{i}", {}))
+        name = f"r{i}"
+    return _model(nodes, weights, ["n", 64, 28, 28], ["n", 64, 28, 28])
+
+
+def _model(
+    nodes: Sequence[tuple[str, list[str], str, dict[str, Any]]],
+    weights: Mapping[str, np.ndarray],
+    before: Sequence[int | str],
+    after: Sequence[int | str],
+) -> onnx.ModelProto:
+    from onnx import TensorProto, helper, numpy_helper
+
+    last = nodes[-1][2]
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, [output], name=output, **extra) for kind, inputs, output, extra in nodes],
+        "layers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, before)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, after)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+_LAYERS: Mapping[str, Callable[[], onnx.ModelProto]] = {"products": _products, "convolutions": _convolutions}
