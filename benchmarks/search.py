@@ -32,6 +32,7 @@ import numpy as np
 from portolan.core.goal import Goals, parse_goals
 from portolan.core.measurement import METRICS, Measurement, Metrics
 from portolan.core.recipe import Recipe
+from portolan.core.registry import pass_
 from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
 
@@ -45,11 +46,12 @@ NOTHING = 1.0
 
 @dataclass(frozen=True)
 class Row:
-    """One recorded trial; `readings` by level, `seconds` by stage (`build`, `judge`, `0`, `1`)."""
+    """One recorded trial; `readings` by level, `seconds` by stage (`build`, `judge`, `0`, `1`); `truth` for judging."""
 
     candidate: Candidate
     failure: str | None
     readings: Mapping[int, Metrics]
+    truth: Metrics
     quality: Metrics
     seconds: Mapping[str, float]
 
@@ -63,9 +65,12 @@ def read(paths: Iterable[Path]) -> dict[str, list[Row]]:
             metrics = {
                 level: {n: Measurement(**m) for n, m in found.items()} for level, found in data["metrics"].items()
             }
-            shared = metrics.pop("quality", {})
-            candidate = Candidate(Recipe.from_json(data["recipe"]), data["exact"], heavy=data["heavy"])
-            row = Row(candidate, data["failure"], {int(k): m for k, m in metrics.items()}, shared, data["seconds"])
+            shared, truth = metrics.pop("quality", {}), metrics.pop("truth", metrics.get("1", {}))
+            recipe = Recipe.from_json(data["recipe"])
+            features = tuple(f for step in recipe.passes for f in pass_(step.name).produces(step.options))
+            candidate = Candidate(recipe, data["exact"], heavy=data["heavy"], features=features)
+            readings = {int(k): m for k, m in metrics.items()}
+            row = Row(candidate, data["failure"], readings, truth, shared, data["seconds"])
             tables.setdefault(data["model"], []).append(row)
     return tables
 
@@ -119,11 +124,11 @@ class Replay:
         return (None if row.failure else self.metrics(row, level)), seconds, row.failure
 
     def value(self, candidate: Candidate | None) -> float:
-        """The first objective of a pick, from its long reading; infinite when it is not feasible."""
+        """The first objective of a pick, in truth; infinite when it is not feasible."""
         row = None if candidate is None else self.rows[candidate.key]
         if row is None or row.failure is not None or self.hopeless(row):
             return math.inf
-        metrics = self.metrics(row, max(row.readings))
+        metrics = {**row.truth, **self.shared.get(row.candidate.numerics, {})}
         for limit in self.goals.limits:
             m = metrics.get(limit.metric)
             # The limit is held by the value: the pick was made from other readings of the same thing.

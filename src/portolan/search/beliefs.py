@@ -21,6 +21,7 @@ from portolan.search.surrogate import (
     Floats,
     Neighbours,
     Surrogate,
+    expected,
     prior_column,
     rule_of_thumb,
 )
@@ -34,8 +35,9 @@ Places = npt.NDArray[np.intp]
 STAND_IN = Objective("latency_p50", "min", "min latency_p50")
 #: Candidates whose gain is worked out when there are several objectives, the rest being ranked below them.
 SHORTLIST = 60
-#: Chances before anything is known that quality holds, with and without the model's arithmetic; when it was not shown.
-EXACT_HOLDS, LOSSY_HOLDS, UNSHOWN = 0.97, 0.6, 0.3
+#: Chances before anything is known that quality holds: with the model's arithmetic, with a reduced precision of it
+#: (what passes do to it is in `surrogate.THUMB`), and when it was judged and not shown.
+EXACT_HOLDS, PRECISION_HOLDS, UNSHOWN = 0.97, 0.9, 0.3
 #: What one judgement of the same changes weighs against the chance before anything is known.
 VOTE = 4.0
 #: How many times longer native code is expected to take to compile, before one was compiled.
@@ -86,6 +88,7 @@ class Beliefs:
         self._exact = np.array([c.exact for c in candidates], dtype=bool)
         self._numerics = [c.numerics for c in candidates]
         self._changes = _changes(candidates)
+        self._hopes = [_hope(c) for c in candidates]
         self._odd = _odd(candidates)
         self._heavy = np.array([c.heavy for c in candidates], dtype=bool)
         self._features, self._neighbours = Features(candidates), Neighbours(candidates)
@@ -223,8 +226,8 @@ class Beliefs:
         """The chance that each candidate's outputs are good enough."""
         verdicts = [known.quality_known(p) for p in range(len(self._exact))]
         judged = {self._changes[p]: bool(v) for p, v in enumerate(verdicts) if v is not None and not self._exact[p]}
-        votes = {changes: _quality_vote(changes, judged) for changes in set(self._changes)}
-        lossy = np.array([votes[changes] for changes in self._changes])
+        votes = {x: _quality_vote(*x, judged) for x in set(zip(self._changes, self._hopes, strict=True))}
+        lossy = np.array([votes[x] for x in zip(self._changes, self._hopes, strict=True)])
         chance = np.where(self._exact, EXACT_HOLDS, lossy)
         for p, verdict in enumerate(verdicts):
             if verdict is not None:
@@ -322,9 +325,16 @@ def _changes(candidates: Sequence[Candidate]) -> list[frozenset[str]]:
     ]
 
 
-def _quality_vote(changes: frozenset[str], judged: Mapping[frozenset[str], bool]) -> float:
+def _hope(candidate: Candidate) -> float:
+    """The chance that quality holds, before anything is known."""
+    chances = [expected(feature)[2] for feature in candidate.features]
+    reduced = candidate.recipe.options.get("precision", "f32") != "f32"
+    return math.prod([*chances, PRECISION_HOLDS if reduced or not chances else 1.0])
+
+
+def _quality_vote(changes: frozenset[str], hope: float, judged: Mapping[frozenset[str], bool]) -> float:
     """The chance that quality survives `changes`: supersets of what failed fail, subsets hold."""
-    good, votes = LOSSY_HOLDS, 1.0
+    good, votes = hope, 1.0
     for other, held in judged.items():
         if other <= changes if not held else changes <= other:
             good, votes = good + VOTE * held, votes + VOTE

@@ -31,12 +31,14 @@ class Candidate:
         exact: whether it keeps the arithmetic of the original model.
         refused: why it is not tried; None when it may be.
         heavy: whether its backend compiles native code, which takes tens of seconds where others take one.
+        features: what its passes put into the model.
     """
 
     recipe: Recipe
     exact: bool = True
     refused: str | None = None
     heavy: bool = False
+    features: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

@@ -95,7 +95,7 @@ def candidates(
         for chosen in options[backend.name][0]:
             recipe = Recipe(chain.steps, backend.name, chosen, target.id, serving)
             exact = not chain.lossy and backend.exact(chosen)
-            found.append(Candidate(recipe, exact, heavy=backend.needs_program))
+            found.append(Candidate(recipe, exact, heavy=backend.needs_program, features=chain.features))
     return _merged(found + refused if refused_too else found)
 
 
