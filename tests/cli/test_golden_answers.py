@@ -84,7 +84,11 @@ CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
     ),
     "doctor": (("doctor",), "doctor", scripted.EXAMINATION),
     "doctor-verbose": (("doctor", "-v"), "doctor", scripted.EXAMINATION),
-    "doctor-bench": (("doctor", "--bench"), "doctor", _with(scripted.EXAMINATION, ceilings=scripted.CEILINGS)),
+    "doctor-bench": (
+        ("doctor", "--bench"),
+        "doctor",
+        _with(scripted.EXAMINATION, ceilings=scripted.CEILINGS, payoffs=scripted.PAYOFFS),
+    ),
     "doctor-nothing-ready": (
         ("doctor",),
         "doctor",

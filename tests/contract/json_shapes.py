@@ -90,6 +90,10 @@ def examination(data: Any, *, bench: bool = False) -> None:
     if bench:
         _want(data, "$", {"ceilings": Mapping})
         _want(data["ceilings"], "$.ceilings", {"flops_fp32": object, "bandwidth": object})
+        for i, row in enumerate(data.get("payoffs", ())):
+            where = f"$.payoffs[{i}]"
+            _want(row, where, {"passes": str, "features": list, "operators": str, "backend": str})
+            _want(row, where, {"ratio": OPTIONAL_NUMBER, "reason": TEXT_OR_NONE})
 
 
 def study(data: Any) -> None:

@@ -4,10 +4,20 @@ import math
 
 import numpy as np
 import pytest
-from searching import LOSSY, NETWORKS, Machine, space
+from searching import LOSSY, NETWORKS, TARGET, Machine, space
 
+from portolan.core import registry
 from portolan.search.space import Candidate
-from portolan.search.surrogate import Crashes, Features, Neighbours, Surrogate, prior_column, rule_of_thumb, tokens
+from portolan.search.surrogate import (
+    Crashes,
+    Features,
+    Neighbours,
+    Surrogate,
+    expected,
+    prior_column,
+    rule_of_thumb,
+    tokens,
+)
 
 
 def live() -> list[Candidate]:
@@ -157,3 +167,22 @@ def test_costs_of_neighbours() -> None:
     seconds = np.exp(near.vote([0, slow], [math.log(1.5), math.log(20.0)], math.log(3.0), 0.05))
     assert seconds[[i for i, c in enumerate(found) if c.recipe.backend == "torch"]].min() > 10
     assert seconds[[i for i, c in enumerate(found) if c.recipe.backend == "onnxruntime"]].max() < 4
+
+
+def test_what_passes_produce_is_expected_by_the_kind_of_feature() -> None:
+    time, size, holds = expected("weights:int4")
+    assert time == pytest.approx(0.0, abs=0.2)
+    assert expected("weights:int2")[1] < size < expected("weights:int8")[1] < expected("float16")[1] < 0
+    assert expected("weights:int2")[2] < holds < expected("weights:int8")[2] <= 1
+    assert expected("shape:lowrank") == expected("shape:pruned")
+    assert expected("shape:lowrank")[0] < 0
+    assert expected("sparsity:2:4")[0] == 0, "zeros save no time unless somebody multiplies less"
+    assert expected("something new") == (0.0, 0.0, 0.5)
+
+
+def test_every_feature_that_a_built_in_pass_produces_has_a_rule_of_thumb() -> None:
+    for name in registry.PASSES.names():
+        item = registry.pass_(name)
+        for options in item.schema.space(TARGET):
+            for feature in item.produces(options):
+                assert expected(feature) != expected("something new"), feature
