@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +74,15 @@ class Torch:
         return self._torch.gather(x, axis, indices)
 
     def put(self, x: Any, where: tuple[Any, ...], values: Any, how: str) -> Any:
-        """A copy with elements replaced or added to at index arrays."""
-        if how not in ("none", "add"):
-            raise ModelError(f"scattering with `{how}` is not supported", hint="export the model without it")
-        return x.index_put(where, values, accumulate=how == "add")
+        """A copy with elements replaced, or with `add`, `mul`, `max`, `min` applied, at index arrays."""
+        if how in ("none", "add"):
+            return x.index_put(where, values, accumulate=how == "add")
+        flat = sum(at * math.prod(x.shape[i + 1 : len(where)]) for i, at in enumerate(where))
+        rest = list(x.shape[len(where) :])
+        at = flat.reshape(-1, *(1 for _ in rest)).expand(-1, *rest)
+        name = {"mul": "prod", "max": "amax", "min": "amin"}[how]
+        found = x.reshape(-1, *rest).scatter_reduce(0, at, values.reshape(at.shape), name)
+        return found.reshape(x.shape)
 
     def full(self, shape: Sequence[Any], value: np.ndarray) -> Any:
         """An array of one value."""
@@ -167,6 +173,10 @@ class Torch:
             return found if bias is None else found + bias
         return self._torch.nn.functional.layer_norm(x, shape, scale, bias, epsilon)
 
+    def equal(self, x: Any, y: Any) -> Any:
+        """Where both agree; torch's own `equal` is one answer for all."""
+        return self._torch.eq(x, y)
+
     def relu(self, x: Any) -> Any:
         """The positive part."""
         return self._torch.relu(x)
@@ -208,7 +218,7 @@ def module(program: Program, outputs: Sequence[str] = ()) -> Any:
         def __init__(self) -> None:
             super().__init__()
             # Names of a graph may hold dots, which torch forbids.
-            self.weights = torch.nn.ParameterList(torch.from_numpy(program.constants[n]) for n in program.weights)
+            self.weights = torch.nn.ParameterList(torch.from_numpy(program.constants[n].copy()) for n in program.weights)
 
         def forward(self, *inputs: Any) -> tuple[Any, ...]:
             xp = Torch(inputs[0].device if inputs else "cpu")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from portolan.errors import UnsupportedOperator
 from portolan.importers.operators.call import Call, Operator
 
 Function = Callable[..., Any]
@@ -59,6 +60,13 @@ def _clip(call: Call, x: Any, low: Any = None, high: Any = None) -> Any:
     if low is not None:
         x = call.xp.maximum(x, low)
     return x if high is None else call.xp.minimum(x, high)
+
+
+def _dropout(call: Call, x: Any, ratio: Any = None, training: Any = None) -> tuple[Any, Any]:
+    del ratio
+    if training is not None and bool(training.any()):
+        raise UnsupportedOperator("`Dropout` in training mode is not supported", hint="export the model with `eval()`")
+    return x, call.xp.ones_like(x) > 0
 
 
 def _relu(call: Call, x: Any) -> Any:
@@ -159,7 +167,6 @@ _OWN: dict[str, Function] = {
     "CastLike": lambda call, x, like: call.xp.astype(x, call.xp.dtype(like)),
     "Clip": _clip,
     "Div": _divide,
-    "Dropout": lambda call, x, *rest: (x, call.xp.ones_like(x) > 0),
     "Identity": lambda call, x: x,
     "IsInf": _infinite,
     "Max": _folded("maximum"),
@@ -198,5 +205,6 @@ _SMOOTH: dict[str, Function] = {
 OPERATORS: dict[str, Operator] = (
     {name: Operator(_plain(shared)) for name, shared in _SHARED.items()}
     | {name: Operator(function) for name, function in _OWN.items()}
+    | {"Dropout": Operator(_dropout, static=(2,))}
     | {name: Operator(function, folds=False) for name, function in _SMOOTH.items()}
 )

@@ -66,7 +66,7 @@ def _top_k(call: Call, x: Any, k: np.ndarray | None = None) -> tuple[Any, Any]:
 
 
 def _one_hot(call: Call, indices: Any, depth: np.ndarray, values: Any) -> Any:
-    count = sizes(depth)[0]
+    count = int(sizes(depth)[0])
     axis = call.get("axis", -1) % (len(indices.shape) + 1)
     shape = list(indices.shape)
     shape.insert(axis, 1)
@@ -133,7 +133,7 @@ def _origins(mode: str, old: int, new: int, factor: float) -> np.ndarray:
     if mode == "asymmetric":
         return steps / factor
     if mode == "align_corners":
-        return steps * (old - 1) / max(new - 1, 1)
+        return steps * (old - 1) / (old * factor - 1) if new > 1 else steps * 0
     if mode == "pytorch_half_pixel" and new == 1:
         return steps * 0
     if mode in ("half_pixel", "pytorch_half_pixel"):

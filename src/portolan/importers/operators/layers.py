@@ -29,10 +29,14 @@ def _batch_norm(call: Call, x: Any, scale: Any, bias: Any, mean: Any, variance: 
 
 
 def _layer_norm(call: Call, x: Any, scale: Any, bias: Any = None) -> Any:
-    if call.outputs > 1:
-        raise UnsupportedOperator("`LayerNormalization` with its statistics is not supported", hint="export one output")
-    axis = call.get("axis", -1) % len(x.shape)
-    return call.xp.layer_norm(x, list(x.shape[axis:]), scale, bias, call.get("epsilon", 1e-5))
+    axis, epsilon = call.get("axis", -1) % len(x.shape), call.get("epsilon", 1e-5)
+    found = call.xp.layer_norm(x, list(x.shape[axis:]), scale, bias, epsilon)
+    if call.outputs == 1:
+        return found
+    axes = tuple(range(axis, len(x.shape)))
+    mean = call.xp.reduce("mean", x, axes, True)
+    spread = call.xp.reduce("mean", (x - mean) * (x - mean), axes, True)
+    return found, mean, 1 / call.xp.sqrt(spread + epsilon)
 
 
 def _rms_norm(call: Call, x: Any, scale: Any) -> Any:
@@ -65,9 +69,10 @@ def _group_norm(call: Call, x: Any, scale: Any, bias: Any) -> Any:
 
 def _lp_norm(call: Call, x: Any) -> Any:
     axis = (call.get("axis", -1) % len(x.shape),)
-    if call.get("p", 2) == 1:
-        return x / call.xp.reduce("sum", call.xp.abs(x), axis, True)
-    return x / call.xp.sqrt(call.xp.reduce("sum", x * x, axis, True))
+    first = call.get("p", 2) == 1
+    total = call.xp.reduce("sum", call.xp.abs(x) if first else x * x, axis, True)
+    size = total if first else call.xp.sqrt(total)
+    return x / call.xp.where(size == 0, call.xp.ones_like(size), size)
 
 
 def _skip_layer_norm(call: Call, x: Any, skip: Any, scale: Any, shift: Any = None, bias: Any = None) -> Any:

@@ -38,7 +38,8 @@ def _reshape(call: Call, x: Any, shape: np.ndarray) -> Any:
 
 
 def _flatten(call: Call, x: Any) -> Any:
-    axis = call.get("axis", 1) % (len(x.shape) + 1) if call.get("axis", 1) < 0 else call.get("axis", 1)
+    axis = call.get("axis", 1)
+    axis = axis + len(x.shape) if axis < 0 else axis
     return call.xp.reshape(x, [product(x.shape[:axis]), product(x.shape[axis:])])
 
 
@@ -195,7 +196,8 @@ def _space_to_depth(call: Call, x: Any) -> Any:
     n, c, h, w = x.shape
     b = call.get("blocksize")
     x = call.xp.reshape(x, [n, c, h // b, b, w // b, b])
-    return call.xp.reshape(call.xp.transpose(x, [0, 3, 5, 1, 2, 4]), [n, c * b * b, h // b, w // b])
+    order = [0, 3, 5, 1, 2, 4] if call.get("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    return call.xp.reshape(call.xp.transpose(x, order), [n, c * b * b, h // b, w // b])
 
 
 OPERATORS: dict[str, Operator] = {
