@@ -218,7 +218,8 @@ def module(program: Program, outputs: Sequence[str] = ()) -> Any:
         def __init__(self) -> None:
             super().__init__()
             # Names of a graph may hold dots, which torch forbids.
-            self.weights = torch.nn.ParameterList(torch.from_numpy(program.constants[n].copy()) for n in program.weights)
+            arrays = (program.constants[name].copy() for name in program.weights)
+            self.weights = torch.nn.ParameterList(map(torch.from_numpy, arrays))
 
         def forward(self, *inputs: Any) -> tuple[Any, ...]:
             xp = Torch(inputs[0].device if inputs else "cpu")

@@ -1,6 +1,6 @@
 """The training loop that `finetune` and `distill` share: they differ in what is learned only.
 
-Every training step is exact arithmetic of the graph as it stands: normalisation keeps its statistics, dropout stays off.
+The graph is trained as it stands: normalisation keeps its statistics, dropout stays off.
 What comes out is the best that was seen on samples which no step was made on, and never less than what came in.
 """
 

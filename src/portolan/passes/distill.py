@@ -1,4 +1,4 @@
-"""`distill`: a compressed model taught by the original: its outputs, its hidden states, and labels where there are some.
+"""`distill`: a compressed model taught by the original: by its outputs, its hidden states, and labels if there are any.
 
 The recipe before it makes the student: `prune(kind=neurons) + distill + quantize`. What counts how much follows the
 survey of Gou et al. (2021, arXiv:2006.05525).
@@ -24,7 +24,7 @@ def distill(
     model: Model,
     context: Context,
     *,
-    alpha: Annotated[float, Knob(search=False, help="share of the labels in the loss, the rest is the teacher's")] = 0.3,
+    alpha: Annotated[float, Knob(search=False, help="the labels' share of the loss")] = 0.3,
     temperature: Annotated[float, Knob(search=False, help="divides class scores before they are compared")] = 2.0,
     hidden: Annotated[float, Knob(search=False, help="weight of hidden states of equal name and shape")] = 1.0,
     epochs: Annotated[int, Knob(search=False, help="times over the training samples, at most")] = 60,
@@ -32,7 +32,7 @@ def distill(
     batch: Annotated[int, Knob(search=False, help="samples per step")] = 32,
     seconds: Annotated[float, Knob(search=False, help="stop then with the best weights so far")] = 300.0,
     seed: Annotated[int, Knob(search=False, help="of the order of the samples")] = 0,
-    threads: Annotated[int, Knob(search=False, help="threads to train on; 0 means as many as the model's size pays")] = 0,
+    threads: Annotated[int, Knob(search=False, help="threads to train on; 0 goes by the model's size")] = 0,
 ) -> Model:
     """Trains the weights to say what the original says, also inside, and what the labels say.
 

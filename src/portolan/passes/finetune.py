@@ -28,7 +28,7 @@ def finetune(
     batch: Annotated[int, Knob(search=False, help="samples per step")] = 32,
     seconds: Annotated[float, Knob(search=False, help="stop then with the best weights so far")] = 300.0,
     seed: Annotated[int, Knob(search=False, help="of the order of the samples")] = 0,
-    threads: Annotated[int, Knob(search=False, help="threads to train on; 0 means as many as the model's size pays")] = 0,
+    threads: Annotated[int, Knob(search=False, help="threads to train on; 0 goes by the model's size")] = 0,
 ) -> Model:
     """Trains the weights on the data's labels, or without them on the original's outputs.
 

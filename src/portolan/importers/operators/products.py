@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from portolan.errors import UnsupportedOperator
 from portolan.importers.operators.call import Call, Operator
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Pads = list[tuple[int, int]]
 

@@ -99,7 +99,8 @@ def _cut(call: Call, x: Any, axis: int, first: Any, last: Any, step: int) -> Any
     if step > 0:
         return x[_at(axis, slice(first, _end(last), step))]
     # Backwards: frameworks have no negative steps, so the elements are named.
-    return call.xp.take(x, call.xp.asarray(numpy_.array(list(range(*slice(first, last, step).indices(x.shape[axis]))))), axis)
+    places = list(range(*slice(first, last, step).indices(x.shape[axis])))
+    return call.xp.take(x, call.xp.asarray(numpy_.array(places)), axis)
 
 
 def _end(last: Any) -> Any:
