@@ -65,6 +65,10 @@ def moved(model: Model, folder: Path) -> Model:
 
 
 class Training(PassContract):
+    def cases(self, folder: Path) -> list[Case]:
+        """All but the one whose table has fewer rows than made-up ids run to."""
+        return [case for case in super().cases(folder) if case.name != "tokens"]
+
     def original(self, case: Case, folder: Path) -> Model:
         return moved(case.model, folder)
 
@@ -75,10 +79,10 @@ class Training(PassContract):
 @pytest.mark.torch
 class TestFinetune(Training):
     pass_ = finetune
-    options = ({"epochs": 2, "batch": 8},)
+    options = ({"steps": 4, "batch": 8},)
 
 
 @pytest.mark.torch
 class TestDistill(Training):
     pass_ = distill
-    options = ({"epochs": 2, "threads": 1},)
+    options = ({"steps": 2, "threads": 1},)

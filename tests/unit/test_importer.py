@@ -82,8 +82,10 @@ def test_onnx_own_cases_of_every_operator() -> None:
     right, seen, surprises = 0, set(), []
     for case in found:
         names = {key(node.op_type, node.domain) for node in case.model.graph.node}
+        if not names <= {*TABLE, "Constant"}:
+            continue
         inputs, outputs = ([np.asarray(a) for a in side] for side in case.data_sets[0])
-        if not names <= {*TABLE, "Constant"} or any(a.dtype.kind not in "fiub" for a in (*inputs, *outputs)):
+        if any(a.dtype.kind not in "fiub" for a in (*inputs, *outputs)):
             continue
         try:
             close(_case(case.model, inputs), outputs, case.name)
@@ -127,12 +129,12 @@ KERNEL = np.random.default_rng(4).standard_normal((4, 3, 3, 2)).astype(np.float3
         (("com.microsoft.FusedMatMul", "x w", {"transB": 1, "alpha": 0.5}), {"x": X}, {"w": W}),
         (("com.microsoft.FusedMatMul", "x w", {"transA": 1}), {"x": X}, {"w": W}),
         (("com.microsoft.SkipLayerNormalization", "x x b b b", {"epsilon": 1e-3}), {"x": X}, {"b": B}),
-        (("Conv", "x k", {"auto_pad": "SAME_UPPER", "strides": [2, 3]}), {"x": IMAGE}, {"k": KERNEL[:, :2]}),
-        (("Conv", "x k", {"auto_pad": "SAME_LOWER"}), {"x": IMAGE}, {"k": KERNEL[:, :2]}),
+        (("Conv", "x k", {"auto_pad": "SAME_UPPER", "strides": [2, 3], "group": 2}), {"x": IMAGE}, {"k": KERNEL[:, :2]}),
+        (("Conv", "x k", {"auto_pad": "SAME_LOWER", "group": 2}), {"x": IMAGE}, {"k": KERNEL[:, :2]}),
         (("Conv", "x k", {"pads": [0, 1, 2, 0], "group": 2}), {"x": IMAGE}, {"k": KERNEL[:, :2]}),
         (("ConvTranspose", "x k", {"strides": [2, 2], "pads": [1, 0, 0, 1], "output_padding": [1, 0]}), {"x": IMAGE},
          {"k": KERNEL}),
-        (("ConvTranspose", "x k", {"strides": [2, 1], "output_shape": [19, 9]}), {"x": IMAGE}, {"k": KERNEL}),
+        (("ConvTranspose", "x k", {"strides": [2, 1], "output_shape": [20, 8]}), {"x": IMAGE}, {"k": KERNEL}),
         (("MaxPool", "x", {"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1}), {"x": IMAGE}, {}),
         (("MaxPool", "x", {"kernel_shape": [3, 3], "pads": [0, 1, 2, 1]}), {"x": IMAGE}, {}),
         (("AveragePool", "x", {"kernel_shape": [3, 3], "pads": [1, 0, 1, 2], "strides": [2, 2]}), {"x": IMAGE}, {}),
@@ -161,7 +163,7 @@ def test_old_operator_sets() -> None:
         helper.make_node("Slice", ["q"], ["c"], starts=[1], ends=[5], axes=[1]),
         helper.make_node("Clip", ["c"], ["l"], min=0.01, max=0.05),
         helper.make_node("Pad", ["l"], ["p"], pads=[0, 1, 0, 0, 0, 2], value=0.5),
-        helper.make_node("Split", ["p"], ["a", "b"], axis=1, split=[3, 4]),
+        helper.make_node("Split", ["p"], ["a", "b"], axis=1, split=[2, 3]),
         helper.make_node("TopK", ["a"], ["t", "places"], k=2, axis=2),
         helper.make_node("ReduceSum", ["b"], ["y"], axes=[1], keepdims=0),
         helper.make_node("Dropout", ["t"], ["z"]),
@@ -239,7 +241,7 @@ def test_weights_go_back_as_they_came(tmp_path: Path) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.lists(st.floats(-1e30, 1e30, width=32), min_size=2, max_size=12), st.booleans(), st.sampled_from(["f4", "f8"])
+    st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=2, max_size=12), st.booleans(), st.sampled_from(["f4", "f8"])
 )
 def test_any_weight_is_stored_by_its_name(values: list[float], node: bool, kind: str) -> None:
     weight = np.array(values, kind)

@@ -27,6 +27,8 @@ _FIXED = {
     "BatchNormalization": (3, 4), "Clip": (1, 2), "CastLike": (1,), "Dropout": (1, 2), "Pad": (2,), "Pow": (1,),
     "Resize": (1, 2), "OneHot": (2,),
 }  # fmt: skip
+#: Operators whose third input is a bias, even if it is a single number.
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Program:
         outputs: names in order.
         steps: in an order that computes everything before it is used.
         constants: initializers and constant nodes, writable.
-        weights: the names of those constants that training may change: floats of two elements or more that no
-            operator takes for a setting or a statistic.
+        weights: the names of those constants that training may change: floats that no operator takes for a setting or
+            a statistic, of two elements or more (single numbers are such as the 0.5 of an activation), and biases.
     """
 
     name: str
@@ -233,6 +235,8 @@ def _weights(steps: Sequence[Step], constants: Mapping[str, np.ndarray]) -> Iter
         for i in (*_FIXED.get(step.operator, ()), *TABLE[step.operator].static)
         if i < len(step.inputs)
     }
+    biases = {name for step in steps if step.operator in _BIASED for name in step.inputs[2:3]}
     for name, values in constants.items():
-        if name in used - fixed and values.dtype.kind == "f" and values.size > 1 and np.isfinite(values).all():
+        several = values.size > 1 or name in biases
+        if name in used - fixed and several and values.dtype.kind == "f" and np.isfinite(values).all():
             yield name

@@ -139,12 +139,10 @@ class Torch:
     ) -> Any:  # fmt: skip
         """A transposed convolution: the whole of it first, cut by the pads."""
         function = self._of_rank("conv_transpose", len(strides))
-        tail = [max(e - after, 0) for e, (_, after) in zip(extra, pads, strict=True)]
-        whole = function(x, weight, bias, strides, 0, tail, group, dilations)
-        for axis, ((before, after), more, grown) in enumerate(zip(pads, extra, tail, strict=True)):
-            size = whole.shape[2 + axis] - grown + more - before - after
-            whole = whole.narrow(2 + axis, before, size)
-        return whole
+        whole = self._padded(function(x, weight, None, strides, 0, 0, group, dilations), [(0, e) for e in extra], 0.0)
+        for axis, (before, after) in enumerate(pads):
+            whole = whole.narrow(2 + axis, before, whole.shape[2 + axis] - before - after)
+        return whole if bias is None else whole + bias.reshape(-1, *(1 for _ in pads))
 
     def max_pool(self, x: Any, kernel: list[int], strides: list[int], dilations: list[int], pads: Pads) -> Any:
         """Maxima of windows."""

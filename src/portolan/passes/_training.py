@@ -36,6 +36,10 @@ _SHARE = 5
 #: Nothing is left to recover below this loss.
 _NOTHING = 1e-9
 _STEEPEST = 1.0
+#: How often a run looks at the samples for choosing, and after how many looks without a gain it ends.
+_LOOKS, _PATIENCE = 20, 10
+#: Steps after which a run first knows its speed.
+_FIRST, _TICK = 3, 1e-9
 #: Operators whose constant inputs are what training usually changes; a model without any has nothing to train.
 _WEIGHTED = {
     "Add", "BatchNormalization", "Conv", "ConvTranspose", "Einsum", "GRU", "Gather", "Gemm", "GroupNormalization",
@@ -50,7 +54,7 @@ Score = tuple[float, float]
 class Settings:
     """How long and how fast to train: what `finetune` and `distill` both take."""
 
-    epochs: int
+    steps: int
     learning_rate: float
     batch: int
     seconds: float
@@ -134,35 +138,35 @@ class _Run:
 
     def best(self) -> dict[str, np.ndarray] | None:
         """The best weights by the samples kept for choosing; None if those that came in are."""
-        settings, begin = self._settings, time.monotonic()
-        first = best = self._score()
+        settings, best = self._settings, self._score()
+        if best[1] < _NOTHING:
+            return None
         found: dict[str, np.ndarray] | None = None
         optimizer = self._torch.optim.Adam(list(self._weights.values()), settings.learning_rate)
-        batches = -(-len(self._train) // settings.batch)
-        patience, step = max(5, settings.epochs // 3), 0
-        stale = settings.epochs if first[1] < _NOTHING else 0
-        for _ in range(settings.epochs):
-            if stale >= patience or time.monotonic() - begin > settings.seconds:
-                break
-            for rows in self._shuffled():
-                if time.monotonic() - begin > settings.seconds:
-                    break
-                self._step(optimizer, rows, _pace(step, batches * settings.epochs) * settings.learning_rate)
-                step += 1
-            score = self._score()
-            stale += 1
+        begin, steps, stale = time.monotonic(), settings.steps, 0
+        for step, rows in enumerate(self._batches(), 1):
+            self._step(optimizer, rows, _pace(step, steps) * settings.learning_rate)
+            if step <= _FIRST or step >= steps or step % max(1, steps // _LOOKS) == 0:
+                # A run that its time would cut short is planned anew, so that it too ends in small steps.
+                steps = min(steps, max(step, int(step * settings.seconds / (time.monotonic() - begin + _TICK))))
+            if step < steps and step % max(1, steps // _LOOKS):
+                continue
+            score, stale = self._score(), stale + 1
             if score < best:
                 best, found, stale = score, self._copy(), 0
+            if step >= steps or stale >= _PATIENCE:
+                break
         return found
 
     def _copy(self) -> dict[str, np.ndarray]:
         return {name: weight.detach().numpy().copy() for name, weight in self._weights.items()}
 
-    def _shuffled(self) -> Iterator[np.ndarray]:
+    def _batches(self) -> Iterator[np.ndarray]:
         import numpy as np
 
-        order = self._random.permutation(np.array(self._train))
-        return (order[i : i + self._settings.batch] for i in range(0, len(order), self._settings.batch))
+        while True:
+            order = self._random.permutation(np.array(self._train))
+            yield from (order[i : i + self._settings.batch] for i in range(0, len(order), self._settings.batch))
 
     def _said(self, rows: np.ndarray) -> dict[str, Any]:
         def run(feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,9 +236,9 @@ def _threads(program: Program, target: Target) -> int:
 
 
 def _pace(step: int, total: int) -> float:
-    """The learning rate's share: up over the first twentieth, then down along a cosine."""
+    """The learning rate's share in a step counted from 1: up over the first twentieth, then down along a cosine."""
     warm = max(1, total // 20)
-    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(step / max(total, 1), 1.0)))
+    return min(1.0, step / warm) * 0.5 * (1 + math.cos(math.pi * (step - 1) / max(total, 1)))
 
 
 @contextlib.contextmanager
@@ -258,7 +262,7 @@ def _settled(threads: int, seed: int) -> Iterator[int]:
 
 
 def _check_settings(settings: Settings, name: str) -> None:
-    for key, least in (("epochs", 1), ("batch", 1), ("threads", 0), ("seed", 0)):
+    for key, least in (("steps", 1), ("batch", 1), ("threads", 0), ("seed", 0)):
         if getattr(settings, key) < least:
             raise UsageError(f"`{key}` of `{name}` cannot be below {least}", hint=f"for example `{key}={least}`")
     for key in ("learning_rate", "seconds"):

@@ -27,7 +27,7 @@ def distill(
     alpha: Annotated[float, Knob(search=False, help="the labels' share of the loss")] = 0.3,
     temperature: Annotated[float, Knob(search=False, help="divides class scores before they are compared")] = 2.0,
     hidden: Annotated[float, Knob(search=False, help="weight of hidden states of equal name and shape")] = 1.0,
-    epochs: Annotated[int, Knob(search=False, help="times over the training samples, at most")] = 60,
+    steps: Annotated[int, Knob(search=False, help="updates of the weights, at most")] = 1000,
     learning_rate: Annotated[float, Knob(search=False, help="the largest step of Adam; falls along a cosine")] = 1e-3,
     batch: Annotated[int, Knob(search=False, help="samples per step")] = 32,
     seconds: Annotated[float, Knob(search=False, help="stop then with the best weights so far")] = 300.0,
@@ -42,10 +42,10 @@ def distill(
         alpha: 0 (the teacher alone) to 1 (the labels alone, and hidden states); without labels it is 0.
         temperature: of class scores (outputs called logits, those that labels are about, and probabilities).
         hidden: 0 leaves hidden states out.
-        epochs: it stops earlier where the samples for choosing show no gain any more.
+        steps: it stops earlier where the samples for choosing show no gain any more.
         learning_rate: of Adam.
         batch: samples per step.
-        seconds: a limit on the time; where it ends the run, results depend on the machine's speed.
+        seconds: a limit on the time. Where it allows fewer steps, results depend on the machine's speed.
         seed: equal seeds and thread counts give equal bytes on a CPU.
         threads: of PyTorch; by default one, and one more for every four million weights, up to the target's cores.
 
@@ -63,5 +63,5 @@ def distill(
         raise UsageError(f"`{key}` of `distill` cannot be {value:g}", hint="leave it out for the default")
     share = alpha if context.labels is not None else 0.0
     weights = Weights(labels=share, outputs=1 - share, hidden=hidden, temperature=temperature)
-    settings = Settings(epochs, learning_rate, batch, seconds, seed, threads)
+    settings = Settings(steps, learning_rate, batch, seconds, seed, threads)
     return recover(model, context, settings, weights, "distill")

@@ -23,7 +23,7 @@ def finetune(
     model: Model,
     context: Context,
     *,
-    epochs: Annotated[int, Knob(search=False, help="times over the training samples, at most")] = 60,
+    steps: Annotated[int, Knob(search=False, help="updates of the weights, at most")] = 1000,
     learning_rate: Annotated[float, Knob(search=False, help="the largest step of Adam; falls along a cosine")] = 1e-3,
     batch: Annotated[int, Knob(search=False, help="samples per step")] = 32,
     seconds: Annotated[float, Knob(search=False, help="stop then with the best weights so far")] = 300.0,
@@ -36,10 +36,10 @@ def finetune(
         model: a float model; what earlier passes removed stays removed.
         context: samples to train on, of which a fifth only chooses; labels (class numbers for class scores, or values
             of an output's own shape) or the original model.
-        epochs: it stops earlier where the samples for choosing show no gain any more.
+        steps: it stops earlier where the samples for choosing show no gain any more.
         learning_rate: of Adam.
         batch: samples per step.
-        seconds: a limit on the time; where it ends the run, results depend on the machine's speed.
+        seconds: a limit on the time. Where it allows fewer steps, results depend on the machine's speed.
         seed: equal seeds and thread counts give equal bytes on a CPU.
         threads: of PyTorch; by default one, and one more for every four million weights, up to the target's cores.
 
@@ -51,5 +51,5 @@ def finetune(
         UnsupportedOperator: an operator that the importer lacks.
     """
     weights = Weights(labels=1.0) if context.labels is not None else Weights(outputs=1.0)
-    settings = Settings(epochs, learning_rate, batch, seconds, seed, threads)
+    settings = Settings(steps, learning_rate, batch, seconds, seed, threads)
     return recover(model, context, settings, weights, "finetune")
