@@ -241,7 +241,9 @@ def test_weights_go_back_as_they_came(tmp_path: Path) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=2, max_size=12), st.booleans(), st.sampled_from(["f4", "f8"])
+    st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=2, max_size=12),
+    st.booleans(),
+    st.sampled_from(["f4", "f8"]),
 )
 def test_any_weight_is_stored_by_its_name(values: list[float], node: bool, kind: str) -> None:
     weight = np.array(values, kind)

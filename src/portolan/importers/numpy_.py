@@ -89,7 +89,8 @@ class NumPy:
         """Numbers from `start` on, before `stop`."""
         import numpy as np
 
-        return np.arange(start, stop, step, dtype)
+        kind: Any = np.dtype(dtype)
+        return np.asarray(np.arange(start, stop, step, kind))
 
     def nonzero(self, x: np.ndarray) -> np.ndarray:
         """Indices [axes, count]."""

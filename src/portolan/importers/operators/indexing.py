@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from portolan.errors import UnsupportedOperator
@@ -144,14 +145,13 @@ def _origins(mode: str, old: int, new: int, factor: float) -> np.ndarray:
 def _nearest(places: np.ndarray, mode: str) -> np.ndarray:
     import numpy as np
 
-    rounding = {
+    rounding: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "round_prefer_floor": lambda p: np.ceil(p - 0.5),
         "round_prefer_ceil": lambda p: np.floor(p + 0.5),
         "floor": np.floor,
         "ceil": np.ceil,
     }
-    found: np.ndarray = rounding[mode](places)
-    return found
+    return rounding[mode](places)
 
 
 OPERATORS: dict[str, Operator] = {
