@@ -230,11 +230,12 @@ def applied(
     return result
 
 
-def outputs(model: Model, inputs: dict[str, np.ndarray], batch: int = 32) -> dict[str, np.ndarray]:
+def outputs(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     ort = runtime("onnxruntime")
     session = ort.InferenceSession(str(model.path), providers=["CPUExecutionProvider"])
     names = [spec.name for spec in model.signature.outputs]
     rows = len(next(iter(inputs.values())))
+    batch = 1 if model.signature.batch == 1 else 32
     parts = [session.run(names, {k: v[i : i + batch] for k, v in inputs.items()}) for i in range(0, rows, batch)]
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
 

@@ -89,8 +89,9 @@ class NumPy:
         """Numbers from `start` on, before `stop`."""
         import numpy as np
 
-        kind: Any = np.dtype(dtype)
-        return np.asarray(np.arange(start, stop, step, kind))
+        kind: np.dtype[Any] = np.dtype(dtype)
+        found: np.ndarray = np.arange(start, stop, step, dtype=kind)
+        return found
 
     def nonzero(self, x: np.ndarray) -> np.ndarray:
         """Indices [axes, count]."""
