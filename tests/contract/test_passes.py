@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import pytest
+
 from portolan.core.graph import load_model
 from portolan.core.model import Model
 from portolan.core.passes import Context
+from portolan.passes.distill import distill
+from portolan.passes.finetune import finetune
 from portolan.passes.quantize import quantize
 from portolan.passes.simplify import simplify
-from portolan.testing.models import perceptron, this_machine, tokens
+from portolan.testing.models import Case, perceptron, this_machine, tokens, unsupported
 from portolan.testing.passes import PassContract
 
 
@@ -43,3 +49,40 @@ class TestQuantize(PassContract):
         lookup = load_model(tokens(folder).model.path)
         done = quantized(folder)
         return [(lookup, {}), (lookup, {"mode": "static"}), (done, {}), (done, {"mode": "static"})]
+
+
+def moved(model: Model, folder: Path) -> Model:
+    """The same network with other weights nearby, so that there is something to learn."""
+    proto, random = onnx.load(model.path), np.random.default_rng(0)
+    for tensor in proto.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            noise = 0.05 * values.std() * random.standard_normal(values.shape)
+            tensor.CopyFrom(onnx.numpy_helper.from_array((values + noise).astype(np.float32), tensor.name))
+    folder.mkdir(parents=True)
+    onnx.save(proto, folder / "original.onnx")
+    return load_model(folder / "original.onnx")
+
+
+class Training(PassContract):
+    def cases(self, folder: Path) -> list[Case]:
+        """All but the one whose table has fewer rows than made-up ids run to."""
+        return [case for case in super().cases(folder) if case.name != "tokens"]
+
+    def original(self, case: Case, folder: Path) -> Model:
+        return moved(case.model, folder)
+
+    def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
+        return [(quantized(folder), {}), (unsupported(folder), {})]
+
+
+@pytest.mark.torch
+class TestFinetune(Training):
+    pass_ = finetune
+    options = ({"steps": 4, "batch": 8},)
+
+
+@pytest.mark.torch
+class TestDistill(Training):
+    pass_ = distill
+    options = ({"steps": 2, "threads": 1},)

@@ -44,9 +44,10 @@ import numpy as np
 from portolan.core.model import Model
 from portolan.core.passes import Context
 from portolan.core.target import Target
-for model, options, data, out in jobs:
+for model, options, data, out, original in jobs:
     Path(out).mkdir()
-    context = Context(Path(out), Target.from_json(target), dict(np.load(data)))
+    teacher = None if original is None else Model.from_json(original)
+    context = Context(Path(out), Target.from_json(target), dict(np.load(data)), original=teacher)
     pass_(Model.from_json(model), context, **options)
 print(json.dumps(imported))
 """
@@ -99,6 +100,11 @@ class PassContract:
         """Models, inputs and right outputs; files go into `folder`. Those that the pass refuses are not applied."""
         return cases(folder)
 
+    def original(self, case: Case, folder: Path) -> Model:
+        """What a pass that trains learns from; a file that is made for it goes into `folder`."""
+        del folder
+        return case.model
+
     def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
         """Models, with options, that the pass cannot help and must refuse."""
         del folder
@@ -118,7 +124,10 @@ class PassContract:
                     continue
                 out = folder / f"{case.name}-{len(found)}"
                 out.mkdir()
-                context = Context(out, target, generate(model.signature, SAMPLES, 0, _shapes(case)).inputs)
+                samples = generate(model.signature, SAMPLES, 0, _shapes(case)).inputs
+                trains = cls.pass_.needs(cls.pass_.schema.check(options)) == "training"
+                teacher = contract.original(case, folder / "originals" / out.name) if trains else None
+                context = Context(out, target, samples, original=teacher)
                 before = hashes(model.path.parent)
                 found.append(Applied(case, options, context, before, cls.pass_(model, context, **options)))
         assert {str(dict(a.options)) for a in found} == {str(dict(o)) for o in cls.options}, (
@@ -191,7 +200,9 @@ class PassContract:
         for i, one in enumerate(applied):
             samples: dict[str, Any] = dict(one.context.calibration or {})
             np.savez(tmp_path / f"{i}.npz", **samples)
-            jobs.append([one.case.model.to_json(), one.options, str(tmp_path / f"{i}.npz"), str(tmp_path / str(i))])
+            paths = str(tmp_path / f"{i}.npz"), str(tmp_path / str(i))
+            teacher = one.context.original
+            jobs.append([one.case.model.to_json(), one.options, *paths, None if teacher is None else teacher.to_json()])
         again(self.pass_, jobs)
         for i, one in enumerate(applied):
             assert hashes(tmp_path / str(i)) == hashes(one.context.folder), str(one)
@@ -237,10 +248,11 @@ class PassContract:
             assert hashes(model.path.parent) == before
 
     def test_data_that_are_needed_are_asked_for(self, applied: list[Applied], tmp_path: Path) -> None:
-        """Without calibration data, a pass that needs them says so."""
+        """Without the data that it needs, a pass says so."""
         for one in applied:
-            if self.pass_.needs(one.options) == "calibration":
-                with pytest.raises(UsageError, match="calibration"):
+            needs = self.pass_.needs(self.pass_.schema.check(one.options))
+            if needs != "nothing":
+                with pytest.raises(UsageError, match=needs):
                     self.pass_(one.case.model, Context(tmp_path, one.context.target, None), **one.options)
 
 
