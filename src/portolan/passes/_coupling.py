@@ -1,4 +1,4 @@
-"""Which channels of a network must go together: one mechanism for every architecture (after DepGraph, arXiv:2301.12900).
+"""Which channels must go together: one mechanism for every architecture (after DepGraph, arXiv:2301.12900).
 
 Each position along each axis of each tensor is a number. Every operator says which positions of its inputs and outputs
 are the same channel (`_coupling_rules`), and which must stay as they are. Positions that are connected form a bundle:

@@ -231,7 +231,7 @@ def _reshape(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
 
 
 def _regrouped(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes that hold the same numbers on both sides: from the right as far as sizes are known, then the left."""
+    """Runs of axes that hold the same numbers on both sides: from the right while sizes are known, then the left."""
     found = []
     i, j = len(before), len(after)
     while i and j and before[i - 1] is not None and after[j - 1] is not None:
@@ -435,8 +435,8 @@ def _shape(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
 _ELEMENTWISE = (
     "Abs", "Add", "Cast", "Celu", "Clip", "Cos", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Gelu", "Greater",
     "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Less", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu",
-    "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish",
-    "Tanh", "ThresholdedRelu", "Where",
+    "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum",
+    "Swish", "Tanh", "ThresholdedRelu", "Where",
 )  # fmt: skip
 _REDUCTIONS = (
     "ReduceL1",

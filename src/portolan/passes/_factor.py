@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Budget:
-    """How far a layer may shrink.
+    """How far layers may shrink.
 
     Attributes:
-        keep: the share of its parameters that its factors may have.
-        error: the largest relative error of the layer instead (of its output, where calibration data are used);
+        keep: the share of the parameters of all layers that their factors may have.
+        error: the largest relative error of each layer instead (of its output, where calibration data are used);
             None to go by `keep`.
         align: ranks are multiples of this.
     """
@@ -34,18 +34,6 @@ class Budget:
         """`rank` as a multiple of `align` from `align` up, but never above `most`."""
         steps = math.ceil(rank / self.align) if up else round(rank / self.align)
         return min(most, max(1, steps) * self.align)
-
-    def rank(self, energies: np.ndarray, cost: float, whole: float) -> int:
-        """How many terms of a sum to keep.
-
-        Args:
-            energies: the squared singular values, largest first.
-            cost: parameters of one term.
-            whole: parameters of the original.
-        """
-        if self.error is None:
-            return self.rounded(self.keep * whole / cost, len(energies))
-        return self.rounded(terms(energies, self.error), len(energies), up=True)
 
 
 def terms(energies: np.ndarray, error: float) -> int:

@@ -77,7 +77,8 @@ def _weight(node: onnx.NodeProto, constants: Constants) -> np.ndarray | None:
     w = constants[node.input[1]]
     if node.op_type == "MatMul":
         return w
-    return (w.T if attribute(node, "transB", 0) else w) * w.dtype.type(attribute(node, "alpha", 1.0))
+    scaled: np.ndarray = (w.T if attribute(node, "transB", 0) else w) * w.dtype.type(attribute(node, "alpha", 1.0))
+    return scaled
 
 
 class Builder:
@@ -93,7 +94,7 @@ class Builder:
         self.constants, self.taken, self.sizes = constants, taken, sizes
 
     def products(self, layer: Layer, left: np.ndarray, right: np.ndarray) -> dict[str, list[onnx.NodeProto]]:
-        """x w as (x a) b; a Gemm keeps its bias behind the second."""
+        """X w as (x a) b; a Gemm keeps its bias behind the second."""
         a, b = self._store(layer, "a", left), self._store(layer, "b", right)
         found = {}
         for node in layer.nodes:

@@ -1,8 +1,8 @@
 """Structured pruning: which bundles of channels go, what the layers behind them become, and the smaller graph.
 
-With calibration data a bundle costs what its loss adds to the error of the layers behind it after these have been fitted
-anew (optimal brain surgeon, for blocks), and they are fitted anew by least squares. Without, it is judged by the size of
-the weights on both of its sides.
+With calibration data a bundle costs what its loss adds to the error of the layers behind it once these are fitted
+anew (optimal brain surgeon, for blocks), and they are fitted anew by least squares. Without, it is judged by the size
+of the weights on both of its sides.
 """
 
 from __future__ import annotations
@@ -139,66 +139,78 @@ def _by_outputs(
     import numpy as np
 
     constants = coupling.constants
-    fits = []
+    fits = {}
     for axis in _uses(group, coupling):
         w = np.moveaxis(constants[axis[0]].astype(np.float64), axis[1], 0)
         alive = ~removed[axis] if axis in removed else np.ones(len(w), bool)
-        fits.append(_Fit(seen[axis].mean, w.reshape(len(w), -1), group.positions[axis], alive))
-    gone = np.zeros(len(group), bool)
-    rounds = min(drop, _ROUNDS)
-    for left in range(rounds, 0, -1):
-        cost = sum(fit.costs(gone) for fit in fits)
-        order = np.argsort(np.where(gone, np.inf, cost), kind="stable")
-        gone[order[: -(-(drop - int(gone.sum())) // left)]] = True
-    for axis, fit in zip(_uses(group, coupling), fits, strict=True):
+        fits[axis] = _Fit(seen[axis].mean, w.reshape(len(w), -1), group.positions[axis], alive)
+    left = np.arange(len(group))
+    for rounds in range(min(drop, _ROUNDS), 0, -1):
+        now = -(-(drop - (len(group) - len(left))) // rounds)
+        order = np.argsort(sum(fit.costs(left) for fit in fits.values()), kind="stable")
+        for fit in fits.values():
+            fit.drop(left[order[:now]])
+        left = np.sort(left[order[now:]])
+    for axis, fit in fits.items():
         shape = np.moveaxis(constants[axis[0]], axis[1], 0).shape
-        constants.put(axis[0], np.moveaxis(fit.weights(gone).reshape(shape), 0, axis[1]))
-    return np.flatnonzero(gone)
+        constants.put(axis[0], np.moveaxis(fit.whole().reshape(shape), 0, axis[1]))
+    return np.setdiff1d(np.arange(len(group)), left)
 
 
-@dataclass(frozen=True, eq=False)
 class _Fit:
-    """A weight behind a group: E[x x'] of its inputs, the weight [K, outputs], the bundles' positions, what is there."""
+    """A weight behind a group, and what it becomes as bundles go: optimal brain surgeon with blocks of inputs.
 
-    mean: np.ndarray
-    weight: np.ndarray
-    positions: np.ndarray
-    alive: np.ndarray
+    Args:
+        mean: E[x x'] of its inputs, [K, K].
+        weight: [K, outputs].
+        positions: where each bundle's inputs are, [bundles, m].
+        alive: which inputs are still there.
+    """
 
-    def _fitted(self, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where inputs stay, the inverse of their moments, and the weights there that miss the output least."""
-        import numpy as np
-        from scipy.linalg import cho_factor, cho_solve
-
-        stays = self.alive.copy()
-        stays[self.positions[gone].ravel()] = False
-        rows = np.flatnonzero(stays)
-        ridge = _RIDGE * max(float(np.trace(self.mean)) / len(self.mean), 1e-30)
-        factor = cho_factor(self.mean[np.ix_(rows, rows)] + ridge * np.eye(len(rows)))
-        before = np.flatnonzero(self.alive)
-        target = self.mean[np.ix_(rows, before)] @ self.weight[before] + ridge * self.weight[rows]
-        return rows, cho_solve(factor, np.eye(len(rows))), cho_solve(factor, target)
-
-    def costs(self, gone: np.ndarray) -> np.ndarray:
-        """What losing each bundle that is left adds to the squared error, as a share of the output; 0 for those gone."""
+    def __init__(self, mean: np.ndarray, weight: np.ndarray, positions: np.ndarray, alive: np.ndarray) -> None:
         import numpy as np
 
-        rows, inverse, weight = self._fitted(gone)
-        place = np.zeros(len(self.alive), int)
-        place[rows] = np.arange(len(rows))
-        here = place[self.positions[~gone]]  # [bundles, m]
-        blocks = inverse[here[:, :, None], here[:, None, :]]
-        parts = weight[here]  # [bundles, m, outputs]
-        found = np.zeros(len(gone))
-        found[~gone] = (parts * np.linalg.solve(blocks, parts)).sum((1, 2))
-        total = float((self.weight * (self.mean @ self.weight)).sum())
-        return found / max(total, 1e-30)
+        self._whole, self._positions, self._rows = weight, positions, np.flatnonzero(alive)
+        ridge = _RIDGE * max(float(np.trace(mean)) / len(mean), 1e-30)
+        h = mean[np.ix_(self._rows, self._rows)] + ridge * np.eye(len(self._rows))
+        self._inverse, self._weight = np.linalg.inv(h), weight[self._rows]
+        self._power = max(float((self._weight * (h @ self._weight)).sum()), 1e-30)
 
-    def weights(self, gone: np.ndarray) -> np.ndarray:
-        """The whole weight with what is left of it fitted anew."""
-        rows, _, weight = self._fitted(gone)
-        found = self.weight.copy()
-        found[rows] = weight
+    def _places(self, bundles: np.ndarray) -> np.ndarray:
+        """Where these bundles' inputs are among those left, [bundles, m]."""
+        import numpy as np
+
+        return np.asarray(np.searchsorted(self._rows, self._positions[bundles]))
+
+    def costs(self, bundles: np.ndarray) -> np.ndarray:
+        """What the loss of each of these bundles adds to the squared error of the output, as a share of its power."""
+        import numpy as np
+
+        here = self._places(bundles)
+        parts = self._weight[here]
+        if here.shape[1] == 1:
+            found = (parts[:, 0] ** 2).sum(1) / self._inverse[here[:, 0], here[:, 0]]
+        else:
+            blocks = self._inverse[here[:, :, None], here[:, None, :]]
+            found = (parts * np.linalg.solve(blocks, parts)).sum((1, 2))
+        return np.asarray(found / self._power)
+
+    def drop(self, bundles: np.ndarray) -> None:
+        """Takes bundles out; the weights that are left make up for them as far as they can."""
+        import numpy as np
+
+        gone = self._places(bundles).ravel()
+        stays = np.setdiff1d(np.arange(len(self._rows)), gone)
+        across = self._inverse[np.ix_(stays, gone)]
+        factor = np.linalg.solve(self._inverse[np.ix_(gone, gone)], across.T).T
+        self._weight = self._weight[stays] - factor @ self._weight[gone]
+        self._inverse = self._inverse[np.ix_(stays, stays)] - factor @ across.T
+        self._rows = self._rows[stays]
+
+    def whole(self) -> np.ndarray:
+        """The weight [K, outputs] with what is left of it fitted anew."""
+        found = self._whole.copy()
+        found[self._rows] = self._weight
         return found
 
 

@@ -11,8 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from portolan.passes._factor import Budget, largest, terms
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -43,36 +41,27 @@ def parameters(sizes: Sequence[tuple[int, int]], ranks: Sequence[float]) -> floa
     return sum(ends[j] * k * n * ends[j + 1] for j, (k, n) in enumerate(sizes))
 
 
-def products(sizes: Sequence[tuple[int, int]], ranks: Sequence[int]) -> int:
+def products(sizes: Sequence[tuple[int, int]], ranks: Sequence[float]) -> float:
     """Multiplications per input row, cores applied last first."""
     ends = [1, *ranks, 1]
-    total = 0
+    total = 0.0
     for j, (k, n) in enumerate(sizes):
         rows = math.prod(k for k, _ in sizes[:j]) * math.prod(n for _, n in sizes[j + 1 :])
         total += rows * k * ends[j + 1] * n * ends[j]
     return total
 
 
-def train_ranks(w: np.ndarray, sizes: Sequence[tuple[int, int]], budget: Budget) -> tuple[int, ...]:
-    """The inner ranks: each unfolding's terms at a common error, which is the given one or the least that fits."""
+def spectra(w: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """For each inner rank, the squared singular values of its unfolding, largest first."""
     import numpy as np
 
     tensor = _folded(w, sizes)
-    spectra = []
+    found = []
     for j in range(1, len(sizes)):
         matrix = tensor.reshape(math.prod(tensor.shape[:j]), -1)
         short = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-        spectra.append(np.linalg.eigvalsh(short @ short.T)[::-1].clip(0))
-    if budget.error is None:
-        limit = budget.keep * w.size
-
-        def fits(accuracy: float) -> bool:
-            return parameters(sizes, [max(1, terms(s, 1 - accuracy)) for s in spectra]) <= limit
-
-        chosen = [max(1, terms(s, 1 - largest(fits))) for s in spectra]
-        return tuple(budget.rounded(r, len(s)) for r, s in zip(chosen, spectra, strict=True))
-    share = budget.error / math.sqrt(len(spectra))
-    return tuple(budget.rounded(terms(s, share), len(s), up=True) for s in spectra)
+        found.append(np.linalg.eigvalsh(short @ short.T)[::-1].clip(0))
+    return found
 
 
 def train(w: np.ndarray, sizes: Sequence[tuple[int, int]], ranks: Sequence[int]) -> list[np.ndarray]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from portolan.passes._factor import Budget, largest, terms
-
 if TYPE_CHECKING:
     import numpy as np
 
 _SWEEPS = 10
 _ALTERNATIONS = 60
+#: A sweep that lowers the relative error by less than this is the last.
+_PROGRESS = 1e-4
 _SEED = 0
 
 
@@ -31,7 +31,7 @@ class Tucker:
         """The kernel they stand for, [O, C, *window]."""
         import numpy as np
 
-        return np.einsum("ob,ba...,ca->oc...", self.outputs, self.core, self.inputs, optimize=True)
+        return np.asarray(np.einsum("ob,ba...,ca->oc...", self.outputs, self.core, self.inputs, optimize=True))
 
 
 def tucker(kernel: np.ndarray, root: np.ndarray, ranks: tuple[int, int]) -> Tucker:
@@ -54,24 +54,13 @@ def tucker(kernel: np.ndarray, root: np.ndarray, ranks: tuple[int, int]) -> Tuck
     return Tucker(np.asarray(solve_triangular(root, inputs)), core, outputs)
 
 
-def tucker_ranks(kernel: np.ndarray, root: np.ndarray, budget: Budget) -> tuple[int, int]:
-    """Ranks of outputs and inputs: with `error`, half of it squared to each; with `keep`, equal shares of both."""
+def spectra(kernel: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The squared singular values of outputs and of inputs, largest first: what cutting a rank costs."""
     import numpy as np
 
-    outputs, inputs = kernel.shape[:2]
-    if budget.error is None:
-        window = kernel[0, 0].size
-
-        def fits(share: float) -> bool:
-            b, a = share * outputs, share * inputs
-            return a * inputs + a * b * window + b * outputs <= budget.keep * kernel.size
-
-        share = largest(fits)
-        return budget.rounded(share * outputs, outputs), budget.rounded(share * inputs, inputs)
     seen = _seen(kernel, root)
-    spectra = [np.linalg.eigvalsh(_gram(_unfold(seen, mode)))[::-1].clip(0) for mode in (0, 1)]
-    found = [budget.rounded(terms(s, budget.error / 2**0.5), len(s), up=True) for s in spectra]
-    return found[0], found[1]
+    outputs, inputs = (np.linalg.eigvalsh(_gram(_unfold(seen, mode)))[::-1].clip(0) for mode in (0, 1))
+    return outputs, inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +76,8 @@ class Polyadic:
         """The kernel they stand for, [O, C, H, W]."""
         import numpy as np
 
-        return np.einsum("or,cr,hr,wr->ochw", self.outputs, self.inputs, self.rows, self.columns, optimize=True)
+        parts = (self.outputs, self.inputs, self.rows, self.columns)
+        return np.asarray(np.einsum("or,cr,hr,wr->ochw", *parts, optimize=True))
 
 
 def polyadic(kernel: np.ndarray, root: np.ndarray, rank: int) -> tuple[Polyadic, float]:
@@ -105,27 +95,41 @@ def polyadic(kernel: np.ndarray, root: np.ndarray, rank: int) -> tuple[Polyadic,
 
     seen = _seen(kernel, root)
     factors = [_start(_unfold(seen, mode), rank, mode) for mode in range(4)]
-    unfolded = [_unfold(seen, mode) for mode in range(4)]
-    norm = float((seen**2).sum())
-    previous = 2.0
+    norm = float((seen**2).sum()) or 1.0
+    error = previous = 2.0
     for _ in range(_ALTERNATIONS):
-        for mode in range(4):
-            others = [factors[k] for k in range(4) if k != mode]
-            gram = np.prod([f.T @ f for f in others], axis=0)
-            ridge = np.eye(rank) * (1e-9 * np.trace(gram) / rank + 1e-300)
-            product = unfolded[mode] @ _khatri_rao(others)
-            factors[mode] = np.linalg.solve(gram + ridge, product.T).T
-            if mode != 3:
-                factors[mode] /= np.linalg.norm(factors[mode], axis=0) + 1e-300
-        # |t - t'|^2 = |t|^2 - 2 <t, t'> + |t'|^2, with the last mode's products at hand.
-        inner = float((product * factors[3]).sum())
-        size = float((gram * (factors[3].T @ factors[3])).sum())
-        error = max(0.0, (norm - 2 * inner + size) / norm) ** 0.5 if norm else 0.0
-        if previous - error < 1e-5:
+        error = _sweep(seen, factors, norm)
+        if previous - error < _PROGRESS:
             break
         previous = error
     outputs, inputs, rows, columns = factors
     return _balanced(Polyadic(outputs, np.asarray(solve_triangular(root, inputs)), rows, columns)), error
+
+
+def _sweep(seen: np.ndarray, factors: list[np.ndarray], norm: float) -> float:
+    """One least-squares step for each factor, in place; gives the relative error after it."""
+    import numpy as np
+
+    def fit(mode: int, product: np.ndarray) -> np.ndarray:
+        gram: np.ndarray = np.prod([f.T @ f for k, f in enumerate(factors) if k != mode], axis=0)
+        ridge = np.eye(len(gram)) * (1e-9 * np.trace(gram) / len(gram) + 1e-300)
+        factors[mode] = np.linalg.solve(gram + ridge, product.T).T
+        if mode != 3:
+            factors[mode] /= np.linalg.norm(factors[mode], axis=0) + 1e-300
+        return gram
+
+    # The two large modes are summed first: what is left is as small as the window.
+    fit(0, np.einsum("ohwr,hr,wr->or", np.tensordot(seen, factors[1], (1, 0)), factors[2], factors[3], optimize=True))
+    part = np.tensordot(seen, factors[0], (0, 0))
+    fit(1, np.einsum("chwr,hr,wr->cr", part, factors[2], factors[3], optimize=True))
+    small = np.einsum("chwr,cr->hwr", part, factors[1])
+    fit(2, np.einsum("hwr,wr->hr", small, factors[3]))
+    product = np.einsum("hwr,hr->wr", small, factors[2])
+    gram = fit(3, product)
+    # |t - t'|^2 = |t|^2 - 2 <t, t'> + |t'|^2, with the last factor's products at hand.
+    inner = float((product * factors[3]).sum())
+    size = float((gram * (factors[3].T @ factors[3])).sum())
+    return float(max(0.0, (norm - 2 * inner + size) / norm) ** 0.5)
 
 
 def _balanced(form: Polyadic) -> Polyadic:
@@ -177,11 +181,3 @@ def _start(matrix: np.ndarray, rank: int, mode: int) -> np.ndarray:
     first = _leading(matrix, min(rank, len(matrix)))
     random = np.random.default_rng([_SEED, mode]).standard_normal((len(matrix), rank - first.shape[1]))
     return np.concatenate([first, random / np.sqrt(len(matrix))], axis=1)
-
-
-def _khatri_rao(factors: list[np.ndarray]) -> np.ndarray:
-    """Column by column outer products, flattened: [product of the sizes, rank]."""
-    found = factors[0]
-    for factor in factors[1:]:
-        found = (found[:, None, :] * factor[None, :, :]).reshape(-1, factor.shape[1])
-    return found

@@ -104,8 +104,8 @@ def prune(
     Args:
         model: a float model.
         context: its folder gets the new file; score `activation` needs its calibration data, at least 8 samples.
-        kind: `unstructured`, zeros anywhere; `2:4`, two zeros in every four weights along the summed axis; `channels` of
-            convolutions, `neurons` of feed-forward blocks and `heads` of attention, which make shapes smaller.
+        kind: `unstructured`, zeros anywhere; `2:4`, two zeros in every four weights along the summed axis; `channels`
+            of convolutions, `neurons` of feed-forward blocks and `heads` of attention, which make shapes smaller.
         ratio: the share to drop, above 0 and below 1; of each layer or group, rounded to `align`. 2:4 is always a half.
         score: `activation` judges by what is lost on calibration data and fits the rest anew; `magnitude` by weights.
         scope: whether layers share one threshold, so that some lose more than others; for `unstructured`.
