@@ -113,7 +113,9 @@ def residual(path: Path, width: int = 32, **replaced: np.ndarray) -> Model:
     return save(path, nodes, weights | replaced, {"image": ["batch", 3, 8, 8]}, {"y": ["batch", 10]})
 
 
-def attention(path: Path, *, fused: bool = False, listed: bool = False, heads: int = 4, **replaced: np.ndarray) -> Model:
+def attention(
+    path: Path, *, fused: bool = False, listed: bool = False, heads: int = 4, **replaced: np.ndarray
+) -> Model:
     """Self-attention over 6 tokens, 32 wide, with a residual around it.
 
     Args:

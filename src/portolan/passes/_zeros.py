@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 _RIDGE = 1e-2
 _STEPS = 40
+#: Weights per output below which a layer is left whole.
+_FEWEST = 16
 FOUR = 4
 
 
-def depthwise(layer: Layer) -> bool:
-    """Whether a convolution has one input per output: a few weights each of which counts."""
-    return not layer.product and layer.weight.shape[1] == 1 and layer.groups > 1
+def dense(layer: Layer) -> bool:
+    """Whether each output sums over many weights; where it has but a few (depthwise convolutions), each counts."""
+    return summed(layer) * (1 if layer.product else int(layer.weight[0, 0].size)) >= _FEWEST
 
 
 def summed(layer: Layer) -> int:

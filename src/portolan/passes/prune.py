@@ -41,8 +41,8 @@ _OPERATORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "heads": (("MatMul",), ("Softmax",)),
 }
 _SOUGHT = {
-    "unstructured": "a MatMul, Gemm or Conv with constant weights",
-    "2:4": "a MatMul, Gemm or Conv with constant weights that sums over a multiple of 4 inputs",
+    "unstructured": "a MatMul, Gemm or Conv with at least 16 constant weights per output",
+    "2:4": "a MatMul, Gemm or Conv with at least 16 constant weights per output that sums over a multiple of 4 inputs",
     "channels": "the outputs of a convolution, through to what sums over them, with nothing between that mixes them",
     "neurons": "the outputs of a MatMul or Gemm, through to the next one, with nothing between that mixes them",
     "heads": "products with constant weights split into heads by Reshape and Transpose, multiplied head by head, and "
@@ -152,7 +152,7 @@ def _zeroed(
     runs: list[dict[str, np.ndarray]] | None,
 ) -> None:
     constants = Constants(graph)
-    found = [layer for layer in layers(graph, constants, (*PRODUCTS, "Conv")) if not _zeros.depthwise(layer)]
+    found = [layer for layer in layers(graph, constants, (*PRODUCTS, "Conv")) if _zeros.dense(layer)]
     if kind == "2:4":
         found = [layer for layer in found if _zeros.summed(layer) % _zeros.FOUR == 0]
     if not found:
