@@ -253,6 +253,7 @@ def test_a_convolution_in_one_dimension(tmp_path: Path) -> None:
 @pytest.mark.parametrize("align", [1, 8])
 def test_what_is_kept_is_what_was_asked(tmp_path: Path, method: str, keep: float, align: int) -> None:
     dense = method in ("svd", "tt")
+    align = 2 if method == "tt" else align  # large ranks of small cores are more work than the layer
     model = perceptron(tmp_path / "m.onnx", 512) if dense else residual(tmp_path / "m.onnx")
     result = apply(decompose, model, tmp_path / "d", method=method, keep=keep, align=align, **plain)
     assert result.features == ({"svd": "shape:lowrank"}.get(method, f"shape:{method}"),)
