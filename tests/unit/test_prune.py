@@ -151,7 +151,7 @@ def test_which_axes_are_one_channel(tmp_path: Path) -> None:
     groups = list(couple(graph, Constants(graph), heads=False).groups())
     touching = {tuple(sorted({name for name, _ in g.positions})) for g in groups if len(g.positions) > 2}
     wide = next(names for names in touching if "stem" in names)
-    assert {"stem", "k1", "k2", "dw", "pw", "s", "sr", "b", "sum", "r", "dwo"} <= set(wide)
+    assert {"stem", "k1", "k2", "dw", "s", "sr", "b", "sum", "r", "dwo"} <= set(wide)
     inner = next(names for names in touching if "k1_b" in names)
     assert {"k1", "k2", "a", "ar"} <= set(inner)
     assert "stem" not in inner

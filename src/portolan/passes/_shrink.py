@@ -171,7 +171,7 @@ class _Fit:
         import numpy as np
 
         self._whole, self._positions, self._rows = weight, positions, np.flatnonzero(alive)
-        ridge = _RIDGE * max(float(np.trace(mean)) / len(mean), 1e-30)
+        self._ridge = ridge = _RIDGE * max(float(np.trace(mean)) / len(mean), 1e-30)
         h = mean[np.ix_(self._rows, self._rows)] + ridge * np.eye(len(self._rows))
         self._inverse, self._weight = np.linalg.inv(h), weight[self._rows]
         self._power = max(float((self._weight * (h @ self._weight)).sum()), 1e-30)
@@ -193,7 +193,9 @@ class _Fit:
         else:
             blocks = self._inverse[here[:, :, None], here[:, None, :]]
             found = (parts * np.linalg.solve(blocks, parts)).sum((1, 2))
-        return np.asarray(found / self._power)
+        # Without what the ridge alone would say: an input that was always zero costs nothing.
+        found = found - self._ridge * (parts**2).sum((1, 2))
+        return np.asarray(found.clip(0) / self._power)
 
     def drop(self, bundles: np.ndarray) -> None:
         """Takes bundles out; the weights that are left make up for them as far as they can."""
