@@ -13,11 +13,13 @@ import pytest
 from portolan.core.graph import load_model
 from portolan.core.model import Model
 from portolan.core.passes import Context
+from portolan.passes.decompose import decompose
 from portolan.passes.distill import distill
 from portolan.passes.finetune import finetune
+from portolan.passes.prune import prune
 from portolan.passes.quantize import quantize
 from portolan.passes.simplify import simplify
-from portolan.testing.models import Case, perceptron, this_machine, tokens, unsupported
+from portolan.testing.models import Case, convolutions, external, perceptron, this_machine, tokens, unsupported
 from portolan.testing.passes import PassContract
 
 
@@ -86,3 +88,50 @@ class TestFinetune(Training):
 class TestDistill(Training):
     pass_ = distill
     options = ({"steps": 2, "threads": 1},)
+
+
+def always(operators: Mapping[str, int], kinds: Mapping[str, int]) -> bool:
+    """Counts of operators do not show it: the unit tests look at shapes and zeros."""
+    return sum(operators.values()) > 0 and kinds.get("float32", 0) > 0
+
+
+class TestPruneZeros(PassContract):
+    pass_ = prune
+    options = ({"ratio": 0.1}, {"ratio": 0.1, "scope": "global", "score": "magnitude"}, {"kind": "2:4"})
+    evidence = {"sparsity:unstructured": always, "sparsity:2:4": always}
+    loose = 0.9
+
+    def cases(self, folder: Path) -> list[Case]:
+        return [perceptron(folder), external(folder)]
+
+    def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
+        lookup = load_model(tokens(folder).model.path)
+        return [(lookup, {}), (lookup, {"kind": "2:4"}), (quantized(folder), {})]
+
+
+class TestPruneShapes(PassContract):
+    pass_ = prune
+    options = ({"kind": "neurons", "ratio": 0.25}, {"kind": "neurons", "ratio": 0.25, "score": "magnitude"})
+    evidence = {"shape:pruned": always}
+    loose = 0.9
+
+    def cases(self, folder: Path) -> list[Case]:
+        return [perceptron(folder), external(folder)]
+
+    def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
+        pictures = load_model(convolutions(folder).model.path)
+        return [(pictures, {"kind": "heads"}), (quantized(folder), {"kind": "neurons"})]
+
+
+class TestDecompose(PassContract):
+    pass_ = decompose
+    options = ({"keep": 0.9, "align": 1}, {"score": "magnitude", "keep": 0.9, "align": 1}, {"method": "tt", "align": 1})
+    evidence = {"shape:lowrank": always, "shape:tt": always}
+    loose = 0.99
+
+    def cases(self, folder: Path) -> list[Case]:
+        return [perceptron(folder), external(folder)]
+
+    def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
+        flat = load_model(perceptron(folder).model.path)
+        return [(flat, {"method": "tucker"}), (flat, {"method": "cp"}), (quantized(folder), {})]

@@ -66,7 +66,7 @@ def test_a_pass_without_memory_and_one_that_spoils_the_model_lose_their_trials(
 ) -> None:
     study = optimize(
         env, tmp_path, "-g", "accuracy_drop <= 1%", "-g", "min latency_p50", "--passes", "hungry,spoil",
-        "--backend", "onnxruntime", "--budget", "12",
+        "--backend", "onnxruntime", "--budget", "12 trials",
     )  # fmt: skip
     assert study["met"]
     found: dict[str, list[Any]] = {}

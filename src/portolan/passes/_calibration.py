@@ -14,14 +14,23 @@ if TYPE_CHECKING:
 
 #: Below the first number ranges are guesses; beyond the second they hardly change and only cost time.
 FEWEST, MOST = 8, 128
+#: What does without them.
+_ELSE = {
+    "static quantization": ", or use `quantize` with `mode=dynamic`",
+    "prune": ", or use `score=magnitude`",
+    "decompose": ", or use `score=magnitude`",
+}
 
 
-def usable(model: Model, samples: Mapping[str, np.ndarray] | None) -> list[dict[str, np.ndarray]]:
+def usable(
+    model: Model, samples: Mapping[str, np.ndarray] | None, who: str = "static quantization"
+) -> list[dict[str, np.ndarray]]:
     """The inputs of each calibration run.
 
     Args:
         model: the model to calibrate.
         samples: an array per input, first axis the samples; at most 128 are used, evenly chosen.
+        who: what needs them, for errors: a method's name, or a pass's.
 
     Raises:
         UsageError: no data, names or types that do not fit, fewer than 8 samples, NaN or infinite values, or samples
@@ -29,13 +38,14 @@ def usable(model: Model, samples: Mapping[str, np.ndarray] | None) -> list[dict[
     """
     import numpy as np
 
+    said = who if " " in who else f"`{who}`"
     if samples is None:
-        raise UsageError("static quantization needs calibration data", hint="give samples with `--data`")
+        raise UsageError(f"{said} needs calibration data", hint="give samples with `--data`")
     data = Data(dict(samples), None, "")
     if data.rows < FEWEST:
         raise UsageError(
-            f"static quantization needs at least {FEWEST} calibration samples, got {data.rows}",
-            hint="give more with `--data`, or use `quantize` with `mode=dynamic`",
+            f"{said} needs at least {FEWEST} calibration samples, got {data.rows}",
+            hint="give more with `--data`" + _ELSE.get(who, ""),
         )
     missing = [spec.name for spec in model.signature.inputs if spec.name not in samples]
     if missing:
@@ -51,7 +61,7 @@ def usable(model: Model, samples: Mapping[str, np.ndarray] | None) -> list[dict[
             )
     if all((array[rows] == array[rows[0]]).all() for array in known.values()):
         raise UsageError(
-            "all calibration samples are equal, so they show no ranges",
+            "all calibration samples are equal, so they show no ranges and no directions",
             hint="give real inputs with `--data`",
         )
     found = [inputs for inputs, _ in feeds(data, rows, model.signature)]
