@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 FEWEST, MOST = 8, 128
 
 
-def usable(model: Model, samples: Mapping[str, np.ndarray] | None) -> list[dict[str, np.ndarray]]:
+def usable(
+    model: Model, samples: Mapping[str, np.ndarray] | None, what: str = "static quantization"
+) -> list[dict[str, np.ndarray]]:
     """The inputs of each calibration run.
 
     Args:
         model: the model to calibrate.
         samples: an array per input, first axis the samples; at most 128 are used, evenly chosen.
+        what: what needs them, for the errors.
 
     Raises:
         UsageError: no data, names or types that do not fit, fewer than 8 samples, NaN or infinite values, or samples
@@ -30,12 +33,13 @@ def usable(model: Model, samples: Mapping[str, np.ndarray] | None) -> list[dict[
     import numpy as np
 
     if samples is None:
-        raise UsageError("static quantization needs calibration data", hint="give samples with `--data`")
+        raise UsageError(f"{what} needs calibration data", hint="give samples with `--data`")
     data = Data(dict(samples), None, "")
     if data.rows < FEWEST:
         raise UsageError(
-            f"static quantization needs at least {FEWEST} calibration samples, got {data.rows}",
-            hint="give more with `--data`, or use `quantize` with `mode=dynamic`",
+            f"{what} needs at least {FEWEST} calibration samples, got {data.rows}",
+            hint="give more with `--data`, or use "
+            + ("`quantize` with `mode=dynamic`" if what == "static quantization" else "`method=hqq`"),
         )
     missing = [spec.name for spec in model.signature.inputs if spec.name not in samples]
     if missing:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import onnx
 
 #: Inputs that say which positions hold something, as tokenizers call them.
+#: Rows that are collected before they are multiplied.
+_TOGETHER = 1024
 _MASKS = ("attention_mask", "input_mask", "mask")
 
 
@@ -87,17 +89,29 @@ def hessians(
     loaded = session(probe, name)
     # One product per activation, however many weights it goes to.
     sums: dict[str, Any] = {}
+    waiting: dict[str, list[Any]] = {}
+
+    def add(key: str) -> None:
+        """Adds up what waits: one large product costs less than many small ones."""
+        rows = np.concatenate(waiting.pop(key, [])) if waiting.get(key) else None
+        if rows is None:
+            return
+        gram = rows.T @ rows
+        if not np.isfinite(gram).all():
+            raise UsageError(
+                f"`{name}` gives NaN or infinite activations on the calibration data, first in `{key}`",
+                hint="give inputs in the range that the model was trained for",
+            )
+        sums[key] = sums.get(key, 0.0) + gram.astype(np.float64)
+
     for inputs in runs:
         values = {**inputs, **(run(loaded, names, inputs, name) if names else {})}
         for key in dict.fromkeys(x for layer in products for x in layer.inputs):
-            rows = _rows(values[key], inputs)
-            gram = rows.T @ rows
-            if not np.isfinite(gram).all():
-                raise UsageError(
-                    f"`{name}` gives NaN or infinite activations on the calibration data, first in `{key}`",
-                    hint="give inputs in the range that the model was trained for",
-                )
-            sums[key] = sums.get(key, 0.0) + gram.astype(np.float64)
+            waiting.setdefault(key, []).append(_rows(values[key], inputs))
+            if sum(map(len, waiting[key])) >= _TOGETHER:
+                add(key)
+    for key in list(waiting):
+        add(key)
     return {layer.name: sum(sums[key] for key in layer.inputs) for layer in products}
 
 
