@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-#: Inputs that say which positions hold something, as tokenizers call them.
 #: Rows that are collected before they are multiplied.
 _TOGETHER = 1024
+#: Inputs that say which positions hold something, as tokenizers call them.
 _MASKS = ("attention_mask", "input_mask", "mask")
 
 
@@ -119,11 +119,13 @@ def _rows(values: np.ndarray, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """The vectors that a weight is multiplied with, without those at masked positions."""
     import numpy as np
 
-    rows = values.reshape(-1, values.shape[-1]).astype(np.float32)
+    rows: np.ndarray = values.reshape(-1, values.shape[-1]).astype(np.float32)
     for name in _MASKS:
         mask = inputs.get(name)
         if mask is not None and mask.ndim >= 1 and values.shape[: mask.ndim] == mask.shape and mask.any():
             # Heads or anything else between position and channel would follow the mask's axes.
-            kept = np.broadcast_to((mask != 0).reshape(mask.shape + (1,) * (values.ndim - mask.ndim - 1)), values.shape[:-1])
-            return rows[kept.reshape(-1)]
+            shape = mask.shape + (1,) * (values.ndim - mask.ndim - 1)
+            kept = np.broadcast_to((mask != 0).reshape(shape), values.shape[:-1])
+            rows = rows[kept.reshape(-1)]
+            break
     return rows

@@ -97,7 +97,7 @@ def apply(model: Model, context: Context, options: Mapping[str, Any]) -> Model:
         raise UsageError(
             f"`{model.name}` cannot be quantized: no {', '.join(_KINDS)} in it has constant weights", hint=_HINT
         )
-    plan = {layer: options["bits"] for layer in chosen}
+    plan: dict[Layer, Bits] = dict.fromkeys(chosen, options["bits"])
     result = store(graph, fitted(graph, plan, options["group"], method, runs, model.name), model.name)
     return save_graph(result, original, model, context.folder, produces(options))
 

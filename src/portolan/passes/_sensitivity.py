@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,7 @@ def _steps(choices: Mapping[Layer, Sequence[Choice]]) -> list[tuple[Layer, float
             while len(hull) > 1 and _slope(hull[-1], option) <= _slope(hull[-2], hull[-1]):
                 hull.pop()
             hull.append(option)
-        steps += [(layer, _slope(a, b), (a, b)) for a, b in zip(hull, hull[1:], strict=False)]
+        steps += [(layer, _slope(a, b), (a, b)) for a, b in itertools.pairwise(hull)]
     return sorted(steps, key=lambda step: step[1])  # stable: the order of the graph decides between equals
 
 

@@ -103,7 +103,9 @@ def layers(graph: onnx.ModelProto, *, embeddings: bool = True) -> list[Layer]:
     import onnx
 
     constants = {
-        t.name: tuple(t.dims) for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and 0 not in t.dims
+        t.name: tuple(t.dims)
+        for t in graph.graph.initializer
+        if t.data_type == onnx.TensorProto.FLOAT and 0 not in t.dims
     }
     found: dict[tuple[str, Role, bool], Layer] = {}
     for node in graph.graph.node:
@@ -311,7 +313,7 @@ def _product(proto: onnx.ModelProto, node: onnx.NodeProto, tag: str, i: int) -> 
 
 
 def _add_table(proto: onnx.ModelProto, layer: Layer, codes: Codes, tag: str) -> None:
-    """Entries x groups x bytes; in a byte lie codes of different parts of the group, so that a Concat puts it in order."""
+    """Entries x groups x bytes; a byte holds codes of different parts of the group, for a Concat to put in order."""
     import numpy as np
 
     entries, groups = layer.shape[0], codes.scale.shape[0]
@@ -331,7 +333,7 @@ def _lookup(
     proto: onnx.ModelProto, node: onnx.NodeProto, layer: Layer, codes: Codes, tag: str, ranks: Mapping[str, int]
 ) -> list[onnx.NodeProto]:
     import numpy as np
-    from onnx import TensorProto, helper
+    from onnx import helper
 
     ids, out, found = node.input[1], node.output[0], []
     at = _free_name(proto, f"{tag}.at.{out}")
@@ -356,7 +358,6 @@ def _lookup(
         part: make("Cast", [make("Gather", [f"{tag}.{part}", ids], f"{at}.{part}", axis=0)], f"{at}.{part}.float", to=1)
         for part in ("codes", "scales", "zeros")
     }
-    assert TensorProto.FLOAT == 1
     digits = [pieces["codes"]]
     if codes.bits < 8:
         digits = halves(digits[0], 16)
@@ -395,10 +396,10 @@ def without_weights(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.
     import onnx
 
     light = onnx.ModelProto()
-    taken = []
-    kept = []
+    taken: list[onnx.TensorProto] = []
+    kept: list[onnx.TensorProto] = []
     for tensor in graph.graph.initializer:
-        (taken if onnx.helper.make_tensor_value_info and _elements(tensor) > _SMALL else kept).append(tensor)
+        (taken if _elements(tensor) > _SMALL else kept).append(tensor)
     for field, value in graph.ListFields():
         if field.name not in ("graph", "opset_import", "metadata_props", "functions", "training_info", "configuration"):
             setattr(light, field.name, value)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Method = Literal["gptq", "hqq", "rtn"]
 _HINT = "leave `mixed_precision` out of the recipe"
 #: Samples that layers are judged on: damages are means, and their order shows early.
-_JUDGED = 12
+_JUDGED = 16
 #: How often the choice is corrected by the damage that it really does together.
 _CORRECTIONS = 4
 
@@ -115,18 +115,17 @@ class _Work:
         self._weights, self._moments, self._group, self._method = weights, moments, group, method
         self._known: dict[tuple[Layer, int], Codes] = {}
 
-    def codes(self, layer: Layer, bits: int, *, quick: bool = False) -> Codes:
-        """The layer by the method; `quick` by rounding, which costs a tenth of GPTQ and orders layers alike."""
+    def codes(self, layer: Layer, bits: int) -> Codes:
+        """The layer by the method."""
         if (layer, bits) in self._known:
             return self._known[layer, bits]
         moments = self._moments.get(layer.name) if layer.role == "product" else None
-        plain = quick or bits == 8 or (self._method == "gptq" and moments is None)
+        plain = bits == 8 or (self._method == "gptq" and moments is None)
         method: Any = "rtn" if plain else self._method
         real: Any = layer.bits(bits)  # type: ignore[arg-type]
         size = layer.group(real, self._group)
         found = rounded(layer.matrix(self._weights[layer.name]), real, size, method, moments)
-        if not quick:
-            self._known[layer, bits] = found
+        self._known[layer, bits] = found
         return found
 
     def array(self, layer: Layer, bits: int) -> np.ndarray:
@@ -145,7 +144,7 @@ class _Work:
         original = self._weights[layer.name]
         errors, damages = {}, {}
         for b in bits:
-            array = layer.array(self.codes(layer, b, quick=True).matrix())
+            array = self.array(layer, b)
             errors[b] = float(np.square(array - original, dtype=np.float64).sum())
             if b < 8 or len(bits) == 1:
                 damages[b] = board.damage({layer: array})
