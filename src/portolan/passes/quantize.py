@@ -103,7 +103,7 @@ def quantize(
         mode: `dynamic` finds each activation's range as it runs; `static` (QuantizeLinear and DequantizeLinear around
             the operators) takes the ranges that the calibration data show. `weights` leaves activations float:
             ONNX Runtime and OpenVINO keep the codes of products in memory and compute with them; those of convolutions
-            are unpacked when they are used. `float16` and `bfloat16` halve the file; in memory weights are float32 again.
+            are unpacked when they are used. `float16` and `bfloat16` halve the file; in memory they are float32 again.
         per_channel: one scale per output channel of a weight; without it one per weight.
         calibrator: `minmax`, or `percentile` (99.99) or `entropy`, which cut outliers off.
         method: of the mode `weights`. `rtn` rounds to the nearest on the grid with the least squared error, `hqq` lets
