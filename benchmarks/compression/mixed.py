@@ -1,7 +1,7 @@
 """Mixed precision against uniform and random ones at equal bytes: `python benchmarks/compression/mixed.py MODELS`.
 
 MODELS is a folder that `benchmarks/models.py` filled with `minilm`. For a number of stored bytes, uniform 4 bits
-reach it by the size of their groups; `mixed_precision` by giving layers 8, 4 or 2 bits, as sensitive as they are; the random
+reach it by the size of their groups; `mixed_precision` by giving layers 8, 4 or 2 bits by sensitivity; the random
 baselines give layers those bits by chance. All round with GPTQ on the same calibration data. Exits 1 where mixed
 precision is not the closest to the untouched model on held-out samples.
 """

@@ -78,8 +78,8 @@ class TestMixedPrecision(PassContract):
     options = ({}, {"smaller": 3.0})
 
     def cases(self, folder: Path) -> list[Case]:
-        # Weights that other operators need as floats are stored twice, so nothing becomes smaller.
-        return [case for case in cases(folder) if case.name in ("perceptron", "tokens", "external")]
+        # Samples of `tokens` are made up and name entries that its table does not have.
+        return [case for case in cases(folder) if case.name in ("perceptron", "external")]
 
     def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
         return [(quantized(folder), {})]

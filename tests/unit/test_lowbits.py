@@ -265,6 +265,22 @@ def test_odd_entries_have_eight_bits(tmp_path: Path) -> None:
     np.testing.assert_allclose(answers(result.path, {"ids": x}), answers(model.path, {"ids": x}), atol=0.02)
 
 
+@pytest.mark.parametrize("columns", [10, 11, 12])
+def test_products_of_two_bits_repeat_themselves(tmp_path: Path, columns: int) -> None:
+    """ONNX Runtime reads beyond 2-bit codes whose columns do not fill bytes; those get 4 bits."""
+    nodes = [oh.make_node("MatMul", ["x", "w"], ["y"])]
+    w = normal(64, columns)
+    model = save(tmp_path / "m.onnx", nodes, {"w": w}, {"x": [4, 64]}, {"y": [4, columns]})
+    result = apply(model, tmp_path / "q", bits=2, method="rtn", group=16)
+    kind = onnx.TensorProto.UINT2 if columns == 12 else onnx.TensorProto.UINT4
+    assert kind in {t.data_type for t in onnx.load(result.path).graph.initializer}
+    x = {"x": normal(4, 64)}
+    first, second = (answers(result.path, x) for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+    right = x["x"] @ w
+    assert np.square(first - right).sum() < 0.3 * np.square(right).sum()
+
+
 def test_embeddings_can_stay_and_padding_does_not_count(tmp_path: Path) -> None:
     nodes = [
         oh.make_node("Gather", ["t", "ids"], ["e"]),

@@ -78,11 +78,14 @@ def int8_static(operators: Mapping[str, int], kinds: Mapping[str, int]) -> bool:
 
 
 def stored_in(bits: int) -> Any:
-    """Weights lie in the file in so many bits: as ONNX's own type, or several to a byte (tables)."""
+    """Weights lie in the file in so many bits: as ONNX's own type, or several to a byte (tables).
+
+    In place of 2 bits some products have 4, see `Layer.bits`.
+    """
 
     def found(operators: Mapping[str, int], kinds: Mapping[str, int]) -> bool:
         del operators
-        whole = any(kinds.get(f"{sign}int{bits}", 0) for sign in ("", "u"))
+        whole = any(kinds.get(f"{sign}int{b}", 0) for sign in ("", "u") for b in {bits, max(bits, 4)})
         return whole or (kinds.get("uint8", 0) > 0 and kinds.get("float16", 0) > 0)
 
     return found
