@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,9 @@ from portolan.passes._weights import Layer
 if TYPE_CHECKING:
     import numpy as np
     import onnx
+
+#: Steps of bytes that choices are compared in.
+_UNITS = 2**14
 
 
 @dataclass(frozen=True)
@@ -100,52 +102,66 @@ def _switchable(graph: onnx.ModelProto, tags: Mapping[Layer, str]) -> onnx.Model
 
 
 def within_budget(choices: Mapping[Layer, Sequence[Choice]], budget: float) -> dict[Layer, int]:
-    """Bits per layer with few bytes and a summed damage of at most `budget`.
-
-    Greedy: of all steps to fewer bits the one with the least damage per saved byte first. For a sum of damages that is
-    the best choice but for the last step.
+    """Bits per layer with the fewest bytes and a summed damage of at most `budget`.
 
     Args:
-        choices: of each layer, most bytes first.
+        choices: of each layer, most bytes and no damage first.
         budget: the largest sum of damages.
     """
-    found = {layer: options[0].bits for layer, options in choices.items()}
-    spent, stopped = 0.0, set()
-    for layer, _, step in _steps(choices):
-        if layer in stopped:
-            continue
-        if spent + step[1].damage - step[0].damage > budget:
-            stopped.add(layer)  # its later steps start from this one
-            continue
-        spent += step[1].damage - step[0].damage
-        found[layer] = step[1].bits
-    return found
+    import numpy as np
+
+    damages, picks, _ = _table(choices)
+    enough = np.flatnonzero(damages <= budget)
+    if not len(enough):
+        return {layer: options[0].bits for layer, options in choices.items()}
+    return _walk(choices, picks, int(enough[0]))
 
 
 def within_bytes(choices: Mapping[Layer, Sequence[Choice]], most: int) -> dict[Layer, int]:
-    """Bits per layer with little summed damage and at most `most` bytes; the fewest bits where that is not enough."""
-    found = {layer: options[0].bits for layer, options in choices.items()}
-    total = sum(options[0].stored for options in choices.values())
-    for layer, _, (before, after) in _steps(choices):
-        if total <= most:
-            break
-        found[layer] = after.bits
-        total += after.stored - before.stored
-    return found
+    """Bits per layer with the least summed damage and at most `most` bytes; the fewest bits where nothing fits."""
+    import numpy as np
+
+    damages, picks, unit = _table(choices)
+    place = min(int(most // unit), len(damages) - 1)
+    if most < 0 or not np.isfinite(damages[place]):
+        return {layer: min(options, key=lambda c: c.stored).bits for layer, options in choices.items()}
+    return _walk(choices, picks, place)
 
 
-def _steps(choices: Mapping[Layer, Sequence[Choice]]) -> list[tuple[Layer, float, tuple[Choice, Choice]]]:
-    """Steps along each layer's lower convex hull of damage over bytes, by damage per saved byte."""
-    steps = []
-    for layer, options in choices.items():
-        hull = [options[0]]
-        for option in sorted(options[1:], key=lambda c: -c.stored):
-            while len(hull) > 1 and _slope(hull[-1], option) <= _slope(hull[-2], hull[-1]):
-                hull.pop()
-            hull.append(option)
-        steps += [(layer, _slope(a, b), (a, b)) for a, b in itertools.pairwise(hull)]
-    return sorted(steps, key=lambda step: step[1])  # stable: the order of the graph decides between equals
+def _table(choices: Mapping[Layer, Sequence[Choice]]) -> tuple[np.ndarray, list[np.ndarray], float]:
+    """The least damage for every number of bytes, by dynamic programming over the layers.
+
+    Greedy choice by damage per byte, the usual way, fails where one layer is half of the model, as embeddings are.
+
+    Returns:
+        The damage by units of bytes, which choice of each layer gives it, and the bytes in a unit.
+    """
+    import math
+
+    import numpy as np
+
+    total = sum(max(c.stored for c in options) for options in choices.values())
+    unit = max(1.0, total / _UNITS)
+    sizes = [[math.ceil(c.stored / unit) for c in options] for options in choices.values()]
+    best = np.zeros(sum(map(max, sizes)) + 1)
+    picks = []
+    for options, widths in zip(choices.values(), sizes, strict=True):
+        rows = np.full((len(options), len(best)), np.inf)
+        for row, choice, width in zip(rows, options, widths, strict=True):
+            row[width:] = best[: len(best) - width] + choice.damage
+        picks.append(rows.argmin(0))
+        best = rows.min(0)
+    return best, picks, unit
 
 
-def _slope(before: Choice, after: Choice) -> float:
-    return (after.damage - before.damage) / max(before.stored - after.stored, 1)
+def _walk(choices: Mapping[Layer, Sequence[Choice]], picks: Sequence[np.ndarray], place: int) -> dict[Layer, int]:
+    import math
+
+    total = sum(max(c.stored for c in options) for options in choices.values())
+    unit = max(1.0, total / _UNITS)
+    found = {}
+    for layer, pick in reversed(list(zip(choices, picks, strict=True))):
+        choice = choices[layer][int(pick[place])]
+        found[layer] = choice.bits
+        place -= math.ceil(choice.stored / unit)
+    return {layer: found[layer] for layer in choices}

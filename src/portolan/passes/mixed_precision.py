@@ -63,7 +63,7 @@ def mixed_precision(
     """Stores each layer's weights in float, 8, 4 or 2 bits: the fewest that an error budget allows.
 
     Each layer's damage at each number of bits is measured alone, with half of the calibration data; the sum predicts
-    the damage of all together. Steps to fewer bits are taken in the order of damage per saved byte. Then the joint
+    the damage of all together, and the fewest bytes under that sum are chosen. Then the joint
     damage is measured, and the choice corrected by what was wrong with the prediction. GPTQ fits to the other half.
 
     Args:
