@@ -16,10 +16,11 @@ from portolan.core.passes import Context
 from portolan.passes.decompose import decompose
 from portolan.passes.distill import distill
 from portolan.passes.finetune import finetune
+from portolan.passes.mixed_precision import mixed_precision
 from portolan.passes.prune import prune
 from portolan.passes.quantize import quantize
 from portolan.passes.simplify import simplify
-from portolan.testing.models import Case, convolutions, external, perceptron, this_machine, tokens, unsupported
+from portolan.testing.models import Case, cases, convolutions, external, perceptron, this_machine, tokens, unsupported
 from portolan.testing.passes import PassContract
 
 
@@ -135,3 +136,42 @@ class TestDecompose(PassContract):
     def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
         flat = load_model(perceptron(folder).model.path)
         return [(flat, {"method": "tucker"}), (flat, {"method": "cp"}), (quantized(folder), {})]
+
+
+class TestWeights(PassContract):
+    """Weight-only quantization. 2 bits of random weights leave little: what they compute is tested beside."""
+
+    pass_ = quantize
+    loose = 0.9
+    options = (
+        {"mode": "weights"},
+        {"mode": "weights", "bits": 4},
+        {"mode": "weights", "bits": 4, "method": "hqq", "group": 16},
+        {"mode": "weights", "bits": 2, "method": "rtn", "group": 16},
+    )
+
+    def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
+        done = quantized(folder)
+        return [(done, {"mode": "weights"}), (done, {"mode": "float16"}), (done, {"bits": 4})]
+
+
+class TestSixteenBits(PassContract):
+    pass_ = quantize
+    loose = 0.01
+    options = ({"mode": "float16"}, {"mode": "bfloat16"})
+
+    def cases(self, folder: Path) -> list[Case]:
+        # A few dozen weights stay as they are: a model with no more has nothing to store.
+        return [case for case in cases(folder) if case.name != "several-outputs"]
+
+
+class TestMixedPrecision(PassContract):
+    pass_ = mixed_precision
+    options = ({}, {"smaller": 3.0})
+
+    def cases(self, folder: Path) -> list[Case]:
+        # Samples of `tokens` are made up and name entries that its table does not have.
+        return [case for case in cases(folder) if case.name in ("perceptron", "external")]
+
+    def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
+        return [(quantized(folder), {})]

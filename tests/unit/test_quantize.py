@@ -315,8 +315,10 @@ def test_a_graph_that_cannot_be_converted(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_options_are_checked(tmp_path: Path) -> None:
     model = load_model(free_batch(tmp_path).model.path)
-    for wrong in ({"bits": 4}, {"mode": "both"}, {"calibrator": "best"}):
+    for wrong in ({"bits": 3}, {"mode": "both"}, {"calibrator": "best"}):
         with pytest.raises(PortolanError, match="cannot be"):
             apply(model, tmp_path / str(wrong), **wrong)
     values = {name: p.values(this_machine()) for name, p in quantize.schema.parameters.items()}
-    assert values == {"bits": (8,), "mode": ("dynamic", "static"), "per_channel": (True,), "calibrator": ("minmax",)}
+    modes = ("dynamic", "static", "weights", "float16", "bfloat16")
+    fixed = {"per_channel": (True,), "calibrator": ("minmax",), "method": ("auto",), "group": (128,)}
+    assert values == {"bits": (8, 4, 2), "mode": modes, **fixed, "embeddings": (True,)}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Level = Literal["all", "extended", "basic", "disabled"]
 #: Without one of these, 8-bit products are emulated and slower than f32.
 _DOT = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
+_STORED = ("weights:int8", "weights:int4", "weights:int2", "float16", "bfloat16")
 _PROVIDER = "CPUExecutionProvider"
 _LACKS = (
     r"Fatal error: (\S+?)\(-?\d+\) is not a registered function/op",
@@ -75,7 +76,13 @@ class OnnxRuntime(Backend):
     distributions = ("onnxruntime",)
     module = "onnxruntime"
     fix = "pip install onnxruntime"
-    exploits = (Exploit("int8:dynamic", _DOT), Exploit("int8:static", _DOT))
+    exploits = (
+        Exploit("int8:dynamic", _DOT),
+        Exploit("int8:static", _DOT),
+        # Products stay in codes (MatMulNBits). Few rows gain speed by it, many lose, and convolutions are unpacked on
+        # every run: what is sure is the size. Floats of 16 bits are unpacked when the file is loaded.
+        *(Exploit(feature, gain="size") for feature in _STORED),
+    )
 
     def compile(
         self,

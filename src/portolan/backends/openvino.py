@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["f32", "bf16"]
 Hint = Literal["latency", "throughput"]
+#: Instructions for 8-bit products; compressed weights meet activations that are quantized as they come.
+_DOT = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
 _NAMES = {"f32": "f32", "float32": "f32", "bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "float16": "f16"}
 #: The operators of the domain `ai.onnx.ml`, none of which OpenVINO has.
 _CLASSICAL = frozenset(
@@ -115,7 +117,14 @@ class OpenVino(Backend):
     distributions = ("openvino",)
     module = "openvino"
     fix = "pip install openvino"
-    exploits = (Exploit("int8:static", ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")),)
+    exploits = (
+        Exploit("int8:static", _DOT),
+        # Products with compressed weights. Its ONNX front end knows no type of 2 bits.
+        Exploit("weights:int8", _DOT),
+        Exploit("weights:int4", _DOT),
+        Exploit("float16", gain="size"),
+        Exploit("bfloat16", gain="size"),
+    )
 
     def refuse(self, model: Model, target: Target) -> str | None:
         """Besides the features: classical machine learning has no operators here."""

@@ -19,6 +19,7 @@ _ELSE = {
     "static quantization": ", or use `quantize` with `mode=dynamic`",
     "prune": ", or use `score=magnitude`",
     "decompose": ", or use `score=magnitude`",
+    "GPTQ": ", or use `method=hqq`",
 }
 
 

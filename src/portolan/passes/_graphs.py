@@ -43,7 +43,7 @@ QUANTIZED = frozenset(
 def quantized(model: Model) -> bool:
     """Whether the graph holds integer arithmetic already, whoever put it there."""
     names = {operator.rpartition(".")[2] for operator in model.operators}  # without the domain
-    return bool(QUANTIZED & names) or any(f.startswith("int") for f in model.features)
+    return bool(QUANTIZED & names) or any(f.startswith(("int", "weights:")) for f in model.features)
 
 
 def open_graph(model: Model) -> onnx.ModelProto:

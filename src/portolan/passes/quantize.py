@@ -18,14 +18,15 @@ from portolan.core.schema import Knob
 from portolan.core.silence import runtime
 from portolan.core.target import Target
 from portolan.errors import ModelError, UsageError
+from portolan.passes import _lowbits
 from portolan.passes._calibration import Reader, usable
-from portolan.passes._graphs import hushed, open_graph, quantized, save_graph
+from portolan.passes._graphs import hushed, open_graph, save_graph
 from portolan.passes._slimming import slim
 
 if TYPE_CHECKING:
     import onnx
 
-Mode = Literal["dynamic", "static"]
+Mode = Literal["dynamic", "static", "weights", "float16", "bfloat16"]
 Calibrator = Literal["minmax", "percentile", "entropy"]
 
 _PRODUCTS = ("Gemm", "MatMul")
@@ -45,16 +46,24 @@ _OPSET = 13
 
 
 def _needs(options: Params) -> Need:
+    if options.get("mode") in _lowbits.MODES:
+        return _lowbits.needs(options)
     return "calibration" if options.get("mode") == "static" else "nothing"
 
 
 def _produces(options: Params) -> tuple[str, ...]:
+    if options.get("mode") in _lowbits.MODES:
+        return _lowbits.produces(options)
     return (f"int8:{options.get('mode', 'dynamic')}",)
 
 
 def _refuse(model: Model, options: Params, target: Target) -> str | None:
-    if quantized(model):
-        return "the model is quantized already"
+    if options.get("mode") in _lowbits.MODES:
+        return _lowbits.refuse(model, options)
+    if options.get("bits", 8) != 8:
+        return f"activations need 8 bits: `bits={options['bits']}` is for `mode=weights`"
+    if reason := _lowbits.reduced(model):
+        return reason
     if target.arch == "wasm32":
         return "int8 is 3 to 7 times slower than float in WebAssembly"
     if options.get("mode", "dynamic") == "dynamic":
@@ -73,28 +82,45 @@ def quantize(
     model: Model,
     context: Context,
     *,
-    bits: Annotated[Literal[8], Knob(help="bits per weight and activation")] = 8,
-    mode: Annotated[Mode, Knob(help="ranges found at run time, or from calibration data")] = "dynamic",
+    bits: Annotated[Literal[8, 4, 2], Knob(help="bits per weight; activations of int8 modes have 8")] = 8,
+    mode: Annotated[
+        Mode, Knob(help="int8 with ranges found at run time or from calibration data, or only the weights smaller")
+    ] = "dynamic",
     per_channel: Annotated[bool, Knob(search=False, help="a scale per output channel of a weight")] = True,
     calibrator: Annotated[Calibrator, Knob(search=False, help="how static ranges are chosen")] = "minmax",
+    method: Annotated[
+        _lowbits.Asked, Knob(search=False, help="how weights are rounded: auto is rtn at 8 bits, gptq below")
+    ] = "auto",
+    group: Annotated[int, Knob(search=False, help="weights under one scale at 4 and 2 bits")] = 128,
+    embeddings: Annotated[bool, Knob(search=False, help="tables that are looked up get fewer bits too")] = True,
 ) -> Model:
-    """Quantizes weights and activations to int8.
+    """Quantizes weights and activations to int8, or weights alone to 8, 4 or 2 bits or 16-bit floats.
 
     Args:
         model: a float model.
         context: its folder gets the new file; static mode needs its calibration data, at least 8 samples.
-        bits: 8.
+        bits: per weight; 4 and 2 in the mode `weights` only.
         mode: `dynamic` finds each activation's range as it runs; `static` (QuantizeLinear and DequantizeLinear around
-            the operators) takes the ranges that the calibration data show.
+            the operators) takes the ranges that the calibration data show. `weights` leaves activations float:
+            ONNX Runtime and OpenVINO keep the codes of products in memory and compute with them; those of convolutions
+            are unpacked when they are used. `float16` and `bfloat16` halve the file; in memory they are float32 again.
         per_channel: one scale per output channel of a weight; without it one per weight.
         calibrator: `minmax`, or `percentile` (99.99) or `entropy`, which cut outliers off.
+        method: of the mode `weights`. `rtn` rounds to the nearest on the grid with the least squared error, `hqq` lets
+            outliers err (HQQ, 2023), `gptq` makes up for errors in later weights (arXiv 2210.17323) and needs
+            calibration data, at least 8 samples; it is for MatMul and Gemm, the rest is rounded.
+        group: of the mode `weights` at 4 and 2 bits: smaller is closer to the original and larger on disk. 8 bits have
+            one scale per output channel.
+        embeddings: of the mode `weights`: whether tables that Gather reads count.
 
     Raises:
         UsageError: nothing to quantize, quantized already, or calibration data that are missing or unusable.
         ModelError: the graph holds something that the quantizer cannot handle.
     """
-    del bits
-    if reason := _refuse(model, {"mode": mode}, context.target):
+    if mode in _lowbits.MODES:
+        asked = {"bits": bits, "mode": mode, "method": method, "group": group, "embeddings": embeddings}
+        return _lowbits.apply(model, context, asked)
+    if reason := _refuse(model, {"bits": bits, "mode": mode}, context.target):
         raise UsageError(f"`{model.name}` cannot be quantized: {reason}", hint="leave `quantize` out of the recipe")
     feeds = usable(model, context.calibration) if mode == "static" else []
     original = open_graph(model)

@@ -78,6 +78,25 @@ def int8_static(operators: Mapping[str, int], kinds: Mapping[str, int]) -> bool:
     return {"QuantizeLinear", "DequantizeLinear"} <= operators.keys() and kinds.get("int8", 0) > 0
 
 
+def stored_in(bits: int) -> Any:
+    """Weights lie in the file in so many bits: as ONNX's own type, or several to a byte (tables).
+
+    In place of 2 bits some products have 4, see `Layer.bits`.
+    """
+
+    def found(operators: Mapping[str, int], kinds: Mapping[str, int]) -> bool:
+        del operators
+        whole = any(kinds.get(f"{sign}int{b}", 0) for sign in ("", "u") for b in {bits, max(bits, 4)})
+        return whole or (kinds.get("uint8", 0) > 0 and kinds.get("float16", 0) > 0)
+
+    return found
+
+
+def floats(kind: str) -> Any:
+    """Weights lie in the file in a short float type."""
+    return lambda operators, kinds: kinds.get(kind, 0) > 0 and "Cast" in operators
+
+
 class PassContract:
     """Subclass it in a file that pytest collects and set `pass_`.
 
@@ -92,7 +111,13 @@ class PassContract:
 
     pass_: ClassVar[Pass]
     options: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    evidence: ClassVar[Mapping[str, Any]] = {"int8:dynamic": int8_dynamic, "int8:static": int8_static}
+    evidence: ClassVar[Mapping[str, Any]] = {
+        "int8:dynamic": int8_dynamic,
+        "int8:static": int8_static,
+        **{f"weights:int{bits}": stored_in(bits) for bits in (8, 4, 2)},
+        "float16": floats("float16"),
+        "bfloat16": floats("bfloat16"),
+    }
     tolerance: ClassVar[float] = 1e-5
     loose: ClassVar[float] = 0.3
 
