@@ -1,9 +1,9 @@
-"""Calibration data: what static quantization may use, and in the form its library reads."""
+"""Calibration data: what static quantization may use, one part to fit on and one to choose by."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from portolan.core.data import Data, feeds
 from portolan.core.model import Model
@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 #: Below the first number ranges are guesses; beyond the second they hardly change and only cost time.
 FEWEST, MOST = 8, 128
+#: Every so many samples, one decides instead of calibrating.
+_DECIDES = 4
+Runs = list[dict[str, "np.ndarray"]]
 
 
-def usable(model: Model, samples: Mapping[str, np.ndarray] | None) -> list[dict[str, np.ndarray]]:
-    """The inputs of each calibration run.
+def divided(model: Model, samples: Mapping[str, np.ndarray] | None) -> tuple[Runs, Runs]:
+    """The inputs of the runs to fit on, and of those to choose by: no sample is in both.
 
     Args:
         model: the model to calibrate.
@@ -54,28 +57,8 @@ def usable(model: Model, samples: Mapping[str, np.ndarray] | None) -> list[dict[
             "all calibration samples are equal, so they show no ranges",
             hint="give real inputs with `--data`",
         )
-    found = [inputs for inputs, _ in feeds(data, rows, model.signature)]
-    model.signature.check(found[0], where="calibration data")
-    return found
-
-
-class Reader:
-    """Calibration runs one after the other, as ONNX Runtime's `CalibrationDataReader` asks for them."""
-
-    def __init__(self, runs: list[dict[str, Any]]) -> None:
-        self._runs = runs
-        self._next, self._end = 0, len(runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Restricts `get_next` to part of the runs."""
-        self._next, self._end = start_index, min(end_index, len(self._runs))
-
-    def get_next(self) -> dict[str, Any] | None:
-        """The next run's inputs; None after the last."""
-        if self._next >= self._end:
-            return None
-        self._next += 1
-        return self._runs[self._next - 1]
+    chosen = rows[_DECIDES - 1 :: _DECIDES]
+    fitted = [row for row in rows if row not in chosen]
+    fit, select = ([inputs for inputs, _ in feeds(data, part, model.signature)] for part in (fitted, chosen))
+    model.signature.check(fit[0], where="calibration data")
+    return fit, select
