@@ -37,7 +37,7 @@ class TestQuantize(PassContract):
         {"mode": "static", "calibrator": "percentile"},
         {"mode": "static", "calibrator": "entropy"},
         {"mode": "static", "calibrator": "mse", "smooth": 0.5, "signed": True},
-        {"mode": "static", "weights": "u8", "per_channel": False},
+        {"mode": "static", "per_channel": False},
         {"mode": "dynamic", "per_channel": False},
     )
 

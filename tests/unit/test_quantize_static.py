@@ -182,7 +182,7 @@ def test_migration_is_exact_in_float(tmp_path: Path) -> None:
     plan = _static.draft(graph, sight, _static.Options(smooth=0.6))
     assert set(plan.scales) == {"n", "g"}
     # Nothing is quantized: only the migration is left.
-    wide = {tensor: (-1e9, 1e9) for tensor in plan.ranges}
+    wide = dict.fromkeys(plan.ranges, (-1000000000.0, 1000000000.0))
     built = Builder(graph).build(dataclasses.replace(plan, ranges=wide))
     for node in list(built.graph.node):
         if node.op_type == "QuantizeLinear":
