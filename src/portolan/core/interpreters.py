@@ -36,7 +36,7 @@ def python_for(name: str) -> list[str] | None:
 
 def missing(module: str) -> bool:
     """Whether `module` is neither here nor said to be elsewhere."""
-    return importlib.util.find_spec(module) is None and python_for(module) is None
+    return python_for(module) is None and importlib.util.find_spec(module) is None
 
 
 def version(module: str) -> str:

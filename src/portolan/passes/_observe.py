@@ -55,7 +55,8 @@ class Seen:
         """The largest magnitude in each channel, [channels]."""
         import numpy as np
 
-        return np.maximum(-self.lows, self.highs)
+        largest: np.ndarray = np.maximum(-self.lows, self.highs)
+        return largest
 
     @property
     def power(self) -> float:

@@ -40,7 +40,7 @@ def choose(seen: Seen, calibrator: Calibrator, care: np.ndarray | None = None) -
         return lo, hi
     if calibrator == "percentile":
         tail = (100 - PERCENTILE) / 2
-        low, high = (float(end) for end in np.percentile(seen.rows, [tail, 100 - tail]))
+        low, high = (float(np.percentile(seen.rows, share)) for share in (tail, 100 - tail))
         cut = min(low, 0.0), max(high, 0.0)
         return cut if cut[1] > cut[0] else (lo, hi)
     if calibrator == "entropy":

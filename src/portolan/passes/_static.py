@@ -31,7 +31,7 @@ class Options:
     calibrator: _ranges.Calibrator = "minmax"
     signed: bool = False
     smooth: float | None = None
-    keep_cosine: float = 0.995
+    keep_cosine: float = 0.99
     kind: Kind = "s8"
 
 
@@ -147,7 +147,7 @@ def _behind_softmax(graph: Graph, layer: Layer) -> bool:
 
 def _groups(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
     groups: dict[str, list[Layer]] = {}
-    others = set()
+    others: set[str] = set()
     for layer in layers:
         if layer.weight is not None and layer.kind in PRODUCTS:
             groups.setdefault(layer.inputs[0], []).append(layer)
@@ -175,39 +175,46 @@ def _range(
 
 
 def _within(builder: Builder, judge: Judge, plan: Plan, sight: Sight, keep: float, name: str) -> onnx.ModelProto:
-    """The plan with as few products in float as the limit allows, the noisiest first.
+    """The plan with as few products in float as the limit allows, those that do most damage first.
 
-    How noisy each product is alone gives the order; how many have to go is found by halving, on the model's outputs;
-    then each of them may come back if the limit still holds.
+    How noisy each product is alone gives the order, at no cost; where that misleads, what each of them alone does to
+    the outputs, which takes a run each. How many have to go is found by halving; then each of them may come back if
+    the limit still holds.
     """
     noise = {layer.name: _noise(builder.graph, layer, plan, sight) for layer in plan.layers}
     order = sorted(plan.layers, key=lambda layer: -noise[layer.name])
-
-    def kept(gone: Sequence[Layer]) -> tuple[onnx.ModelProto, float]:
-        graph = builder.build(without(plan, gone))
-        return graph, judge.cosine(graph)
-
-    few, many = 0, len(order) - 1  # few is too few
-    best, cosine = kept(order[:many])
-    if many < 1 or cosine < keep:
+    trial = _Trial(builder, judge, plan)
+    if len(order) > 1 and trial.cosine(order[:-1]) < keep:
+        alone = {one.name: trial.cosine([other for other in order if other is not one]) for one in order}
+        order = sorted(order, key=lambda layer: alone[layer.name])
+    if len(order) == 1 or trial.cosine(order[:-1]) < keep:
+        found = trial.cosine(order[:-1])
         raise ModelError(
-            f"int8 cannot keep a cosine of {keep:g} on `{name}`: with one product in int8 it is {cosine:.4f}",
+            f"int8 cannot keep a cosine of {keep:g} on `{name}`: with one product in int8 it is {found:.4f}",
             hint="allow more with `keep_cosine`, give more calibration samples, or use another mode",
         )
+    few, many = 0, len(order) - 1  # few is too few
     while many - few > 1:
         middle = (few + many) // 2
-        graph, cosine = kept(order[:middle])
-        if cosine >= keep:
-            best, many = graph, middle
-        else:
-            few = middle
+        few, many = (few, middle) if trial.cosine(order[:middle]) >= keep else (middle, many)
     gone = order[:many]
     for layer in reversed(order[max(0, many - 1 - _RETRIES) : many - 1]):
         fewer = [other for other in gone if other is not layer]
-        graph, cosine = kept(fewer)
-        if cosine >= keep:
-            best, gone = graph, fewer
-    return best
+        gone = fewer if trial.cosine(fewer) >= keep else gone
+    return builder.build(without(plan, gone))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What leaving products in float does to the outputs."""
+
+    builder: Builder
+    judge: Judge
+    plan: Plan
+
+    def cosine(self, gone: Sequence[Layer]) -> float:
+        """The outputs' cosine with these products in float."""
+        return self.judge.cosine(self.builder.build(without(self.plan, gone)))
 
 
 def without(plan: Plan, gone: Sequence[Layer]) -> Plan:

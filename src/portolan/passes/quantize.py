@@ -94,7 +94,7 @@ def quantize(
     ] = None,
     keep_cosine: Annotated[
         float, Knob(search=False, help="static products go back to float until the outputs are this near")
-    ] = 0.995,
+    ] = 0.99,
     weights: Annotated[
         Weights, Knob(values=_unsigned, help="the whole numbers of static weights; `auto` never overflows here")
     ] = "auto",
