@@ -189,7 +189,7 @@ def test_migration_is_exact_in_float(tmp_path: Path) -> None:
             back = next(n for n in built.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == node.output[0])
             back.CopyFrom(oh.make_node("Identity", [node.input[0]], [back.output[0]], name=back.name))
             built.graph.node.remove(node)
-    assert Judge(graph.proto, runs).cosine(built) > 0.9995  # weights are 8-bit all the same
+    assert Judge(graph.proto, runs, "m").cosine(built) > 0.9995  # weights are 8-bit all the same
 
 
 @given(st.floats(0, 1), st.integers(0, 100))
@@ -222,18 +222,24 @@ def test_migration_brings_a_huge_channel_back(tmp_path: Path) -> None:
     )
 
 
+def integers(proto: onnx.ModelProto) -> dict[str, bool]:
+    """Which products take their activation in 8 bits."""
+    made = {output: node.op_type for node in proto.graph.node for output in node.output}
+    return {n.name: made.get(n.input[0]) == "DequantizeLinear" for n in proto.graph.node if n.op_type == "MatMul"}
+
+
 def test_the_worst_products_go_back_to_float(tmp_path: Path) -> None:
-    model = transformer(tmp_path / "m.onnx", outlier=3000.0)
+    model = transformer(tmp_path / "m.onnx", outlier=100.0)
     x = normal(40, 6, 16)
     kept = {}
-    for keep in (0.0, 0.9999):
+    for keep in (0.0, 0.98):
         result = apply(model, tmp_path / str(keep), {"x": x[:32]}, smooth=0.0, keep_cosine=keep)
         kept[keep] = cosine(run(result, {"x": x[32:]})["y"], run(model, {"x": x[32:]})["y"])
         proto = onnx.load(result.path)
         assert sum(t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2 for t in proto.graph.initializer) == 4
-    assert kept[0.9999] > kept[0.0]
-    assert kept[0.9999] > 0.999
-    count = [load_model(tmp_path / f"{keep}/model.onnx").operators["QuantizeLinear"] for keep in (0.0, 0.9999)]
+    assert kept[0.98] > kept[0.0]
+    assert kept[0.98] > 0.975
+    count = [sum(integers(onnx.load(tmp_path / f"{keep}/model.onnx")).values()) for keep in (0.0, 0.98)]
     assert 0 < count[1] < count[0]
 
 
@@ -294,6 +300,23 @@ def test_activations_that_are_constant_or_not_finite(tmp_path: Path) -> None:
     broken = save(tmp_path / "b.onnx", nodes, {"w": normal(8, 4)}, {"x": [2, 8]}, {"y": [2, 4]})
     with pytest.raises(UsageError, match="NaN or infinity in `o`"):
         apply(broken, tmp_path / "r", {"x": x})
+
+
+def test_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    nodes = [oh.make_node("MatMul", ["x", "w"], ["h"], name="n"), oh.make_node("MatMul", ["h", "v"], ["y"], name="n")]
+    model = save(tmp_path / "m.onnx", nodes, {"w": normal(8, 8), "v": normal(8, 4)}, {"x": [2, 8]}, {"y": [2, 4]})
+    assert apply(model, tmp_path / "q", {"x": normal(16, 8)}).operators["QuantizeLinear"] == 2
+
+
+def test_a_runtime_that_fails_is_put_into_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError("odd graph")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+    nodes = [oh.make_node("MatMul", ["x", "w"], ["y"])]
+    model = save(tmp_path / "m.onnx", nodes, {"w": normal(8, 4)}, {"x": [2, 8]}, {"y": [2, 4]})
+    with pytest.raises(ModelError, match="`m` does not run on the calibration data: RuntimeError: odd graph"):
+        apply(model, tmp_path / "q", {"x": normal(16, 8)})
 
 
 def test_embeddings_are_looked_up_in_eight_bits(tmp_path: Path) -> None:

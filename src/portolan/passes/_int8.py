@@ -156,7 +156,7 @@ class _Building:
             step = float(self._steps(layer.inputs[0])[0])
         if layer.bias is not None and step is not None:
             bias = onnx.numpy_helper.to_array(self.graph.constants[layer.bias])
-            if bias.ndim != 1:
+            if bias.shape != (self.graph.constants[str(layer.weight)].dims[layer.axis],):
                 bias = None
         if bias is not None:
             least = np.abs(bias) / np.float32(step) / 2**30

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portolan.core.silence import runtime
-from portolan.errors import ModelError, UsageError
+from portolan.errors import ModelError, PortolanError, UsageError
 from portolan.passes._graphs import hushed, write
 
 if TYPE_CHECKING:
@@ -87,6 +87,20 @@ def session(graph: onnx.ModelProto, outputs: Sequence[str] = ()) -> Iterator[Any
         del graph.graph.output[len(given) :]
 
 
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Puts it into words when the runtime fails on the model called `name`."""
+    try:
+        yield
+    except PortolanError:
+        raise
+    except Exception as error:  # third-party code over any graph: whatever it raises is the reason
+        raise ModelError(
+            f"`{name}` does not run on the calibration data: {type(error).__name__}: {error}",
+            hint="check the model with `portolan bench`",
+        ) from error
+
+
 def observe(
     graph: onnx.ModelProto, runs: Sequence[Feeds], rowwise: Collection[str], plain: Collection[str], name: str
 ) -> dict[str, Seen]:
@@ -106,23 +120,15 @@ def observe(
     wanted = sorted({*rowwise, *plain})
     made = [tensor for tensor in wanted if tensor not in {value.name for value in graph.graph.input}]
     watches = {tensor: _Watch(tensor in rowwise, len(runs)) for tensor in wanted}
-    try:
-        with session(graph, made) as running:
-            for i, feeds in enumerate(runs):
-                found = dict(zip(made, running.run(made, dict(feeds)), strict=True)) if made else {}
-                for tensor, watch in watches.items():
-                    if not watch.add(found[tensor] if tensor in found else feeds[tensor]):
-                        raise UsageError(
-                            f"`{name}` gives NaN or infinity in `{tensor}` for calibration run {i}",
-                            hint="remove that sample from the data",
-                        )
-    except UsageError:
-        raise
-    except Exception as error:  # third-party code over any graph: whatever it raises is the reason
-        raise ModelError(
-            f"`{name}` does not run on the calibration data: {type(error).__name__}: {error}",
-            hint="check the model with `portolan bench`",
-        ) from error
+    with explained(name), session(graph, made) as running:
+        for i, feeds in enumerate(runs):
+            found = dict(zip(made, running.run(made, dict(feeds)), strict=True)) if made else {}
+            for tensor, watch in watches.items():
+                if not watch.add(found[tensor] if tensor in found else feeds[tensor]):
+                    raise UsageError(
+                        f"`{name}` gives NaN or infinity in `{tensor}` for calibration run {i}",
+                        hint="remove that sample from the data",
+                    )
     return {tensor: watch.seen() for tensor, watch in watches.items()}
 
 
@@ -167,17 +173,17 @@ class _Watch:
 class Judge:
     """How near a changed graph's outputs are to the original's, on samples that nothing was fitted on."""
 
-    def __init__(self, graph: onnx.ModelProto, runs: Sequence[Feeds]) -> None:
-        self._runs = runs
+    def __init__(self, graph: onnx.ModelProto, runs: Sequence[Feeds], name: str) -> None:
+        self._runs, self._name = runs, name
         self._outputs = [value.name for value in graph.graph.output]
-        with session(graph) as running:
+        with explained(name), session(graph) as running:
             self._right = [running.run(self._outputs, dict(feeds)) for feeds in runs]
 
     def cosine(self, graph: onnx.ModelProto) -> float:
         """The mean cosine of the float output that moved most, less one standard error; 1.0 without such an output."""
         import numpy as np
 
-        with session(graph) as running:
+        with explained(self._name), session(graph) as running:
             rows = [
                 [_cosine(a, b) for a, b in zip(running.run(self._outputs, dict(feeds)), right, strict=True)]
                 for feeds, right in zip(self._runs, self._right, strict=True)

@@ -49,10 +49,11 @@ class Layer:
 
 
 class Graph:
-    """Who makes and who reads each tensor of an ONNX graph."""
+    """Who makes and who reads each tensor of an ONNX graph; nodes get names of their own."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto = proto
+        _name(proto)
         self.constants = {tensor.name: tensor for tensor in proto.graph.initializer}
         self.nodes = {node.name: node for node in proto.graph.node}
         self.makers = {output: node for node in proto.graph.node for output in node.output}
@@ -136,6 +137,15 @@ class Graph:
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
             if axis in (0, -2) and table.dims[0] * table.dims[1] >= _TABLE:
                 yield node
+
+
+def _name(proto: onnx.ModelProto) -> None:
+    """Renames nodes without a name or with that of an earlier one."""
+    taken: set[str] = set()
+    for i, node in enumerate(proto.graph.node):
+        while not node.name or node.name in taken:
+            node.name = f"{node.name or node.op_type}/{i}"
+        taken.add(node.name)
 
 
 def weighted(graph: onnx.ModelProto, operators: Iterable[str] = PRODUCTS) -> Iterator[onnx.NodeProto]:

@@ -40,7 +40,8 @@ def choose(seen: Seen, calibrator: Calibrator, care: np.ndarray | None = None) -
         return lo, hi
     if calibrator == "percentile":
         tail = (100 - PERCENTILE) / 2
-        low, high = (float(np.percentile(seen.rows, share)) for share in (tail, 100 - tail))
+        ends: np.ndarray = np.percentile(seen.rows, [tail, 100 - tail])
+        low, high = float(ends[0]), float(ends[1])
         cut = min(low, 0.0), max(high, 0.0)
         return cut if cut[1] > cut[0] else (lo, hi)
     if calibrator == "entropy":
@@ -63,7 +64,7 @@ def steps(lo: float, hi: float, levels: int = LEVELS) -> tuple[float, int]:
 
     if not hi > lo:
         return 1.0, 0
-    scale = float(np.float32(max((hi - lo) / levels, np.finfo("f4").tiny)))
+    scale = float(np.float32(max((hi - lo) / levels, float(np.finfo("f4").tiny))))
     return scale, int(np.clip(np.round(-lo / scale), 0, levels))
 
 

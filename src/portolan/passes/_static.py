@@ -52,7 +52,7 @@ def static(
         ModelError: the graph does not run, or no product can be int8 within `keep_cosine`.
     """
     found = Graph(graph)
-    builder, judge = Builder(found), Judge(graph, select)
+    builder, judge = Builder(found), Judge(graph, select, name)
     sight = look(found, fit, name)
     if not any(layer.weight is not None for layer in sight.layers):
         raise UsageError(
