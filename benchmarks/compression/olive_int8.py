@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SCRIPT = '''
+SCRIPT = """
 import numpy as np
 from olive.data.registry import Registry
 
@@ -29,7 +29,7 @@ class Samples:
 @Registry.register_dataset()
 def samples(data_path, **_):
     return Samples(data_path)
-'''
+"""
 
 
 def main() -> int:

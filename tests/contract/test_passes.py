@@ -45,6 +45,8 @@ class TestQuantize(PassContract):
         {"mode": "static"},
         {"mode": "static", "calibrator": "percentile"},
         {"mode": "static", "calibrator": "entropy"},
+        {"mode": "static", "calibrator": "mse", "smooth": 0.5, "signed": True},
+        {"mode": "static", "per_channel": False},
         {"mode": "dynamic", "per_channel": False},
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from portolan.core.interpreters import missing, variable
 from portolan.core.model import Model
 from portolan.core.schema import Schema
 from portolan.core.target import Target
@@ -54,6 +55,8 @@ class Pass:
         stage: what kind of change it makes with given options, which says where in a recipe it may stand.
         refuse: why it cannot help this model with given options, or None; asked before any time is spent.
         distributions: packages whose versions decide the result.
+        module: with given options, a module that may live in an environment of its own, where the pass is then
+            applied: the interpreter that PORTOLAN_PYTHON_<MODULE> names. None for this one.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Pass:
     stage: Callable[[Params], Stage]
     refuse: Callable[[Model, Params, Target], str | None]
     distributions: tuple[str, ...]
+    module: Callable[[Params], str | None] = lambda p: None
 
     @property
     def schema(self) -> Schema:
@@ -88,11 +92,19 @@ def compression(
     stage: Callable[[Params], Stage] = lambda p: "graph",
     refuse: Callable[[Model, Params, Target], str | None] = lambda m, p, t: None,
     distributions: tuple[str, ...] = (),
+    module: Callable[[Params], str | None] = lambda p: None,
 ) -> Callable[[Callable[..., Model]], Pass]:
     """Turns a function into a Pass; see Pass for what each keyword says."""
 
+    def able(model: Model, options: Params, target: Target) -> str | None:
+        name = module(options)
+        if name is not None and missing(name):
+            where = f"or name an interpreter that has it in `{variable(name)}`"
+            return f"the package `{name}` is not installed: `pip install {name}`, {where}"
+        return refuse(model, options, target)
+
     def wrap(function: Callable[..., Model]) -> Pass:
-        return Pass(function.__name__, function, needs, produces, lossy, stage, refuse, distributions)
+        return Pass(function.__name__, function, needs, produces, lossy, stage, able, distributions, module)
 
     return wrap
 

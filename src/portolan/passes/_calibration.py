@@ -1,9 +1,9 @@
-"""Calibration data: what static quantization may use, and in the form its library reads."""
+"""Calibration data: what static quantization may use, one part to fit on and one to choose by."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from portolan.core.data import Data, feeds
 from portolan.core.model import Model
@@ -21,11 +21,12 @@ _ELSE = {
     "decompose": ", or use `score=magnitude`",
     "GPTQ": ", or use `method=hqq`",
 }
+#: Every so many samples, one decides instead of calibrating.
+_DECIDES = 4
+Runs = list[dict[str, "np.ndarray"]]
 
 
-def usable(
-    model: Model, samples: Mapping[str, np.ndarray] | None, who: str = "static quantization"
-) -> list[dict[str, np.ndarray]]:
+def usable(model: Model, samples: Mapping[str, np.ndarray] | None, who: str = "static quantization") -> Runs:
     """The inputs of each calibration run.
 
     Args:
@@ -37,9 +38,33 @@ def usable(
         UsageError: no data, names or types that do not fit, fewer than 8 samples, NaN or infinite values, or samples
             that are all equal.
     """
+    data, rows = _checked(model, samples, who)
+    return _runs(model, data, rows)
+
+
+def divided(
+    model: Model, samples: Mapping[str, np.ndarray] | None, who: str = "static quantization"
+) -> tuple[Runs, Runs]:
+    """The inputs of the runs to fit on, and of those to choose by: no sample is in both.
+
+    Arguments and errors are those of `usable`.
+    """
+    data, rows = _checked(model, samples, who)
+    chosen = rows[_DECIDES - 1 :: _DECIDES]
+    return _runs(model, data, [row for row in rows if row not in chosen]), _runs(model, data, chosen)
+
+
+def _runs(model: Model, data: Data, rows: list[int]) -> Runs:
+    found = [inputs for inputs, _ in feeds(data, rows, model.signature)]
+    model.signature.check(found[0], where="calibration data")
+    return found
+
+
+def _checked(model: Model, samples: Mapping[str, np.ndarray] | None, who: str) -> tuple[Data, list[int]]:
+    """The data and the rows of them to use."""
     import numpy as np
 
-    said = who if " " in who else f"`{who}`"
+    said = who if " " in who or who.isupper() else f"`{who}`"
     if samples is None:
         raise UsageError(f"{said} needs calibration data", hint="give samples with `--data`")
     data = Data(dict(samples), None, "")
@@ -65,28 +90,4 @@ def usable(
             "all calibration samples are equal, so they show no ranges and no directions",
             hint="give real inputs with `--data`",
         )
-    found = [inputs for inputs, _ in feeds(data, rows, model.signature)]
-    model.signature.check(found[0], where="calibration data")
-    return found
-
-
-class Reader:
-    """Calibration runs one after the other, as ONNX Runtime's `CalibrationDataReader` asks for them."""
-
-    def __init__(self, runs: list[dict[str, Any]]) -> None:
-        self._runs = runs
-        self._next, self._end = 0, len(runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Restricts `get_next` to part of the runs."""
-        self._next, self._end = start_index, min(end_index, len(self._runs))
-
-    def get_next(self) -> dict[str, Any] | None:
-        """The next run's inputs; None after the last."""
-        if self._next >= self._end:
-            return None
-        self._next += 1
-        return self._runs[self._next - 1]
+    return data, rows

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from portolan import __version__, frontends
-from portolan.core import registry
+from portolan.core import interpreters, registry
 from portolan.core.backend import Backend
 from portolan.core.data import Data
 from portolan.core.frontend import Shapes
@@ -144,7 +144,9 @@ class Builder:
         found = registry.pass_(step.name)
         options = found.schema.check(step.options)
         data = None if found.needs(options) == "nothing" else self._samples.data.sha256
-        return [step.name, options, data, versions_of_passes([step]), list(self._target.features)]
+        module = found.module(options)
+        elsewhere = {} if module is None else {module: interpreters.version(module)}
+        return [step.name, options, data, versions_of_passes([step]) | elsewhere, list(self._target.features)]
 
     def _remember(self, kind: str, key: str, make: Make) -> tuple[Path, dict[str, Any]]:
         """What `make` built or how it failed, now or in an earlier run."""
@@ -159,9 +161,10 @@ class Builder:
             raise
 
     def _apply(self, step: Step, model: Model, out: Path) -> dict[str, Any]:
-        options = registry.pass_(step.name).schema.check(step.options)
-        needs = registry.pass_(step.name).needs(options)
-        with self._worker(None) as worker:
+        found = registry.pass_(step.name)
+        options = found.schema.check(step.options)
+        needs, module = found.needs(options), found.module(options)
+        with self._worker(None if module is None else python_for(module)) as worker:
             reply = worker.ask(
                 "apply",
                 timeout=patience(_SECONDS),

@@ -6,37 +6,19 @@ Compilers clash, so each may have an environment of its own; a worker started th
 from __future__ import annotations
 
 import copy
-import os
 import shlex
 from collections.abc import Sequence
 
 from portolan.core import registry
 from portolan.core.backend import Backend, Support
+from portolan.core.interpreters import python_for, variable
 from portolan.core.target import Target
-from portolan.errors import PortolanError, UsageError
+from portolan.errors import PortolanError
 from portolan.worker.session import Worker
 
+__all__ = ["backends", "python_for"]
+
 _PROBE_SECONDS = 60.0
-
-
-def python_for(backend: str) -> list[str] | None:
-    """The argv of the interpreter that `backend` lives in; None for this one.
-
-    Raises:
-        UsageError: the variable is no command line.
-    """
-    name = _variable(backend)
-    text = os.environ.get(name)
-    try:
-        return shlex.split(text) if text else None
-    except ValueError as error:
-        raise UsageError(
-            f"`{name}` is no command line: {error}", hint="name an interpreter in it, or unset it"
-        ) from error
-
-
-def _variable(backend: str) -> str:
-    return f"PORTOLAN_PYTHON_{backend.upper().replace('-', '_')}"
 
 
 def backends(target: Target, names: Sequence[str] | None = None) -> dict[str, Backend]:
@@ -62,7 +44,7 @@ def _elsewhere(backend: Backend, python: list[str], target: Target) -> Backend:
         versions = dict(reply.fields["versions"])
     except (PortolanError, OSError) as error:
         reason = f"`{shlex.join(python)}` does not answer: {error}"
-        support = Support(False, reason=reason, fix=f"unset {_variable(backend.name)}")
+        support = Support(False, reason=reason, fix=f"unset {variable(backend.name)}")
     answer = copy.copy(backend)
     answer.probe = lambda target: support  # type: ignore[method-assign]
     answer.versions = lambda: versions  # type: ignore[method-assign]
