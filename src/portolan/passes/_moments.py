@@ -86,7 +86,8 @@ def moments(
         for name, axis in axes.items():
             x = np.moveaxis(values[name] if name in values else inputs[name], axis, -1)
             x = x.reshape(-1, x.shape[-1]).astype(np.float64 if x.dtype == np.float64 else np.float32)
-            gram = x.T @ x
+            with np.errstate(over="ignore", invalid="ignore"):
+                gram = x.T @ x
             if not np.isfinite(gram).all():
                 raise UsageError(
                     f"`{model.name}` gives NaN or infinite activations on the calibration data, first in `{name}`",

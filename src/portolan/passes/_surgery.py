@@ -28,7 +28,8 @@ def opened(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         ModelError: the graph holds something that cannot be folded.
     """
     original = open_graph(model)
-    return original, slim(original, model.name, grow=True)
+    # Not `grow`: a table that is also a transposed product would be there twice.
+    return original, slim(original, model.name)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

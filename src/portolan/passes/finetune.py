@@ -1,7 +1,7 @@
 """`finetune`: a compressed model's own weights trained on, so that they make up for what compression took.
 
-Zeros of matrices and kernels stay where they are, so a pruned model stays as sparse as it was. Masks re-applied after
-each step recovered a perceptron with 90 % zeros from 64 to 98 % on the digits; see `benchmarks/compression/recover.py`.
+Zeros of matrices and kernels stay where they are, so a pruned model stays as sparse as it was. The digits network with
+90 % zeros came back from 11 to 99 % of accuracy this way (`benchmarks/compression/recover.py`).
 """
 
 from __future__ import annotations
