@@ -3,8 +3,9 @@
 ZOO is the folder that `python benchmarks/models.py ZOO` fills. For each model, in one interleaved race over fresh
 processes: ONNX Runtime's defaults in f32 (the baseline), the outputs of ONNX Runtime's own `quantize_dynamic` and
 `quantize_static`, NNCF's on OpenVINO in f32 and bf16 (where `PORTOLAN_PYTHON_NNCF` names an interpreter that has it, or
-it is installed here), and Portolan's `quantize(mode=static)` on OpenVINO in f32 and bf16 and on ONNX Runtime. All are
-calibrated on the same samples, and judged on others that none of them saw.
+it is installed here), Olive's (where `PORTOLAN_PYTHON_OLIVE` names one), and Portolan's `quantize(mode=static)` on
+OpenVINO in f32 and bf16 and on ONNX Runtime. All are calibrated on the same samples, and judged on others that none of
+them saw.
 
 Exits 1 where a bound is missed. MiniLM: Portolan on OpenVINO at least 3.9 times smaller and 3.8 times faster than the
 baseline at a held-out cosine of 0.995. Every model: Portolan's best on OpenVINO is not slower than NNCF's best beyond
@@ -16,6 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -124,6 +128,11 @@ def contenders(convolutional: bool) -> Iterator[tuple[str, Callable[[Maker], Mod
     for precision in PRECISIONS:
         yield f"nncf on openvino {precision}", Maker.nncf, "openvino", {"precision": precision}
         yield f"portolan on openvino {precision}", Maker.portolan, "openvino", {"precision": precision}
+        if convolutional:
+            yield f"portolan on openvino {precision}, signed", Maker.signed, "openvino", {"precision": precision}
+    for mode in ("dynamic", "static") if os.environ.get("PORTOLAN_PYTHON_OLIVE") else ():
+        if mode == "static" or not convolutional:
+            yield f"olive {mode}", partial(Maker.olive, mode=mode), "onnxruntime", {}
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ class Maker:
         """The baseline."""
         return self.model
 
-    def portolan(self, **options: str) -> Model:
+    def portolan(self, **options: str | bool) -> Model:
         """Portolan's own static int8."""
         step = Step("quantize", pass_("quantize").schema.check({"mode": "static", **options}))
         few = Samples(
@@ -154,6 +163,25 @@ class Maker:
     def nncf(self) -> Model:
         """NNCF's, through the same pass."""
         return self.portolan(method="nncf")
+
+    def signed(self) -> Model:
+        """Portolan's, with activations in int8 in place of uint8."""
+        return self.portolan(signed=True)
+
+    def olive(self, mode: str) -> Model:
+        """Olive's, in its own environment, on the same calibration samples."""
+        rows = list(self.samples.calibration[:CALIBRATION])
+        np.savez(self.scratch / "rows.npz", **{n: a[rows] for n, a in self.samples.data.inputs.items()})
+        out = self.scratch / f"olive-{mode}.onnx"
+        script = Path(__file__).with_name("olive_int8.py")
+        command = [
+            *shlex.split(os.environ["PORTOLAN_PYTHON_OLIVE"]), script, self.model.path, self.scratch / "rows.npz",
+            mode, out,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            raise PortolanError(f"Olive failed: {done.stderr.strip().splitlines()[-1]}")
+        return load_model(out)
 
     def ort_dynamic(self) -> Model:
         """As ONNX Runtime's documentation has it: per channel, weights signed."""

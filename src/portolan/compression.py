@@ -81,6 +81,7 @@ def compress(
             "model": str(final),
             "recipe": recipe.to_json(),
             "metrics": {n: m.to_json() for n, m in metrics.items()},
+            "notes": list(builder.notes),
         }
 
 

@@ -303,7 +303,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
             apply(model, tmp_path / str(wrong), **wrong)
     for wrong in ({"smooth": 1.5}, {"keep_cosine": -0.1}):
         with pytest.raises(UsageError, match="from 0 to 1"):
-            apply(model, tmp_path / str(wrong), **wrong)
+            apply(model, tmp_path / str(wrong), mode="static", **wrong)
     target = Target("here", "vm", "x86_64", ("avx_vnni",), 2, 2**33)
     tried = {name: p.values(target) for name, p in quantize.schema.parameters.items()}
     assert {name: values for name, values in tried.items() if len(values) > 1} == {

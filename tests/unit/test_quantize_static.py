@@ -109,7 +109,7 @@ def test_the_kind_of_weights_follows_the_target() -> None:
     assert _steps.exact_kinds(WIDE) == ("s8",)
     assert _steps.exact_kinds(ARM) == ("s8",)
     assert _steps.exact_kinds(NARROW) == ("s7", "u8")
-    knob = quantize.schema.parameters["weights"]
+    knob = quantize.schema.parameters["weight_type"]
     assert knob.values(NARROW) == ("auto", "u8")
     assert knob.values(WIDE) == ("auto",)
 

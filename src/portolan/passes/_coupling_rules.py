@@ -6,15 +6,14 @@ it stays.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from portolan.passes._coupling import Coupling, Fix, Use
-from portolan.passes._surgery import Shape, attribute
+from portolan.passes._coupling_reshape import reshape, stays
+from portolan.passes._surgery import attribute
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
 
 Rule = Callable[[Coupling, "onnx.ModelProto", "onnx.NodeProto"], bool]
@@ -24,11 +23,6 @@ def _through(c: Coupling, source: str, target: str, axes: Sequence[tuple[int, in
     """These axes of one tensor are those of another."""
     for a, b in axes:
         c.same(c.axis(source, a), c.axis(target, b))
-
-
-def _stays(c: Coupling, tensor: str, axes: Sequence[int]) -> None:
-    for axis in axes:
-        c.keep(c.axis(tensor, axis))
 
 
 def _elementwise(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
@@ -56,9 +50,9 @@ def _convolution(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> b
     c.convolved.add((w, 0))
     window = range(2, len(c.sizes[x]))
     _through(c, x, y, [(0, 0)])
-    _stays(c, x, window)
-    _stays(c, y, window)
-    _stays(c, w, window)
+    stays(c, x, window)
+    stays(c, y, window)
+    stays(c, w, window)
     if groups == 1:
         c.same(c.axis(x, 1), c.axis(w, 1))
         if w in c.constants:
@@ -94,7 +88,7 @@ def _transposed_convolution(c: Coupling, proto: onnx.ModelProto, node: onnx.Node
         c.same(c.axis(node.input[2], 0), c.axis(y, 1))
     _through(c, x, y, [(0, 0)])
     for name in (x, y, w):
-        _stays(c, name, range(2, len(c.sizes[name])))
+        stays(c, name, range(2, len(c.sizes[name])))
     c.convolved.add((w, 1))
     if w in c.constants:
         c.uses.append(Use((w, 0), (x, 1), True))
@@ -159,7 +153,7 @@ def _pool(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
         return False
     _through(c, x, y, [(0, 0), (1, 1)])
     for name in (x, y):
-        _stays(c, name, range(2, len(c.sizes[name])))
+        stays(c, name, range(2, len(c.sizes[name])))
     return True
 
 
@@ -177,8 +171,8 @@ def _along(first: int, *, rest: bool) -> Rule:
                 c.keep_tensor(name)
         for k in range(rank):
             if k in mixed:
-                _stays(c, x, [k])
-                _stays(c, y, [k])
+                stays(c, x, [k])
+                stays(c, y, [k])
             else:
                 c.same(c.axis(x, k), c.axis(y, k))
         return True
@@ -203,7 +197,7 @@ def _reduction(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> boo
     place = 0
     for axis in range(rank):
         if axis in gone:
-            _stays(c, x, [axis])
+            stays(c, x, [axis])
             place += bool(attribute(node, "keepdims", 1))
         else:
             c.same(c.axis(x, axis), c.axis(y, place))
@@ -216,110 +210,6 @@ def _transpose(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> boo
     x, y = node.input[0], node.output[0]
     order = attribute(node, "perm", list(reversed(range(len(c.sizes[x])))))
     _through(c, x, y, [(axis, place) for place, axis in enumerate(order)])
-    return True
-
-
-def _reshape(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
-    x, y = node.input[0], node.output[0]
-    parts = _regrouped(c.sizes[x], c.sizes[y])
-    for before, after in parts:
-        _merged(c, x, before, y, after)
-    for side, name in enumerate((x, y)):
-        touched = {axis for part in parts for axis in part[side]}
-        _stays(c, name, [axis for axis in range(len(c.sizes[name])) if axis not in touched])
-    return node.op_type != "Reshape" or _shape_constant(c, proto, node)
-
-
-def _regrouped(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes that hold the same numbers on both sides: from the right while sizes are known, then the left."""
-    found = []
-    i, j = len(before), len(after)
-    while i and j and before[i - 1] is not None and after[j - 1] is not None:
-        a, b = i - 1, j - 1
-        left, right = before[a], after[b]
-        while left != right and left is not None and right is not None:
-            if left < right:
-                a -= 1
-                size = before[a] if a >= 0 else None
-                left = None if size is None else left * size
-            else:
-                b -= 1
-                size = after[b] if b >= 0 else None
-                right = None if size is None else right * size
-        if left is None or right is None:
-            break
-        found.append((list(range(a, i)), list(range(b, j))))
-        i, j = a, b
-    for k in range(min(i, j)):
-        if before[k] != after[k]:
-            break
-        found.append(([k], [k]))
-    return found
-
-
-def _merged(c: Coupling, x: str, before: list[int], y: str, after: list[int]) -> None:
-    """Couples one axis of each side of a run; the others stay."""
-    chosen, coordinates = [], []
-    for name, axes in ((x, before), (y, after)):
-        sizes = [c.sizes[name][axis] or 1 for axis in axes]
-        wide = [k for k, size in enumerate(sizes) if size > 1] or [0]
-        pick = wide[-2] if c.heads and len(wide) > 2 else wide[0]
-        chosen.append((name, axes[pick]))
-        coordinates.append(_coordinate(sizes, pick))
-        for k, axis in enumerate(axes):
-            if k != pick:
-                c.keep(c.axis(name, axis))
-    numbers = [c.axis(*axis) for axis in chosen]
-    if numbers[0] is None or numbers[1] is None:
-        c.same(*numbers)
-    else:
-        c.same(numbers[0][coordinates[0]], numbers[1][coordinates[1]])
-
-
-def _coordinate(sizes: list[int], pick: int) -> np.ndarray:
-    """For each position of the flattened axes, where it is on one of them."""
-    import numpy as np
-
-    inner = math.prod(sizes[pick + 1 :])
-    return np.arange(math.prod(sizes)) // inner % sizes[pick]
-
-
-def _shape_constant(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
-    """The sizes in a Reshape's second input are set again where they are constants, alone or put together."""
-    shape, y = node.input[1], node.output[0]
-    if shape in c.constants:
-        for index, size in enumerate(c.constants[shape].tolist()):
-            if size > 0:
-                c.fixes.append(Fix(y, 1, index, (y, index)))
-            elif size == 0 and c.sizes[node.input[0]][index : index + 1] != c.sizes[y][index : index + 1]:
-                return False
-        return True
-    maker = next((n for n in proto.graph.node if shape in n.output), None)
-    if maker is None or maker.op_type != "Concat":
-        return False
-    readers = [n for n in proto.graph.node if shape in n.input]
-    if any(n.op_type != "Reshape" or len(c.sizes.get(n.output[0], ())) != len(c.sizes[y]) for n in readers):
-        return False
-    return _listed_sizes(c, maker, [n.output[0] for n in readers])
-
-
-def _listed_sizes(c: Coupling, maker: onnx.NodeProto, results: list[str]) -> bool:
-    """Sizes that a Concat puts together: all who read the same list must agree on it."""
-    first, index = results[0], 0
-    for place, piece in enumerate(maker.input):
-        known = c.sizes.get(piece, ())
-        if len(known) != 1 or known[0] is None:
-            return False
-        for within in range(known[0]):
-            axes = [c.axis(name, index) for name in results]
-            if piece not in c.constants:
-                for axis in axes:
-                    c.keep(axis)
-            elif c.constants[piece][within] > 0:
-                for axis in axes[1:]:
-                    c.same(axes[0], axis)
-                c.fixes.append(Fix(maker.output[0], place, within, (first, index)))
-            index += 1
     return True
 
 
@@ -368,8 +258,8 @@ def _gather(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     axis = attribute(node, "axis", 0) % len(c.sizes[x])
     more = len(c.sizes[indices])
     c.keep_tensor(indices)
-    _stays(c, x, [axis])
-    _stays(c, y, range(axis, axis + more))
+    stays(c, x, [axis])
+    stays(c, y, range(axis, axis + more))
     _through(c, x, y, [(k, k if k < axis else k - 1 + more) for k in range(len(c.sizes[x])) if k != axis])
     return True
 
@@ -386,8 +276,8 @@ def _slice(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     cut = {axis % rank for axis in axes} if axes is not None else set(range(rank))
     for axis in range(rank):
         if axis in cut:
-            _stays(c, x, [axis])
-            _stays(c, y, [axis])
+            stays(c, x, [axis])
+            stays(c, y, [axis])
         else:
             c.same(c.axis(x, axis), c.axis(y, axis))
     return True
@@ -404,8 +294,8 @@ def _pad(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
         return False
     for axis in range(rank):
         if amounts[axis] or amounts[axis + rank]:
-            _stays(c, x, [axis])
-            _stays(c, y, [axis])
+            stays(c, x, [axis])
+            stays(c, y, [axis])
         else:
             c.same(c.axis(x, axis), c.axis(y, axis))
     return True
@@ -428,7 +318,7 @@ def _shape(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
             continue
         if reader.op_type != "Gather" or reader.input[0] != node.output[0] or reader.input[1] not in c.constants:
             return False
-        _stays(c, x, [int(i) % rank for i in c.constants[reader.input[1]].reshape(-1)])
+        stays(c, x, [int(i) % rank for i in c.constants[reader.input[1]].reshape(-1)])
     return True
 
 
@@ -454,7 +344,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduction),
     **dict.fromkeys(_POOLS, _pool),
-    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _reshape),
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), reshape),
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     **dict.fromkeys(("LogSoftmax", "Softmax"), _along(-1, rest=False)),
     "BatchNormalization": _per_channel,

@@ -93,6 +93,8 @@ class Builder:
         self._workspace, self._model, self._target = workspace, model, target
         self._backends, self._samples = backends, samples
         self._workers: set[Worker] = set()
+        #: What passes had to say about what they did.
+        self.notes: list[str] = []
 
     def artefact(self, steps: Sequence[Step]) -> Model:
         """The model after these passes.
@@ -105,6 +107,7 @@ class Builder:
             key = digest([key, self._step(step)])
             folder, facts = self._remember("artefact", key, partial(self._apply, step, model))
             model = _at(facts, folder)
+            self.notes += [note for note in facts["notes"] if note not in self.notes]
         return model
 
     def compiled(self, recipe: Recipe) -> Compiled:
@@ -177,7 +180,7 @@ class Builder:
                 original=self._model.to_json() if needs == "training" else None,
                 out=str(out),
             )
-        return {"model": reply.fields["model"], "scratch": str(out), "seconds": reply.fields["seconds"]}
+        return {"scratch": str(out), **{name: reply.fields[name] for name in ("model", "seconds", "notes")}}
 
     def _compile(self, recipe: Recipe, model: Model, out: Path) -> dict[str, Any]:
         with self._worker(python_for(recipe.backend)) as worker:

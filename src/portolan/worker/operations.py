@@ -8,6 +8,7 @@ import json
 import resource
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -187,8 +188,11 @@ class Operations:
         begin = time.perf_counter()
         teacher = None if original is None else Model.from_json(original)
         context = Context(Path(out), Target.from_json(target), arrays, labels, teacher)
-        result = registry.pass_(name)(Model.from_json(model), context, **options)
-        return {"model": result.to_json(), "seconds": time.perf_counter() - begin}, {}
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", UserWarning)
+            result = registry.pass_(name)(Model.from_json(model), context, **options)
+        notes = [str(w.message) for w in said if w.category is UserWarning and str(w.message).startswith(f"`{name}`")]
+        return {"model": result.to_json(), "seconds": time.perf_counter() - begin, "notes": notes}, {}
 
     def convert(self, _: Feeds, source: str, out: str, shapes: Mapping[str, list[int | str]] | None) -> Answer:
         """Reads a model of any framework through its front end."""
