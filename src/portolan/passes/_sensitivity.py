@@ -88,7 +88,7 @@ class Switchboard:
 def _switchable(graph: onnx.ModelProto, tags: Mapping[Layer, str]) -> onnx.ModelProto:
     import onnx
 
-    from portolan.passes._weights import drop_unused
+    from portolan.passes._opset import drop_unused
 
     probe = onnx.ModelProto()
     probe.CopyFrom(graph)
