@@ -20,8 +20,9 @@ from portolan.core.silence import runtime
 from portolan.errors import ModelError, UsageError
 from portolan.passes import _graphs, _hessian, _lowbits
 from portolan.passes._floats import _bfloat16
+from portolan.passes._opset import at_opset
 from portolan.passes._round import group_of, rounded
-from portolan.passes._weights import at_opset, layers, store
+from portolan.passes._weights import layers, store
 from portolan.passes.quantize import quantize
 from portolan.testing.models import free_batch, perceptron, this_machine
 from portolan.testing.passes import run

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from portolan.core.model import Model
 from portolan.errors import UsageError
 from portolan.passes._graphs import open_graph, save_graph
+from portolan.passes._opset import at_opset
 from portolan.passes._slimming import slim
-from portolan.passes._weights import at_opset, check_finite
+from portolan.passes._weights import check_finite
 
 if TYPE_CHECKING:
     import numpy as np

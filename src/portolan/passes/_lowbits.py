@@ -12,9 +12,10 @@ from portolan.passes._calibration import usable
 from portolan.passes._floats import sixteen
 from portolan.passes._graphs import open_graph, quantized, save_graph
 from portolan.passes._hessian import hessians
+from portolan.passes._opset import at_opset
 from portolan.passes._round import Bits, Codes, rounded
 from portolan.passes._slimming import slim
-from portolan.passes._weights import Layer, at_opset, check_finite, layers, store
+from portolan.passes._weights import Layer, check_finite, layers, store
 
 if TYPE_CHECKING:
     import numpy as np

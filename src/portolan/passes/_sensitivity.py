@@ -20,11 +20,19 @@ _UNITS = 2**14
 
 @dataclass(frozen=True)
 class Choice:
-    """One precision of a layer: `bits` (32 is float), its bytes on disk, and the damage that it alone does."""
+    """One precision of a layer.
+
+    Attributes:
+        bits: 32 is float.
+        stored: bytes on disk.
+        damage: what it does alone, see `Switchboard.damage`.
+        group: weights under one scale.
+    """
 
     bits: int
     stored: int
     damage: float
+    group: int = 0
 
 
 class Switchboard:
@@ -88,7 +96,7 @@ class Switchboard:
 def _switchable(graph: onnx.ModelProto, tags: Mapping[Layer, str]) -> onnx.ModelProto:
     import onnx
 
-    from portolan.passes._weights import drop_unused
+    from portolan.passes._opset import drop_unused
 
     probe = onnx.ModelProto()
     probe.CopyFrom(graph)
@@ -101,8 +109,8 @@ def _switchable(graph: onnx.ModelProto, tags: Mapping[Layer, str]) -> onnx.Model
     return probe
 
 
-def within_budget(choices: Mapping[Layer, Sequence[Choice]], budget: float) -> dict[Layer, int]:
-    """Bits per layer with the fewest bytes and a summed damage of at most `budget`.
+def within_budget(choices: Mapping[Layer, Sequence[Choice]], budget: float) -> dict[Layer, Choice]:
+    """A precision per layer with the fewest bytes and a summed damage of at most `budget`.
 
     Args:
         choices: of each layer, most bytes and no damage first.
@@ -113,18 +121,18 @@ def within_budget(choices: Mapping[Layer, Sequence[Choice]], budget: float) -> d
     damages, picks, _ = _table(choices)
     enough = np.flatnonzero(damages <= budget)
     if not len(enough):
-        return {layer: options[0].bits for layer, options in choices.items()}
+        return {layer: options[0] for layer, options in choices.items()}
     return _walk(choices, picks, int(enough[0]))
 
 
-def within_bytes(choices: Mapping[Layer, Sequence[Choice]], most: int) -> dict[Layer, int]:
-    """Bits per layer with the least summed damage and at most `most` bytes; the fewest bits where nothing fits."""
+def within_bytes(choices: Mapping[Layer, Sequence[Choice]], most: int) -> dict[Layer, Choice]:
+    """A precision per layer with the least summed damage and at most `most` bytes; the smallest where none fits."""
     import numpy as np
 
     damages, picks, unit = _table(choices)
     place = min(int(most // unit), len(damages) - 1)
     if most < 0 or not np.isfinite(damages[place]):
-        return {layer: min(options, key=lambda c: c.stored).bits for layer, options in choices.items()}
+        return {layer: min(options, key=lambda c: c.stored) for layer, options in choices.items()}
     return _walk(choices, picks, place)
 
 
@@ -154,7 +162,8 @@ def _table(choices: Mapping[Layer, Sequence[Choice]]) -> tuple[np.ndarray, list[
     return best, picks, unit
 
 
-def _walk(choices: Mapping[Layer, Sequence[Choice]], picks: Sequence[np.ndarray], place: int) -> dict[Layer, int]:
+def _walk(choices: Mapping[Layer, Sequence[Choice]], picks: Sequence[np.ndarray], place: int) -> dict[Layer, Choice]:
+    """The choice of each layer that the table took on its way to `place`."""
     import math
 
     total = sum(max(c.stored for c in options) for options in choices.values())
@@ -162,6 +171,6 @@ def _walk(choices: Mapping[Layer, Sequence[Choice]], picks: Sequence[np.ndarray]
     found = {}
     for layer, pick in reversed(list(zip(choices, picks, strict=True))):
         choice = choices[layer][int(pick[place])]
-        found[layer] = choice.bits
+        found[layer] = choice
         place -= math.ceil(choice.stored / unit)
     return {layer: found[layer] for layer in choices}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from portolan.errors import ModelError
+from portolan.passes._opset import at_opset, drop_unused, without_weights
 from portolan.passes._round import Bits, Codes, group_of
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ _OPSETS: Mapping[int, tuple[int, int]] = {8: (13, 4), 4: (21, 10), 2: (25, 13)}
 _PLAIN = {"Conv": (1,), "ConvTranspose": (1,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2)}
 #: Fewer weights than this under one scale are no smaller than floats, or hardly.
 _FEWEST = 4
-#: Larger constants stay out of a version conversion, which serializes the graph.
-_SMALL = 1024
 
 
 @dataclass(frozen=True)
@@ -395,74 +394,3 @@ def _ranks(graph: onnx.ModelProto) -> dict[str, int]:
         if value.type.tensor_type.HasField("shape"):
             found[value.name] = len(value.type.tensor_type.shape.dim)
     return found
-
-
-def without_weights(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
-    """A copy with its large constants as inputs, and the constants: what serializes a graph may not get them."""
-    import onnx
-
-    light = onnx.ModelProto()
-    taken: list[onnx.TensorProto] = []
-    kept: list[onnx.TensorProto] = []
-    for tensor in graph.graph.initializer:
-        (taken if _elements(tensor) > _SMALL else kept).append(tensor)
-    for field, value in graph.ListFields():
-        if field.name not in ("graph", "opset_import", "metadata_props", "functions", "training_info", "configuration"):
-            setattr(light, field.name, value)
-    light.opset_import.extend(graph.opset_import)
-    light.graph.name = graph.graph.name
-    light.graph.node.extend(graph.graph.node)
-    light.graph.input.extend(graph.graph.input)
-    light.graph.output.extend(graph.graph.output)
-    light.graph.value_info.extend(graph.graph.value_info)
-    light.graph.initializer.extend(kept)
-    light.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in taken)
-    return light, taken
-
-
-def _elements(tensor: onnx.TensorProto) -> int:
-    import math
-
-    return math.prod(tensor.dims)
-
-
-def at_opset(graph: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
-    """A copy of the graph in operator set `opset`, or in its own where that is later.
-
-    Raises:
-        ModelError: an operator has no conversion.
-    """
-    import onnx
-
-    light, weights = without_weights(graph)
-    if any(entry.version < opset for entry in light.opset_import if entry.domain in ("", "ai.onnx")):
-        try:
-            light = onnx.version_converter.convert_version(light, opset)
-        except Exception as error:  # the converter throws whatever its C++ code throws
-            raise ModelError(
-                f"`{name}` cannot be converted to operator set {opset}, which these bits need: {error}",
-                hint=f"export it again with `opset_version={opset}`, or take `bits=8`",
-            ) from error
-    moved = {tensor.name for tensor in weights}
-    inputs = [value for value in light.graph.input if value.name not in moved]
-    del light.graph.input[:]
-    light.graph.input.extend(inputs)
-    light.graph.initializer.extend(weights)
-    return light
-
-
-def drop_unused(proto: onnx.ModelProto) -> None:
-    """Drops constants that nothing uses any more, and the types of values that are gone."""
-    from portolan.core import protos
-
-    used = {value.name for value in proto.graph.output}
-    for _, nodes in protos.bodies(proto):
-        for node in nodes:
-            used.update(node.input)
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    made = {output for node in proto.graph.node for output in node.output}
-    infos = [value for value in proto.graph.value_info if value.name in made]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-    del proto.graph.value_info[:]
-    proto.graph.value_info.extend(infos)

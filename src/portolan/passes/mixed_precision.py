@@ -30,6 +30,8 @@ Method = Literal["gptq", "hqq", "rtn"]
 _HINT = "leave `mixed_precision` out of the recipe"
 #: Samples that layers are judged on: damages are means, and their order shows early.
 _JUDGED = 16
+#: Beside the groups asked for stand groups so many times smaller: more bytes of scales for less damage.
+_FINER = 4
 #: How often the choice is corrected by the damage that it really does together.
 _CORRECTIONS = 4
 
@@ -73,7 +75,7 @@ def mixed_precision(
         lowest: the candidates are float, 8 and so on down to these bits.
         smaller: with a number above 1, the least damage at that ratio is chosen, and `budget` ignored.
         method: as in `quantize`.
-        group: as in `quantize`.
+        group: the larger of two sizes that layers may have at 4 and 2 bits; the other is a quarter of it.
         embeddings: as in `quantize`.
 
     Raises:
@@ -96,12 +98,11 @@ def mixed_precision(
     moments = hessians(graph, chosen, fitting, model.name) if method == "gptq" else {}
     work = _Work(weights, moments, group, method)
     board = Switchboard(graph, chosen, weights, judging, model.name)
-    bits = [b for b in (8, 4, 2) if b >= lowest]
-    choices = {layer: work.choices(board, layer, bits) for layer in chosen}
+    choices = {layer: work.choices(board, layer, lowest) for layer in chosen}
     others = weight_bytes(graph) - sum(4 * layer.size for layer in chosen)
     most = int(weight_bytes(graph) / smaller) - others if smaller else None
     plan = _plan(choices, budget, most, work, board, model.name)
-    done = [(layer, work.codes(layer, b)) for layer, b in plan.items() if b < 32]
+    done = [(layer, work.codes(layer, choice.bits, choice.group)) for layer, choice in plan.items() if choice.bits < 32]
     features = (f"weights:int{lowest}",)
     return save_graph(store(graph, done, model.name), original, model, context.folder, features)
 
@@ -113,27 +114,26 @@ class _Work:
         self, weights: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray], group: int, method: Method
     ) -> None:
         self._weights, self._moments, self._group, self._method = weights, moments, group, method
-        self._known: dict[tuple[Layer, int], Codes] = {}
+        self._known: dict[tuple[Layer, int, int], Codes] = {}
 
-    def codes(self, layer: Layer, bits: int) -> Codes:
+    def codes(self, layer: Layer, bits: int, group: int) -> Codes:
         """The layer by the method."""
-        if (layer, bits) in self._known:
-            return self._known[layer, bits]
-        moments = self._moments.get(layer.name) if layer.role == "product" else None
-        plain = bits == 8 or (self._method == "gptq" and moments is None)
-        method: Any = "rtn" if plain else self._method
-        real: Any = layer.bits(bits)  # type: ignore[arg-type]
-        size = layer.group(real, self._group)
-        found = rounded(layer.matrix(self._weights[layer.name]), real, size, method, moments)
-        self._known[layer, bits] = found
-        return found
+        key = (layer, bits, group)
+        if key not in self._known:
+            moments = self._moments.get(layer.name) if layer.role == "product" else None
+            plain = bits == 8 or (self._method == "gptq" and moments is None)
+            method: Any = "rtn" if plain else self._method
+            real: Any = layer.bits(bits)  # type: ignore[arg-type]
+            matrix = layer.matrix(self._weights[layer.name])
+            self._known[key] = rounded(matrix, real, layer.group(real, group), method, moments)
+        return self._known[key]
 
-    def array(self, layer: Layer, bits: int) -> np.ndarray:
+    def array(self, layer: Layer, bits: int, group: int) -> np.ndarray:
         """The weights that the layer's codes stand for."""
-        return layer.array(self.codes(layer, bits).matrix())
+        return layer.array(self.codes(layer, bits, group).matrix())
 
-    def choices(self, board: Switchboard, layer: Layer, bits: Sequence[int]) -> list[Choice]:
-        """Every precision of a layer with the damage it does alone.
+    def choices(self, board: Switchboard, layer: Layer, lowest: int) -> list[Choice]:
+        """Every precision of a layer with the damage it does alone: float, 8 bits, and fewer in large or small groups.
 
         Damage grows with the squared error of the weights, so that of 8 bits, too small to measure, follows from the
         damage of the next.
@@ -141,17 +141,23 @@ class _Work:
         import numpy as np
 
         found = [Choice(32, 4 * layer.size, 0.0)]
-        original = self._weights[layer.name]
-        errors, damages = {}, {}
-        for b in bits:
-            array = self.array(layer, b)
-            errors[b] = float(np.square(array - original, dtype=np.float64).sum())
-            if b < 8 or len(bits) == 1:
-                damages[b] = board.damage({layer: array})
-        for b in bits:
-            share = errors[8] / max(errors[bits[1]], 1e-300) if b not in damages else 0.0
-            damage = damages[b] if b in damages else damages[bits[1]] * min(share, 1.0)
-            found.append(Choice(b, layer.stored(b, self._group), damage))  # type: ignore[arg-type]
+        groups = dict.fromkeys((max(self._group // _FINER, LEAST_GROUP), self._group))
+        wanted = [(b, group) for b in (8, 4, 2) if b >= lowest for group in (groups if b < 8 else [self._group])]
+        seen: dict[int, float] = {}
+        share = 0.0
+        for bits, group in reversed(wanted):  # 8 bits come last
+            stored = layer.stored(bits, group)  # type: ignore[arg-type]
+            if stored in seen:  # small groups that are the large ones, or bits that the layer cannot have
+                continue
+            array = self.array(layer, bits, group)
+            error = float(np.square(array - self._weights[layer.name], dtype=np.float64).sum())
+            if bits == 8 and seen:
+                damage = min(share * error, *seen.values())
+            else:
+                damage = board.damage({layer: array})
+                share = damage / error if error > 0 else 0.0
+            seen[stored] = damage
+            found.insert(1, Choice(bits, stored, damage, group))
         return found
 
 
@@ -162,29 +168,28 @@ def _plan(
     work: _Work,
     board: Switchboard,
     name: str,
-) -> dict[Layer, int]:
-    """Bits per layer: by bytes where `most` is given, else by the budget, corrected by what the choice really does.
+) -> dict[Layer, Choice]:
+    """A precision per layer: by bytes where `most` is given, else by the budget, corrected by what it really does.
 
     Raises:
         UsageError: no choice is that small, or none but float keeps within the budget.
     """
     if most is not None:
         plan = within_bytes(choices, most)
-        stored = sum(c.stored for layer, options in choices.items() for c in options if c.bits == plan[layer])
-        if stored > most:
+        if sum(choice.stored for choice in plan.values()) > most:
             raise UsageError(
-                f"`{name}` cannot become so small: {min(plan.values())} bits for every layer are not enough",
+                f"`{name}` cannot become so small: {min(c.bits for c in plan.values())} bits per weight are not enough",
                 hint="ask for less with `smaller`, or allow fewer bits with `lowest`",
             )
         return plan
-    best: dict[Layer, int] | None = None
+    best: dict[Layer, Choice] | None = None
     asked, low, high = budget, 0.0, float("inf")
     for _ in range(_CORRECTIONS):
         plan = within_budget(choices, asked)
-        real = board.damage({layer: work.array(layer, b) for layer, b in plan.items() if b < 32})
+        real = board.damage({x: work.array(x, c.bits, c.group) for x, c in plan.items() if c.bits < 32})
         if real <= budget:
             best, low = plan, asked
-            if all(b == options[-1].bits for b, options in zip(plan.values(), choices.values(), strict=True)):
+            if all(choice == choices[layer][-1] for layer, choice in plan.items()):
                 break  # nothing is left to save
         else:
             high = asked
@@ -193,7 +198,7 @@ def _plan(
         asked = min(max(guess, low * 1.05), asked * 4) if high == float("inf") else (low + high) / 2 if low else guess
         if low and high / low < 1.05:
             break
-    if best is None or all(b == 32 for b in best.values()):
+    if best is None or all(choice.bits == 32 for choice in best.values()):
         raise UsageError(
             f"no layer of `{name}` can have fewer bits within a budget of {budget:g}",
             hint="allow more with `budget`",
