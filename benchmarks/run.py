@@ -28,6 +28,7 @@ def main() -> int:
         ["answer.py", zoo, *budget],
         ["spine.py", zoo, *budget],
         ["spine.py", zoo, "--fidelity", *budget],
+        *([f"compression/{name}.py", zoo] for name in ("int8", "lowbits", "mixed", "shapes", "recover")),
     ]
     failed = []
     for run in runs:
