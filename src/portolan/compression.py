@@ -56,10 +56,10 @@ def compress(
     Raises:
         UsageError: no pass, a pass that cannot help this model, or an output that exists.
     """
-    steps = [_step(text) for text in passes]
+    target = local.detect()
+    steps = [_step(text, target) for text in passes]
     if not steps:
         raise UsageError("no pass to apply", hint=f"--pass {registry.PASSES.names()[0]}")
-    target = local.detect()
     with _scratch() as workspace:
         model = read_model(workspace, source, shapes)
         final = Path(out) if out else Path(f"{model.name}-{'-'.join(s.name for s in steps)}.onnx")
@@ -85,9 +85,12 @@ def compress(
         }
 
 
-def _step(text: str) -> Step:
-    name, options = parse_call(text, "pass")
-    return Step(name, registry.pass_(name).schema.check(options))
+def _step(text: str, target: Target) -> Step:
+    name, given = parse_call(text, "pass")
+    schema = registry.pass_(name).schema
+    options = schema.check(given)
+    chosen = schema.chosen(options, target)
+    return Step(name, {key: value for key, value in options.items() if key in chosen and value is not None})
 
 
 def _allow(steps: Sequence[Step], model: Model, target: Target, calibration: bool) -> None:

@@ -216,3 +216,30 @@ def test_what_passed_once_passes_again_unchanged(given: dict[str, Any]) -> None:
     except UsageError:
         return
     assert SCHEMA.check(checked) == checked
+
+
+def reduced(
+    *,
+    mode: Annotated[Literal["dynamic", "weights"], Knob(help="how")] = "dynamic",
+    bits: Annotated[Literal[8, 4], Knob(when={"mode": ("weights",)}, help="how many")] = 8,
+    group: Annotated[int, Knob(search=False, help="how large")] = 128,
+) -> None:
+    """A function whose `bits` mean something in one mode only."""
+
+
+def test_a_keyword_is_varied_only_where_it_means_something() -> None:
+    schema = Schema.of(reduced, "reduced")
+    assert list(schema.space(PLAIN)) == [
+        {"mode": "dynamic", "bits": 8, "group": 128},
+        {"mode": "weights", "bits": 8, "group": 128},
+        {"mode": "weights", "bits": 4, "group": 128},
+    ]
+    asked = list(schema.space(PLAIN, {"mode": "dynamic", "bits": 4}))
+    assert asked == [{"mode": "dynamic", "bits": 4, "group": 128}], "whoever asks for it gets the pass's own answer"
+
+
+def test_what_was_chosen_is_told_from_what_nobody_thought_of() -> None:
+    schema = Schema.of(reduced, "reduced")
+    assert schema.chosen({"mode": "dynamic", "bits": 8, "group": 128}, PLAIN) == {"mode"}
+    assert schema.chosen({"mode": "weights", "bits": 8, "group": 128}, PLAIN) == {"mode", "bits"}
+    assert schema.chosen({"mode": "dynamic", "bits": 8, "group": 64}, PLAIN) == {"mode", "group"}

@@ -30,12 +30,14 @@ class Knob:
             with a Literal or bool annotation means all of its values; empty otherwise means the default only.
         needs: for a value, target features of which any one must be observed.
         search: False keeps the keyword out of the search: it is for users only.
+        when: other keywords with the values at which this one means something; elsewhere the search leaves it alone.
         help: one line for `--help` and the reference.
     """
 
     values: tuple[Any, ...] | Callable[[Target], tuple[Any, ...]] = ()
     needs: Mapping[Any, tuple[str, ...]] = field(default_factory=dict)
     search: bool = True
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     help: str = ""
 
 
@@ -74,6 +76,10 @@ class Parameter:
         allowed = [v for v in listed if target.has(*knob.needs.get(v, ()))]
         first = [v for v in allowed if v == self.default]
         return tuple(dict.fromkeys(first + allowed))
+
+    def matters(self, options: Mapping[str, Any]) -> bool:
+        """Whether the keyword means something beside these others, see `Knob.when`."""
+        return all(options.get(name) in values for name, values in self.knob.when.items())
 
     def check(self, value: Any, owner: str, where: str | None = None) -> Any:
         """`value` if it fits the annotation (numbers in text are read).
@@ -180,7 +186,18 @@ class Schema:
             else:
                 columns.append((p.check(fixed[name], self.owner),))
         for values in itertools.product(*columns):
-            yield dict(zip(self.parameters, values, strict=True))
+            options = dict(zip(self.parameters, values, strict=True))
+            usual = {name for name, p in self.parameters.items() if options[name] == p.default}
+            if all(name in usual or name in fixed or p.matters(options) for name, p in self.parameters.items()):
+                yield options
+
+    def chosen(self, options: Mapping[str, Any], target: Target) -> set[str]:
+        """The keywords that somebody chose: those without their default, and those that the search had a choice in."""
+        return {
+            name
+            for name, p in self.parameters.items()
+            if options[name] != p.default or (p.matters(options) and len(p.values(target)) > 1)
+        }
 
 
 @functools.cache

@@ -106,7 +106,9 @@ def quantize(
     model: Model,
     context: Context,
     *,
-    bits: Annotated[Literal[8, 4, 2], Knob(help="bits per weight; activations of int8 modes have 8")] = 8,
+    bits: Annotated[
+        Literal[8, 4, 2], Knob(when={"mode": ("weights",)}, help="bits per weight; activations of int8 modes have 8")
+    ] = 8,
     mode: Annotated[
         Mode, Knob(help="int8 with ranges found at run time or from calibration data, or only the weights smaller")
     ] = "dynamic",
@@ -122,10 +124,20 @@ def quantize(
         float | None, Knob(search=False, help="how much of large channels goes to the weights, 0 to 1; chosen by data")
     ] = None,
     keep_cosine: Annotated[
-        float, Knob(values=(0.99, 0.998), help="static products go back to float until the outputs are this near")
+        float,
+        Knob(
+            values=(0.99, 0.998),
+            when={"mode": ("static",)},
+            help="static products go back to float until the outputs are this near",
+        ),
     ] = 0.99,
     weight_type: Annotated[
-        WeightType, Knob(values=_unsigned, help="the whole numbers of static weights; `auto` never overflows here")
+        WeightType,
+        Knob(
+            values=_unsigned,
+            when={"mode": ("static",)},
+            help="the whole numbers of static weights; `auto` never overflows here",
+        ),
     ] = "auto",
     group: Annotated[int, Knob(search=False, help="weights under one scale at 4 and 2 bits")] = 128,
     embeddings: Annotated[bool, Knob(search=False, help="tables that are looked up get fewer bits too")] = True,

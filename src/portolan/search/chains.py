@@ -158,7 +158,8 @@ def _variant(
         refused = f"needs {needs} data: give --data"
     if refused is None and needs == "training" and not asked:
         refused = "trains for minutes, which a search does only when asked to: name it with --recipe or --passes"
-    said = {name: value for name, value in options.items() if value is not None}  # None has no place in TOML
+    chosen = item.schema.chosen(options, target)
+    said = {name: value for name, value in options.items() if name in chosen and value is not None}  # TOML has no None
     return Variant(Step(item.name, said), item.produces(options), lossy, item.stage(options), refused)
 
 

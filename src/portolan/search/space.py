@@ -248,18 +248,18 @@ def _pairs(
 ) -> list[tuple[Chain, Backend]]:
     """Every chain with every backend that takes it; the reasons of the others go to `refused`."""
     pairs = []
-    told: set[tuple[frozenset[str], str, str]] = set()
+    known: dict[frozenset[str], set[str]] = {}  # backends that refused these steps, and were told
     for chain in chains:
         reasons = {name: _unfit(b, chain, model, target, goals, payoffs) for name, b in usable.items()}
         pairs += [(chain, usable[name]) for name, reason in reasons.items() if reason is None]
+        steps = frozenset(map(str, chain.steps))
+        old = set().union(*(names for shorter, names in known.items() if shorter < steps))
         why = {name: reason for name, reason in reasons.items() if reason is not None}
-        if why and len(why) == len(usable):
-            why = {ANY: _nobody(chain, usable, model, target) or "; ".join(dict.fromkeys(why.values()))}
-        for name, reason in why.items():
-            steps = frozenset(map(str, chain.steps))
-            if any(steps > s and (name, reason) == (b, r) for s, b, r in told):
-                continue  # a shorter chain was refused for the same reason
-            told.add((steps, name, reason))
+        news = {name: reason for name, reason in why.items() if name not in old}
+        known[steps] = set(why)
+        if news and len(news) == len(usable):
+            news = {ANY: _nobody(chain, usable, target, goals) or "; ".join(dict.fromkeys(news.values()))}
+        for name, reason in news.items():
             refused.append(Candidate(Recipe(chain.steps, name, target=target.id), not chain.lossy, reason))
     return pairs
 
@@ -281,10 +281,13 @@ def _unfit(
     return wasted(payoffs, backend.name, chain.features, model.operators)
 
 
-def _nobody(chain: Chain, usable: Mapping[str, Backend], model: Model, target: Target) -> str | None:
-    """The first feature of the chain that no backend exploits here."""
+def _nobody(chain: Chain, usable: Mapping[str, Backend], target: Target, goals: Goals) -> str | None:
+    """The first feature of the chain that no backend exploits here, or none for speed where only that would help."""
+    able = [b for b in usable.values() if not b.needs_program]
     for feature in chain.features:
-        marked = replace(model, features=(feature,))
-        if all(b.needs_program or b.refuse(marked, target) is not None for b in usable.values()):
+        gains = {b.gain(feature, target) for b in able}
+        if gains <= {None}:
             return f"{feature} is exploited by no backend on this target"
+        if "speed" not in gains and not {"size", "memory"} & set(goals.metrics):
+            return f"{feature} saves bytes but no time on this target, and no goal is about size"
     return None
