@@ -24,6 +24,7 @@ from portolan.core.graph import load_model
 from portolan.core.model import Model
 from portolan.core.passes import Context, Pass
 from portolan.core.silence import runtime
+from portolan.passes._graphs import hushed
 from portolan.passes.quantize import quantize
 from portolan.targets.local import local
 
@@ -178,7 +179,8 @@ def peers(judge: Judge, scratch: Path) -> None:
     for i, (label, make) in enumerate(makers):
         start = time.perf_counter()
         try:
-            path = make(judge.model.path, scratch / f"peer{i}.onnx")
+            with hushed():
+                path = make(judge.model.path, scratch / f"peer{i}.onnx")
             seconds = time.perf_counter() - start
             line(label, smaller(judge.model.path, path), judge.cosines(path), seconds)
         except Exception as error:  # a peer's failure is a row of the table
