@@ -263,9 +263,9 @@ class BackendContract:
 
         model = built.cases[0].model
         assert self.backend.refuse(model, built.target) is None
-        refusal = self.backend.refuse(replace(model, features=("sparsity:nobody",)), built.target)
+        refusal = self.backend.refuse(replace(model, features=("int1:nobody",)), built.target)
         assert refusal is not None
-        assert "sparsity:nobody" in refusal
+        assert "int1:nobody" in refusal
 
     def test_the_models_files_are_untouched(self, built: Built) -> None:
         """Nothing is rewritten, and nothing is left beside them."""
