@@ -2,6 +2,7 @@
 
 PortolanError                 1  a bug, or an error nobody classified
 ├── UsageError                2  a flag, a goal, a file or data that does not fit
+│   ├── CannotHelp            2  a pass that has nothing to do in this model
 │   └── UnknownName           2  a mistyped name, with the nearest real one
 ├── GoalsNotMet               3  carries `.closest`
 ├── NoBackend                 4  no backend or target can do it
@@ -50,6 +51,10 @@ class UsageError(PortolanError):
     """A flag, a goal, a file or data that does not fit."""
 
     exit_code = 2
+
+
+class CannotHelp(UsageError):
+    """A pass found nothing in the model that it could change, or data that it cannot use: one recipe's failure."""
 
 
 class UnknownName(UsageError):

@@ -13,6 +13,7 @@ import pytest
 
 PASSES = '''
 from portolan.core.passes import compression
+from portolan.errors import UsageError
 from portolan.passes._graphs import open_graph, save_graph
 
 LOSSY = {"lossy": lambda options: True, "produces": lambda options: ("shape:pruned",), "distributions": ("onnx",)}
@@ -24,6 +25,12 @@ def hungry(model, context):
     held = []
     while True:
         held.append(bytearray(64 << 20))
+
+
+@compression(stage=lambda options: "structure", **LOSSY)
+def useless(model, context):
+    """Finds nothing in any model."""
+    raise UsageError(f"`{model.name}` has nothing for it", hint="leave it out")
 
 
 @compression(stage=lambda options: "structure", **LOSSY)
@@ -49,7 +56,8 @@ def env(tmp_path: Path) -> dict[str, str]:
     info.mkdir(parents=True)
     (site / "bad_passes.py").write_text(PASSES)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-passes\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[portolan.passes]\nhungry = bad_passes:hungry\nspoil = bad_passes:spoil\n")
+    lines = "".join(f"{name} = bad_passes:{name}\n" for name in ("hungry", "spoil", "useless"))
+    (info / "entry_points.txt").write_text(f"[portolan.passes]\n{lines}")
     path = os.pathsep.join([str(site), *filter(None, sys.path)])
     return {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": path, "PORTOLAN_WORKER_MEMORY": str(2**30)}
 
@@ -61,11 +69,9 @@ def optimize(env: dict[str, str], folder: Path, *args: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_a_pass_without_memory_and_one_that_spoils_the_model_lose_their_trials(
-    env: dict[str, str], tmp_path: Path
-) -> None:
+def test_bad_passes_lose_their_own_trials(env: dict[str, str], tmp_path: Path) -> None:
     study = optimize(
-        env, tmp_path, "-g", "accuracy_drop <= 1%", "-g", "min latency_p50", "--passes", "hungry,spoil",
+        env, tmp_path, "-g", "accuracy_drop <= 1%", "-g", "min latency_p50", "--passes", "hungry,spoil,useless",
         "--backend", "onnxruntime", "--budget", "12 trials",
     )  # fmt: skip
     assert study["met"]
@@ -78,6 +84,8 @@ def test_a_pass_without_memory_and_one_that_spoils_the_model_lose_their_trials(
         assert trial["status"] in ("failed", "refused")
         assert not trial["met"]
     assert any("out of memory during `apply`" in str(trial["reason"]) for trial in found["hungry"])
+    assert found["useless"][0]["status"] == "failed"
+    assert found["useless"][0]["reason"] == "`digits` has nothing for it"
     assert found["spoil"]
     for trial in found["spoil"]:
         assert not trial["met"]

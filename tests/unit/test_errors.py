@@ -11,7 +11,7 @@ from portolan import errors
 from portolan.errors import GoalsNotMet, PortolanError, UnknownName, UsageError, WorkerCrashed, nearest
 
 CODES = {
-    "PortolanError": 1, "UsageError": 2, "UnknownName": 2, "GoalsNotMet": 3, "NoBackend": 4, "ModelError": 5,
+    "PortolanError": 1, "UsageError": 2, "CannotHelp": 2, "UnknownName": 2, "GoalsNotMet": 3, "NoBackend": 4, "ModelError": 5,
     "UnsupportedOperator": 5, "VerificationFailed": 6, "NoResult": 7, "WorkerError": 1, "WorkerCrashed": 1,
     "WorkerTimeout": 1, "OutOfMemory": 1, "DiskFull": 1, "Interrupted": 130,
 }  # fmt: skip

@@ -20,6 +20,7 @@ from portolan.core.model import Model
 from portolan.core.recipe import Recipe, Step, digest
 from portolan.core.target import Target
 from portolan.errors import (
+    CannotHelp,
     DiskFull,
     NoResult,
     OutOfMemory,
@@ -167,7 +168,7 @@ class Builder:
         found = registry.pass_(step.name)
         options = found.schema.check(step.options)
         needs, module = found.needs(options), found.module(options)
-        with self._worker(None if module is None else python_for(module)) as worker:
+        with self._worker(None if module is None else python_for(module)) as worker, _blamed():
             reply = worker.ask(
                 "apply",
                 timeout=patience(_SECONDS),
@@ -199,7 +200,17 @@ class Builder:
 def lasting(error: PortolanError) -> bool:
     """Whether the same would happen again: not so when something from outside, or the user's request, was the cause."""
     outside = isinstance(error, WorkerCrashed) and error.killed
-    return not outside and not isinstance(error, (UsageError, DiskFull, NoResult))
+    request = isinstance(error, UsageError) and not isinstance(error, CannotHelp)
+    return not outside and not request and not isinstance(error, (DiskFull, NoResult))
+
+
+@contextmanager
+def _blamed() -> Iterator[None]:
+    """What a pass cannot do with a model is the recipe's failure; whoever asked for it by name still reads it whole."""
+    try:
+        yield
+    except UsageError as error:
+        raise CannotHelp(error.message, hint=error.hint, where=error.where) from error
 
 
 def told(error: PortolanError) -> dict[str, Any]:

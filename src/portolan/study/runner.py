@@ -21,7 +21,7 @@ from portolan.core.measurement import METRICS, Measurement, Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import digest
 from portolan.core.target import Target
-from portolan.errors import DiskFull, NoResult, PortolanError, UsageError, WorkerCrashed
+from portolan.errors import CannotHelp, DiskFull, NoResult, PortolanError, UsageError, WorkerCrashed
 from portolan.measure import roofline
 from portolan.measure.lock import measuring
 from portolan.measure.result import Race
@@ -218,6 +218,8 @@ class Runner:
         failure: dict[str, Any] = {"reason": None}
         try:
             metrics = self._once_more(lambda: self._measure(candidate, self._compiled(candidate), level))
+        except CannotHelp as error:
+            failure = told(error)
         except (UsageError, DiskFull, NoResult):
             raise
         except PortolanError as error:
