@@ -11,7 +11,7 @@ from portolan.core.passes import Context, compression
 from portolan.core.schema import Knob
 
 
-@compression(lossy=lambda options: True, distributions=("onnx",))
+@compression(lossy=lambda options: True, stage=lambda options: "precision", distributions=("onnx",))
 def halve(
     model: Model,
     context: Context,

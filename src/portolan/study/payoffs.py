@@ -95,7 +95,8 @@ def _steps(model: Model, target: Target) -> Iterator[tuple[Step, tuple[str, ...]
         for options in item.schema.space(target):
             features = item.produces(options)
             if features and item.needs(options) != "training" and item.refuse(model, options, target) is None:
-                yield Step(name, {k: v for k, v in options.items() if v is not None}), features
+                chosen = item.schema.chosen(options, target)
+                yield Step(name, {k: v for k, v in options.items() if k in chosen and v is not None}), features
 
 
 # --- kept for later searches
