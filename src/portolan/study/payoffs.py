@@ -21,7 +21,7 @@ from portolan.core.model import Model
 from portolan.core.passes import Pass
 from portolan.core.recipe import Recipe, Step, digest
 from portolan.core.target import Target
-from portolan.errors import PortolanError
+from portolan.errors import CannotHelp, PortolanError
 from portolan.measure.race import Arm, race
 from portolan.search.payoff import Payoff
 from portolan.study.builder import Builder, Samples, versions
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _KIND, _ROWS, _SEED = "payoff", 32, 20
 _STARTS, _BLOCKS, _BLOCK_SECONDS = 5, 2, 0.04
 _UNTOUCHED = "untouched"
+#: Arms in one race beside the untouched layers: idle processes of some runtimes keep their threads spinning.
+_TOGETHER = 3
 Say = Callable[[str], None]
 
 
@@ -62,27 +64,32 @@ def _measured(
     kind: str, builder: Builder, model: Model, samples: Samples, backend: Backend, target: Target, say: Say
 ) -> Iterator[Payoff]:
     feeds = [sample(samples.data, row, model.signature) for row in range(2)]
-    arms = {_UNTOUCHED: Arm(_UNTOUCHED, partial(Session, builder.compiled(Recipe((), backend.name)), feeds))}
-    steps: dict[str, tuple[str, ...]] = {}
+    untouched = Arm(_UNTOUCHED, partial(Session, builder.compiled(Recipe((), backend.name)), feeds))
+    arms: list[Arm] = []
+    found: dict[str, tuple[str, ...]] = {}
     for step, features in _steps(model, target):
         if any(backend.gain(feature, target) is None for feature in features):
             continue
         say(f"{kind} on {backend.name}: {step}")
-        steps[str(step)] = features
         try:
-            arms[str(step)] = Arm(str(step), partial(Session, builder.compiled(Recipe((step,), backend.name)), feeds))
+            arms.append(Arm(str(step), partial(Session, builder.compiled(Recipe((step,), backend.name)), feeds)))
+            found[str(step)] = features
+        except CannotHelp:
+            continue  # these layers have nothing for it; others may
         except PortolanError as error:
             yield Payoff(str(step), features, kind, backend.name, None, reason=error.message)
-    outcome = race(
-        list(arms.values()), baseline=_UNTOUCHED, starts=_STARTS, blocks=_BLOCKS, block_seconds=_BLOCK_SECONDS,
-        rng=np.random.default_rng(_SEED), progress=lambda line: say(f"{kind} on {backend.name}: {line}"),
-    )  # fmt: skip
-    for name in (n for n in arms if n != _UNTOUCHED):
-        if why := outcome.failures.get(name):
-            yield Payoff(name, steps[name], kind, backend.name, None, reason=why)
-        else:
-            r = outcome.ratio(name, _UNTOUCHED)
-            yield Payoff(name, steps[name], kind, backend.name, 1 / r.ratio, 1 / r.hi, 1 / r.lo)
+    for first in range(0, len(arms), _TOGETHER):
+        some = arms[first : first + _TOGETHER]
+        outcome = race(
+            [untouched, *some], baseline=_UNTOUCHED, starts=_STARTS, blocks=_BLOCKS, block_seconds=_BLOCK_SECONDS,
+            rng=np.random.default_rng(_SEED), progress=lambda line: say(f"{kind} on {backend.name}: {line}"),
+        )  # fmt: skip
+        for arm in some:
+            if why := outcome.failures.get(arm.name):
+                yield Payoff(arm.name, found[arm.name], kind, backend.name, None, reason=why)
+            else:
+                r = outcome.ratio(arm.name, _UNTOUCHED)
+                yield Payoff(arm.name, found[arm.name], kind, backend.name, 1 / r.ratio, 1 / r.hi, 1 / r.lo)
 
 
 def _steps(model: Model, target: Target) -> Iterator[tuple[Step, tuple[str, ...]]]:
