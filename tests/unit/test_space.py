@@ -94,14 +94,10 @@ def test_a_plain_graph_has_no_program() -> None:
     assert not any(backend == "torch" and chain != "-" for chain, backend in reasons)
 
 
-def test_passes_do_not_reach_a_torch_program() -> None:
+def test_passes_do_not_reach_a_torch_program_which_is_said_once() -> None:
     why = "`torch` starts from the torch program, and passes change only the ONNX graph"
     reasons = {key: why_ for key, why_ in refusals(space()).items() if key[1] == "torch"}
-    assert reasons == {
-        ("simplify", "torch"): why,
-        ("quantize(mode=dynamic)", "torch"): why,
-        ("quantize(mode=static)", "torch"): why,
-    }
+    assert reasons == {("simplify", "torch"): why}
 
 
 def test_a_feature_that_one_backend_does_not_exploit_is_refused_there_only() -> None:

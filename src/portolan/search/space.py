@@ -256,8 +256,10 @@ def _pairs(
         old = set().union(*(names for shorter, names in known.items() if shorter < steps))
         why = {name: reason for name, reason in reasons.items() if reason is not None}
         news = {name: reason for name, reason in why.items() if name not in old}
-        known[steps] = set(why)
-        if news and len(news) == len(usable):
+        # What starts from the torch program has one reason for all chains.
+        known[steps] = {name for name in why if not usable[name].needs_program}
+        known.setdefault(frozenset(), set()).update(name for name in why if usable[name].needs_program)
+        if news and len(why) == len(usable) and all(b.needs_program or n in news for n, b in usable.items()):
             news = {ANY: _nobody(chain, usable, target, goals) or "; ".join(dict.fromkeys(news.values()))}
         for name, reason in news.items():
             refused.append(Candidate(Recipe(chain.steps, name, target=target.id), not chain.lossy, reason))
