@@ -156,6 +156,8 @@ class Builder:
         """What `make` built or how it failed, now or in an earlier run."""
         failure = self._workspace.ledger.latest(f"{kind}_failed", key)
         if failure is not None and holds(failure):
+            if failure.get("cannot"):
+                raise CannotHelp(failure["reason"], hint=failure["hint"])
             raise WorkerError(failure["reason"], hint=failure["hint"], stderr=failure.get("log", ""))
         try:
             return self._workspace.build(kind, key, make)
@@ -218,6 +220,8 @@ def told(error: PortolanError) -> dict[str, Any]:
     found: dict[str, Any] = {"reason": error.message, "log": getattr(error, "stderr", "")[-_LOG:]}
     if isinstance(error, (OutOfMemory, WorkerTimeout)):
         found["limits"] = _limits()
+    if isinstance(error, CannotHelp):
+        found["cannot"] = True
     return found
 
 
