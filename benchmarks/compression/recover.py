@@ -65,7 +65,7 @@ def main() -> int:
 
 def digits(folder: Path, seeds: range) -> bool:
     model = load_model(DEMO / "digits.onnx")
-    images, labels, held, answers = _tool("train_digits").data()
+    images, labels, held, answers = tool("train_digits").data()
     sparse, narrow = without_small(model, folder / "sparse", 0.9), without_channels(model, folder / "narrow")
 
     def right(one: Model) -> float:
@@ -93,7 +93,8 @@ def digits(folder: Path, seeds: range) -> bool:
     return all(found)
 
 
-def _tool(name: str) -> Any:
+def tool(name: str) -> Any:
+    """A script of tools/ as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

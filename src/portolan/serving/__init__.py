@@ -1,0 +1,1 @@
+"""The server: what answers requests, in which order, with how many replicas."""
