@@ -79,6 +79,9 @@ def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+SECONDS = {"value": 0.1, "unit": "s", "lo": None, "hi": None, "n": 9, "kind": "measured"}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
@@ -109,6 +112,12 @@ def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("recipe.passes", [{}], "the name of pass 0"),
         ("recipe.options", [], "expected an object"),
         ("recipe.extra", 1, "there is no key `extra`"),
+        ("recipe.serving", [], "expected an object"),
+        ("recipe.serving", {"max_bach": 1}, "no key `max_bach`"),
+        ("recipe.serving", {"max_batch": 10**9}, "a whole number from 1 to 4,096"),
+        ("recipe.serving", {"replicas": [0, 0]}, "the fewest and the most"),
+        ("recipe.serving", {"replicas": [1, 10**9]}, "the fewest and the most"),
+        ("recipe.serving", {"deadline": -1}, "a number of seconds above 0"),
         ("backend.versions", {"--index-url=evil": "1"}, "a distribution"),
         ("backend.versions", {"x": "1; rm -rf"}, "a version"),
         ("target.reach", ["ssh", "home"], "there is no key `reach`"),
@@ -138,6 +147,20 @@ def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("files", [], "is missing"),
         ("files.0.path", "compiled/zzz", "is missing|not sorted"),
         ("surprise", 1, "no key `surprise`"),
+        ("claims", {"latency_p99@qps": {}}, "the name of a metric"),
+        ("profile", 3, "expected an object"),
+        ("profile", {"quantile": 0.5, "unit": "s", "batches": {}}, "expected the quantile 0.95"),
+        ("profile.unit", "ms", "expected `s`"),
+        ("profile.batches", {}, "the batch of 1 is missing"),
+        ("profile.batches.01", {}, "expected a batch size"),
+        ("profile.batches.9999", SECONDS, "at most 4096"),
+        ("profile.batches.1000000000000000000000000", SECONDS, "expected a batch size"),
+        ("profile.batches.1.value", 0, "expected seconds above 0"),
+        ("profile.batches.1.value", -1.0, "expected seconds above 0"),
+        ("profile.batches.1.value", None, "expected a number"),
+        ("profile.batches.1.unit", "h", "expected seconds above 0"),
+        ("profile.batches.1.extra", 1, "no key `extra`"),
+        ("profile.extra", 1, "no key `extra`"),
         ("needs", None, "expected an object, got null"),
         ("files.0", [], "expected an object, got a list"),
     ],
@@ -149,7 +172,7 @@ def test_a_sealed_manifest_that_says_nonsense(folder: Path, path: str, value: An
     assert error.where.isprintable()
 
 
-@pytest.mark.parametrize("key", ["name", "model", "golden", "files", "licence", "needs", "claims", "target"])
+@pytest.mark.parametrize("key", ["name", "model", "golden", "files", "licence", "needs", "claims", "target", "profile"])
 def test_a_sealed_manifest_that_lacks_a_key(folder: Path, key: str) -> None:
     refused(reseal(folder, lambda data: data.pop(key)), f"the key `{key}` is missing", "manifest.json: $")
 

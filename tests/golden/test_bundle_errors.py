@@ -285,6 +285,8 @@ CASES: dict[str, Case] = {
     "one tensor twice": sealed(model__inputs=[{"name": "x", "dtype": "bool", "shape": []}] * 2),
     "another backend": sealed(recipe__backend="openvino"),
     "no files": sealed(files=[]),
+    "a profile without the batch of one": sealed(profile__batches={}),
+    "serving that does not fit": sealed(recipe__serving={"max_batch": 0}),
     "a file of no place": at_open(
         lambda f: (
             (f / "x.py").write_text(""), reseal(f, lambda d: d["files"].append(dict(d["files"][0], path="x.py")))

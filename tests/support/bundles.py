@@ -20,6 +20,7 @@ from portolan.core import registry
 from portolan.core.measurement import Measurement
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe, Step
+from portolan.core.serving import Profile
 from portolan.core.signature import Signature, TensorSpec
 from portolan.core.target import Target
 from portolan.errors import PortolanError, VerificationFailed
@@ -144,6 +145,7 @@ def make_parts(folder: Path, backend: str = "tiny", **changes: Any) -> BundlePar
         "backend_versions": {"tiny-runtime": "1.2"},
         "created": CREATED,
         "environment": {"load": 0.1, "governor": None},
+        "profile": Profile({1: Measurement(0.004, "s", n=40), 2: Measurement(0.006, "s", n=40)}),
     }
     return BundleParts(**{**parts, **changes})
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portolan.core.goal import DEFAULT_LIMITS, DEFAULT_OBJECTIVES, Goals, Limit, Objective, parse_goal, parse_goals
-from portolan.core.measurement import METRICS, Measurement
+from portolan.core.measurement import METRICS, Measurement, at_load, load_of, unloaded
 from portolan.errors import PortolanError, UnknownName, UsageError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "goals.txt"
@@ -39,6 +39,9 @@ def ms(value: float, lo: float | None = None, hi: float | None = None) -> Measur
         ("cost <= 0.30USD", Limit("cost", "<=", 0.3, "cost <= 0.30USD")),
         ("carbon < 1kg", Limit("carbon", "<", 1000.0, "carbon < 1kg")),
         ("min size", Objective("size", "min", "min size")),
+        ("latency_p99 < 50ms at 200 qps", Limit("latency_p99@200qps", "<", 50.0, "latency_p99 < 50ms at 200 qps")),
+        ("latency_p50<=1s at 0.5/s", Limit("latency_p50@0.5qps", "<=", 1000.0, "latency_p50<=1s at 0.5/s")),
+        (" min latency_p95  at 1_000qps ", Objective("latency_p95@1000qps", "min", "min latency_p95  at 1_000qps")),
         (" max  throughput ", Objective("throughput", "max", "max  throughput")),
     ],
 )
@@ -57,17 +60,23 @@ def limits() -> st.SearchStrategy[str]:
     return st.sampled_from(sorted(METRICS)).flatmap(of)
 
 
+def loaded() -> st.SearchStrategy[str]:
+    latency = st.sampled_from(["latency_p50 < 8ms", "latency_p99<=0.1 s", "min latency_p95"])
+    rate = st.decimals("0.001", 1_000_000, places=3).map(str)
+    return st.tuples(latency, st.just(" at "), rate, st.sampled_from(["", " qps", "/s"])).map("".join)
+
+
 def objectives() -> st.SearchStrategy[str]:
     return st.tuples(st.sampled_from(["min", "max"]), st.sampled_from(sorted(METRICS))).map(" ".join)
 
 
-@given(limits() | objectives())
+@given(limits() | objectives() | loaded())
 def test_a_goal_survives_being_written_and_read(text: str) -> None:
     goal = parse_goal(text)
     assert parse_goal(goal.text) == goal
 
 
-@given(st.lists(limits() | objectives(), max_size=5))
+@given(st.lists(limits() | objectives() | loaded(), max_size=5))
 def test_goals_survive_being_written_and_read(texts: list[str]) -> None:
     try:
         goals = parse_goals(texts)
@@ -209,6 +218,35 @@ def test_both_bounds_may_meet() -> None:
     assert len(parse_goals(["accuracy <= 1", "accuracy >= 100%"]).limits) == 2
 
 
+def test_a_metric_under_load_is_another_metric() -> None:
+    texts = ["latency_p99 < 50ms at 200 qps", "latency_p99 < 20ms", "latency_p99 > 60ms at 1000 qps", "min size"]
+    goals = parse_goals(texts)
+    assert goals.loads == [200.0, 1000.0]
+    assert goals.unmet({"latency_p99": ms(5.0)})[0] == "latency_p99 at 200 qps not measured"
+    assert [x.metric for x in goals.unloaded.limits] == ["latency_p99", "max_rel_error"]
+    assert goals.unloaded.objectives == goals.objectives
+
+
+def test_a_limit_under_load_ranks_by_its_own_metric() -> None:
+    goals = parse_goals(["latency_p99 < 50ms at 200 qps"])
+    assert goals.texts[-1] == "min latency_p99 at 200 qps"
+    assert parse_goals(goals.texts) == goals
+    assert goals.unloaded.objectives == DEFAULT_OBJECTIVES
+
+
+@given(st.floats(1e-3, 1e6))
+def test_the_key_of_a_metric_under_load_comes_back(rate: float) -> None:
+    name = at_load("latency_p99", rate)
+    assert unloaded(name) == "latency_p99"
+    assert load_of(name) == pytest.approx(rate)
+    assert load_of(at_load("latency_p99", load_of(name) or 0)) == load_of(name)
+
+
+@pytest.mark.parametrize("name", ["latency_p99", "size@200qps", "latency_p99@qps", "latency_p99@0200qps", "x@1qps", ""])
+def test_what_is_no_key_of_a_metric_under_load(name: str) -> None:
+    assert load_of(name) is None
+
+
 WRONG: dict[str, list[str]] = {
     "no grammar": ["be quick"],
     "empty": [""],
@@ -228,6 +266,13 @@ WRONG: dict[str, list[str]] = {
     "no number": ["latency_p95 < fast"],
     "not finite": ["latency_p95 < 1e999ms"],
     "both directions": ["min size", "max size"],
+    "a load that is none": ["latency_p99 < 8ms at 0 qps"],
+    "a load in another unit": ["latency_p99 < 8ms at 200ms"],
+    "a load that is no number": ["latency_p99 < 8ms at once"],
+    "a metric without load": ["size < 8MiB at 200 qps"],
+    "mistyped metric at a load": ["min latency_p98 at 200 qps"],
+    "both directions at a load": ["min latency_p99 at 200 qps", "max latency_p99 at 200 qps"],
+    "no value between at a load": ["latency_p99 < 5ms at 9 qps", "latency_p99 > 5ms at 9 qps"],
     "no value between": ["latency_p95 > 8ms", "latency_p95 < 5ms"],
     "no value between open ends": ["accuracy > 80%", "accuracy < 0.8"],
     "no value at one open end": ["accuracy >= 80%", "accuracy < 0.8"],

@@ -17,13 +17,17 @@ from portolan.errors import UsageError
 names = st.text(st.characters(categories=["Ll", "Lu", "Nd"]), min_size=1, max_size=8)
 scalars = st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | names
 options = st.dictionaries(names.filter(lambda n: n != "name"), scalars, max_size=4)
+pairs = st.tuples(st.integers(0, 4), st.integers(4, 256)).map(list)
+serving = st.fixed_dictionaries(
+    {}, optional={"max_batch": st.integers(1, 4096), "replicas": pairs, "deadline": st.floats(1e-6, 3600.0)}
+)
 recipes = st.builds(
     Recipe,
     passes=st.lists(st.builds(Step, names, options), max_size=3).map(tuple),
     backend=names,
     options=options,
     target=names,
-    serving=options,
+    serving=serving,
 )
 
 
@@ -102,6 +106,26 @@ def test_everything_has_a_default() -> None:
         ({"options": []}, "`options` of a recipe must be a table, got `[]`", "recipe: $.options", None),
         ({"target": None}, "`target` of a recipe must be a name, got `None`", "recipe: $.target", None),
         ({"serving": "x"}, "`serving` of a recipe must be a table, got `'x'`", "recipe: $.serving", None),
+        (
+            {"serving": {"max_bach": 4}}, "`serving` of a recipe has no key `max_bach`", None,
+            "did you mean `max_batch`?",
+        ),
+        (
+            {"serving": {"max_batch": 0}},
+            "`max_batch` of a recipe's serving must be a whole number from 1 to 4,096, got `0`",
+            "recipe: $.serving.max_batch", None,
+        ),
+        (
+            {"serving": {"replicas": [2, 1]}},
+            "`replicas` of a recipe's serving must be a whole number, or the fewest and the most such as `[1, 2]`, "
+            "got `[2, 1]`",
+            "recipe: $.serving.replicas", None,
+        ),
+        (
+            {"serving": {"deadline": "50ms"}},
+            "`deadline` of a recipe's serving must be a number of seconds above 0 and up to 3,600, got `'50ms'`",
+            "recipe: $.serving.deadline", None,
+        ),
         (
             {"passes": [{"name": "simplify"}, {"bits": 8}]}, "a pass of a recipe needs a `name`", "recipe: $.passes[1]",
             'write for example `{ name = "quantize", mode = "dynamic" }`',

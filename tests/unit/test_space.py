@@ -203,9 +203,9 @@ def test_a_pinned_value_that_the_target_lacks_is_refused() -> None:
 
 
 def test_serving_is_carried() -> None:
-    found = live(space(fixed={"serving": {"batch": 4}}))
+    found = live(space(fixed={"serving": {"max_batch": 4}}))
     assert found[0].recipe.serving == {}
-    assert all(c.recipe.serving == {"batch": 4} for c in found[1:])
+    assert all(c.recipe.serving == {"max_batch": 4} for c in found[1:])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from portolan.bundle.golden import Tolerance
 from portolan.bundle.names import broken, check_names, show
 from portolan.core.measurement import Measurement, Metrics
 from portolan.core.recipe import Recipe
+from portolan.core.serving import MOST_BATCH, QUANTILE, Profile
 from portolan.core.signature import Signature, TensorSpec
 from portolan.errors import UsageError
 
@@ -70,6 +71,7 @@ class Manifest:
         environment: what the claims were measured under.
         files: every file but the manifest, sorted by name.
         licence: a note on the licence of the model, if its owner gave one.
+        profile: what a batch of each size takes, if that was measured.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     environment: Mapping[str, Any] = field(default_factory=dict)
     licence: str | None = None
+    profile: Profile | None = None
 
     def _body(self) -> dict[str, Any]:
         return {
@@ -111,6 +114,7 @@ class Manifest:
             "environment": dict(self.environment),
             "files": [asdict(entry) for entry in self.files],
             "licence": self.licence,
+            "profile": None if self.profile is None else self.profile.to_json(),
         }
 
     @property
@@ -177,7 +181,7 @@ def _check_version(node: Node) -> None:
 def _manifest(root: Node) -> Manifest:
     root.keys(
         *("format", "format_version", "name", "created", "portolan", "model", "recipe", "backend", "target", "needs"),
-        *("golden", "claims", "environment", "files", "licence"),
+        *("golden", "claims", "environment", "files", "licence", "profile"),
     )
     signature = _signature(root["model"])
     recipe = _recipe(root["recipe"])
@@ -199,11 +203,12 @@ def _manifest(root: Node) -> Manifest:
         environment={key: node.plain() for key, node in root["environment"].items()},
         files=_files(root["files"]),
         licence=None if root["licence"].value is None else root["licence"].prose(),
+        profile=None if root["profile"].value is None else _profile(root["profile"]),
     )
 
 
 def _word(node: Node, key: str) -> str:
-    return Node(key, node.file, node.path).text(r"[a-z][a-z0-9_]*", "the name of a metric")
+    return Node(key, node.file, node.path).text(r"[a-z][a-z0-9_]*(@[0-9.e+-]+qps)?", "the name of a metric")
 
 
 def _time(node: Node) -> str:
@@ -241,7 +246,10 @@ def _recipe(node: Node) -> Recipe:
         item["name"].text(r"[A-Za-z][A-Za-z0-9_.-]*", f"the name of pass {i}", 60)
     for key in ("options", "serving"):
         list(node[key].items())
-    return Recipe.from_json(node.value, where=node.file)
+    try:
+        return Recipe.from_json(node.value, where=node.file)
+    except UsageError as error:
+        raise broken(error.message, node.where) from error
 
 
 def _backend(node: Node, recipe: Recipe) -> dict[str, str]:
@@ -297,6 +305,27 @@ def _claim(node: Node) -> Measurement:
         kind=node["kind"].choice("measured", "estimated", "predicted"),  # type: ignore[arg-type]
         **ends,
     )
+
+
+def _profile(node: Node) -> Profile:
+    node.keys("quantile", "unit", "batches")
+    if node["quantile"].value != QUANTILE:
+        raise node["quantile"].wrong(f"the quantile {QUANTILE}")
+    node["unit"].choice("s")
+    batches = {_size(item, key): _claim(item) for key, item in node["batches"].items()}
+    if 1 not in batches:
+        raise broken("the batch of 1 is missing", node["batches"].where)
+    for size, found in batches.items():
+        if found.value <= 0 or found.unit != "s":
+            raise node["batches"][str(size)].wrong("seconds above 0")
+    return Profile(batches)
+
+
+def _size(node: Node, key: str) -> int:
+    size = int(Node(key, node.file, node.path).text(r"[1-9][0-9]{0,3}", "a batch size"))
+    if size > MOST_BATCH:
+        raise node.wrong(f"a batch size of at most {MOST_BATCH}")
+    return size
 
 
 def _files(node: Node) -> tuple[FileEntry, ...]:

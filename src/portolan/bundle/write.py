@@ -37,6 +37,7 @@ from portolan.core import registry
 from portolan.core.measurement import Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe
+from portolan.core.serving import Profile
 from portolan.core.target import Target
 from portolan.errors import PortolanError, UsageError, VerificationFailed
 
@@ -64,6 +65,7 @@ class BundleParts:
         needs: what the compiled files cannot run without; None: for compiled code the target's vector features, else
             nothing.
         licence: a note on the model's licence.
+        profile: what a batch of each size takes, for who serves it.
     """
 
     name: str
@@ -80,6 +82,7 @@ class BundleParts:
     tolerance: Tolerance | Mapping[str, Tolerance] | None = None
     needs: Needs | None = None
     licence: str | None = None
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ def sources(parts: BundleParts) -> list[Source]:
         environment=parts.environment,
         files=tuple(sorted((source.entry for source in files), key=lambda entry: entry.path)),
         licence=parts.licence,
+        profile=parts.profile,
     )
     return [Source.of(MANIFEST, _encoded(manifest)), *sorted(files, key=lambda source: source.entry.path)]
 

@@ -12,7 +12,7 @@ from portolan.cli.show import options_text, step_text
 from portolan.cli.show_bench import environment_notes, factor
 from portolan.cli.table import columns, measurement, metric_columns, number, plain
 from portolan.core.goal import Goals, Limit, Objective, parse_goals
-from portolan.core.measurement import METRICS, SAME, Measurement, mark
+from portolan.core.measurement import METRICS, SAME, Measurement, mark, said
 from portolan.core.plain import value_text
 
 Json = Mapping[str, Any]
@@ -184,7 +184,7 @@ def verdict(data: Json, goals: Goals) -> str:
 
 def _value(limit: Limit, metrics: Mapping[str, Measurement]) -> str:
     found = metrics.get(limit.metric)
-    return f"{limit.metric} not measured" if found is None else f"{limit.metric} {number(found.to_json())}"
+    return f"{said(limit.metric)} not measured" if found is None else f"{said(limit.metric)} {number(found.to_json())}"
 
 
 def gains(data: Json, best: Json, goals: Goals) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from portolan import units
 from portolan.cli.console import Line
-from portolan.core.measurement import METRICS, Measurement
+from portolan.core.measurement import METRICS, Measurement, load_of, unloaded
 
 LABELS: Mapping[str, str] = {
     "latency_p50": "p50",
@@ -65,15 +65,22 @@ def metric_columns(metrics: Sequence[str], rows: Sequence[Mapping[str, Any]]) ->
     cells: list[list[str]] = [[] for _ in rows]
     for name in metrics:
         found = [measurement(row.get(name)) for row in rows]
-        unit = METRICS[name].unit
+        unit = METRICS[unloaded(name)].unit
         shown, factor = _time_unit(found) if unit == "ms" else (None, 1.0)
-        label = LABELS.get(name, name.replace("_", " "))
+        label = _heading(name)
         heads.append(f"{label} {shown}" if shown else label)
         for cell, one in zip(cells, found, strict=True):
             text = "-" if one is None else _bare(one, factor) if shown else number(asdict(one) | {"n": None})
             # A rate's unit is its heading.
             cell.append(text.replace(" 1/s", ""))
     return heads, cells
+
+
+def _heading(name: str) -> str:
+    """`p95`, or `p95 at 200 qps`."""
+    metric, rate = unloaded(name), load_of(name)
+    label = LABELS.get(metric, metric.replace("_", " "))
+    return label if rate is None else f"{label} at {rate:.10g} qps"
 
 
 def _time_unit(column: Sequence[Measurement | None]) -> tuple[str | None, float]:

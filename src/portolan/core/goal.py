@@ -1,4 +1,8 @@
-"""Goals: hard limits (`latency_p95 < 8ms`) and objectives (`min size`), read from one line of text each."""
+"""Goals: hard limits (`latency_p95 < 8ms`) and objectives (`min size`), read from one line of text each.
+
+A latency may be asked for under load: `latency_p99 < 50ms at 200 qps`. Its metric is then keyed with the load
+(`measurement.at_load`), apart from the latency of one caller.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,19 @@ from math import inf, isfinite, isnan
 from typing import Literal
 
 from portolan import units
-from portolan.core.measurement import METRICS, Measurement, Metric
+from portolan.core.measurement import LOADED, METRICS, Measurement, Metric, at_load, load_of, said, unloaded
 from portolan.errors import UnknownName, UsageError
 
 _LIMIT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|<|>|≤|≥)\s*(\S.*?)\s*$")
 _OBJECTIVE = re.compile(r"\s*(min|max)\s+([A-Za-z_]\w*)\s*$")
+_LOAD = re.compile(r"(.*\S)\s+at\s+(\S.*?)\s*$")
+_MOST_RATE = 1e6
 _TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A hard limit. `bound` is in the metric's own unit (ms, bytes, share of 1)."""
+    """A hard limit. `metric` is its key, load included; `bound` is in its own unit (ms, bytes, share of 1)."""
 
     metric: str
     op: Literal["<", "<=", ">", ">="]
@@ -54,11 +60,11 @@ class Limit:
         if self.holds(measurement):
             return None
         if measurement is None:
-            return f"{self.metric} not measured"
+            return f"{said(self.metric)} not measured"
         if isnan(measurement.value):
-            return f"{self.metric} is not a number"
+            return f"{said(self.metric)} is not a number"
         if self.holds(Measurement(measurement.value, measurement.unit)):
-            return f"{self.metric} not shown"
+            return f"{said(self.metric)} not shown"
         words = {"latency": "too slow", "throughput": "too slow", "size": "too large", "memory": "too much memory"}
         return words.get(self.metric.split("_")[0], f"{self.metric} missed")
 
@@ -97,9 +103,21 @@ class Goals:
         return list(dict.fromkeys(named))
 
     @property
+    def loads(self) -> list[float]:
+        """The loads that goals name, in calls per second, each once, rising."""
+        return sorted({rate for name in self.metrics if (rate := load_of(name)) is not None})
+
+    @property
+    def unloaded(self) -> Goals:
+        """The goals that need no load: what can be asked before anything is served."""
+        limits = tuple(x for x in self.limits if load_of(x.metric) is None)
+        objectives = tuple(o for o in self.objectives if load_of(o.metric) is None)
+        return Goals(limits, objectives or DEFAULT_OBJECTIVES)
+
+    @property
     def lossy(self) -> bool:
         """Whether the user allowed outputs to change, by naming any quality limit."""
-        return any(METRICS[g.metric].quality and g not in DEFAULT_LIMITS for g in self.limits)
+        return any(METRICS[unloaded(g.metric)].quality and g not in DEFAULT_LIMITS for g in self.limits)
 
     def unmet(self, metrics: Mapping[str, Measurement]) -> list[str]:
         """A reason for each limit that `metrics` do not meet; empty when all hold."""
@@ -135,18 +153,43 @@ def parse_goal(text: str) -> Limit | Objective:
     """Reads one goal.
 
     Raises:
-        UsageError: the text is neither `METRIC < NUMBER UNIT` nor `min METRIC`; or the unit does not fit.
+        UsageError: the text is neither `METRIC < NUMBER UNIT` nor `min METRIC`, with or without `at NUMBER qps`; or a
+            unit does not fit, or the metric has nothing to do with load.
         UnknownName: no such metric.
     """
-    if match := _OBJECTIVE.match(text):
+    goal, rate = _load(text)
+    if match := _OBJECTIVE.match(goal):
         _metric(match[2], text)
-        return Objective(match[2], match[1], text.strip())  # type: ignore[arg-type]
-    if match := _LIMIT.match(text):
-        return _limit(text, match[1], match[2], match[3])
+        return Objective(_keyed(match[2], rate), match[1], text.strip())  # type: ignore[arg-type]
+    if match := _LIMIT.match(goal):
+        limit = _limit(text, match[1], match[2], match[3])
+        return replace(limit, metric=_keyed(limit.metric, rate))
     raise UsageError(
         f"the goal `{text}` cannot be read",
         hint="write a limit such as `latency_p95 < 8ms`, or an objective such as `min size`",
     )
+
+
+def _load(text: str) -> tuple[str, float | None]:
+    """The goal without its load, and the load in calls per second."""
+    match = _LOAD.match(text)
+    if match is None:
+        return text, None
+    rate = units.parse(match[2], "rate")
+    if not 0 < rate <= _MOST_RATE:
+        raise UsageError(f"`{match[2]}` is no load to measure at", hint="write for example `at 200 qps`")
+    return match[1], rate
+
+
+def _keyed(name: str, rate: float | None) -> str:
+    if rate is None:
+        return name
+    if name not in LOADED:
+        listed = ", ".join(f"`{metric}`" for metric in LOADED)
+        raise UsageError(
+            f"`{name}` is not measured at a load", hint=f"leave the load out; {listed} can be asked for `at 200 qps`"
+        )
+    return at_load(name, rate)
 
 
 DEFAULT_LIMITS = (_limit("max_rel_error <= 0.001", "max_rel_error", "<=", "0.001"),)
@@ -154,7 +197,8 @@ DEFAULT_OBJECTIVES = (Objective("latency_p50", "min", "min latency_p50"),)
 
 
 def parse_goals(texts: Iterable[str]) -> Goals:
-    """Reads all goals. Without a quality limit, outputs must stay the original's; without an objective, speed ranks.
+    """Reads all goals. Without a quality limit, outputs must stay the original's; without an objective, speed ranks:
+    under the load that a limit names, if one does, else the median latency of one caller.
 
     Raises:
         UsageError: a goal cannot be read, one objective is asked for in both directions, or two limits exclude each
@@ -167,13 +211,19 @@ def parse_goals(texts: Iterable[str]) -> Goals:
     objectives = tuple(g for g in goals.values() if isinstance(g, Objective))
     names = [o.metric for o in objectives]
     if twice := next((n for n in names if names.count(n) > 1), None):
-        raise UsageError(f"`{twice}` is to be both minimised and maximised", hint="keep one of the two goals")
+        raise UsageError(f"`{said(twice)}` is to be both minimised and maximised", hint="keep one of the two goals")
     for upper, lower in itertools.product(limits, limits):
         if _exclude(upper, lower):
             raise UsageError(f"`{upper.text}` and `{lower.text}` cannot both hold", hint="keep one of the two goals")
-    if not any(METRICS[g.metric].quality for g in limits):
+    if not any(METRICS[unloaded(g.metric)].quality for g in limits):
         limits += DEFAULT_LIMITS
-    return Goals(limits, objectives or DEFAULT_OBJECTIVES)
+    return Goals(limits, objectives or _usual(limits))
+
+
+def _usual(limits: Iterable[Limit]) -> tuple[Objective, ...]:
+    """What ranks where nothing was said: the first latency under load that is limited, or the unloaded median."""
+    name = next((limit.metric for limit in limits if load_of(limit.metric) is not None), None)
+    return DEFAULT_OBJECTIVES if name is None else (Objective(name, "min", f"min {said(name)}"),)
 
 
 def _exclude(upper: Limit, lower: Limit) -> bool:

@@ -144,3 +144,36 @@ def mark(*measurements: Measurement) -> str:
 
 
 Metrics = dict[str, Measurement]
+
+# --- under load
+
+#: Metrics that depend on how many calls arrive, so that a goal may name a load for them.
+LOADED: Final = ("latency_p50", "latency_p95", "latency_p99")
+
+
+def at_load(metric: str, rate: float) -> str:
+    """The key of a metric under an open-loop load of `rate` calls per second: `latency_p99@200qps`."""
+    return f"{metric}@{rate:.10g}qps"
+
+
+def unloaded(name: str) -> str:
+    """The metric that a key names, without its load: its entry in METRICS."""
+    return name.partition("@")[0]
+
+
+def load_of(name: str) -> float | None:
+    """Calls per second of a key that `at_load` made; None for a metric without load, and for what is no such key."""
+    metric, at, rate = name.partition("@")
+    if not at or metric not in LOADED or not rate.endswith("qps"):
+        return None
+    try:
+        found = float(rate.removesuffix("qps"))
+    except ValueError:
+        return None
+    return found if at_load(metric, found) == name and 0 < found < math.inf else None
+
+
+def said(name: str) -> str:
+    """A key as people write it: `latency_p99 at 200 qps`."""
+    rate = load_of(name)
+    return name if rate is None else f"{unloaded(name)} at {rate:.10g} qps"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from portolan.core.plain import call_text
+from portolan.core.serving import Serving
 from portolan.errors import UsageError, nearest
 
 _KEYS: Mapping[str, tuple[type, str]] = {
@@ -67,6 +68,7 @@ class Recipe:
             kind, said = _KEYS[key]
             if not isinstance(value, kind):
                 raise UsageError(f"`{key}` of a recipe must be {said}, got `{value!r}`", where=f"{place}: $.{key}")
+        Serving.of(data.get("serving", {}), where)
         steps = []
         for i, item in enumerate(data.get("passes", [])):
             if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
@@ -78,6 +80,11 @@ class Recipe:
             steps.append(Step(item["name"], {k: v for k, v in item.items() if k != "name"}))
         rest = {k: v for k, v in data.items() if k != "passes"}
         return cls(passes=tuple(steps), **rest)
+
+    @property
+    def served(self) -> Serving:
+        """How it is served, checked."""
+        return Serving.of(self.serving)
 
     @property
     def key(self) -> str:

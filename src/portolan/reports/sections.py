@@ -8,7 +8,7 @@ from typing import Any
 
 from portolan import units
 from portolan.core.goal import Objective
-from portolan.core.measurement import METRICS, Measurement
+from portolan.core.measurement import METRICS, Measurement, unloaded
 from portolan.reports import words
 from portolan.reports.html import esc, rich, table, tag
 from portolan.reports.reading import Reading, Trial
@@ -113,7 +113,8 @@ def _sub(trial: Trial) -> str:
 
 
 def _quality(name: str) -> bool:
-    return name in METRICS and METRICS[name].quality
+    known = METRICS.get(unloaded(name))
+    return known is not None and known.quality
 
 
 def _compared(reading: Reading, name: str, before: Measurement | None, after: Measurement | None) -> list[str]:
@@ -125,8 +126,12 @@ def _compared(reading: Reading, name: str, before: Measurement | None, after: Me
 
 def label(name: str) -> str:
     """A metric's name with what it means as a tooltip."""
-    about = METRICS[name].about if name in METRICS else None
-    return tag("span", esc(words.title(name)), title=about)
+    return tag("span", esc(words.title(name)), title=_about(name))
+
+
+def _about(name: str) -> str | None:
+    known = METRICS.get(unloaded(name))
+    return None if known is None else known.about
 
 
 def bars(before: Measurement | None, after: Measurement | None) -> str:
@@ -192,7 +197,7 @@ def trials(reading: Reading) -> str:
     """Every trial, one row each, with the keys that a script sorts by."""
     names = columns(reading)
     head = _th("#", "number") + _th("Recipe") + _th("Backend") + _th("Outcome")
-    head += "".join(_th(words.title(n), "number", METRICS[n].about if n in METRICS else None) for n in names)
+    head += "".join(_th(words.title(n), "number", _about(n)) for n in names)
     body = "".join(_row(reading, trial, names) for trial in ranked(reading))
     inner = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return tag("div", tag("table", inner, class_="trials"), class_="scroll")

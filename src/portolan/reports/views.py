@@ -8,7 +8,7 @@ from typing import Any
 
 from portolan import units
 from portolan.core.goal import Limit
-from portolan.core.measurement import METRICS, Measurement
+from portolan.core.measurement import METRICS, Measurement, unloaded
 from portolan.reports import words
 from portolan.reports.reading import Reading, Trial, clean
 from portolan.reports.sections import columns, duration, outcome, role
@@ -37,7 +37,8 @@ def _axis(reading: Reading, name: str) -> dict[str, Any]:
         for goal in reading.goals
         if isinstance(goal, Limit) and goal.metric == name
     ]
-    better = METRICS[name].better if name in METRICS else "lower"
+    known = METRICS.get(unloaded(name))
+    better = "lower" if known is None else known.better
     return {"title": words.title(name), "unit": unit, "factor": factor, "better": better, "limits": limits}
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from portolan import units
 from portolan.core.goal import Limit, Objective
-from portolan.core.measurement import MARKS, METRICS, SAME, Measurement, mark
+from portolan.core.measurement import MARKS, METRICS, SAME, Measurement, mark, said, unloaded
 from portolan.reports.reading import Noise, Reading, Trial
 
 State = Literal["met", "missed", "not shown", "not measured", "ranked"]
@@ -56,7 +56,7 @@ class Verdict:
 
 def title(metric: str) -> str:
     """A metric's name as people read it."""
-    return metric.replace("_", " ")
+    return said(metric).replace("_", " ")
 
 
 def _times(ratio: float, lo: float | None, hi: float | None) -> str:
@@ -123,7 +123,7 @@ def change(metric: str, before: Measurement | None, after: Measurement | None) -
     """How `metric` moved, from two separate measurements: a ratio for costs, a difference for quality."""
     if before is None or after is None or not (math.isfinite(before.value) and math.isfinite(after.value)):
         return Change("", "unknown")
-    known = METRICS.get(metric)
+    known = METRICS.get(unloaded(metric))
     better = known.better if known else "lower"
     if known and known.quality:
         return _difference(before, after, better)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from portolan.core.goal import Goals
-from portolan.core.measurement import METRICS, Metrics
+from portolan.core.measurement import METRICS, Metrics, unloaded
 from portolan.measure.result import Race
 from portolan.study.trial import Trial
 
@@ -42,7 +42,7 @@ def _point(metrics: Metrics, goals: Goals) -> tuple[float, ...]:
     values = []
     for name in goals.metrics:
         value = metrics[name].value if name in metrics else math.nan
-        values.append(value if METRICS[name].better == "lower" else -value)
+        values.append(value if METRICS[unloaded(name)].better == "lower" else -value)
     return tuple(values)
 
 

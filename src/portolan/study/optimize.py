@@ -149,6 +149,8 @@ def study_folder(settings: Settings) -> Path:
 
 def _goals(texts: Sequence[str]) -> Goals:
     goals = parse_goals(texts)
+    if goals.loads:
+        raise UsageError(f"`{goals.texts[0]}` cannot be measured on this target", hint="leave the load out")
     for name in goals.metrics:
         if name in _UNMEASURED:
             known = ", ".join(m for m in METRICS if m not in _UNMEASURED)

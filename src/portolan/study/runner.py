@@ -17,7 +17,7 @@ from portolan.core.backend import Backend
 from portolan.core.data import sample
 from portolan.core.goal import Goals
 from portolan.core.labels import label
-from portolan.core.measurement import METRICS, Measurement, Metrics
+from portolan.core.measurement import METRICS, Measurement, Metrics, unloaded
 from portolan.core.model import Model
 from portolan.core.recipe import digest
 from portolan.core.target import Target
@@ -313,7 +313,7 @@ class Runner:
         """
         if broken(metrics, candidate.exact):
             return True
-        limits = [limit for limit in self.task.goals.limits if METRICS[limit.metric].quality]
+        limits = [limit for limit in self.task.goals.limits if METRICS[unloaded(limit.metric)].quality]
         missed = any(limit.metric in metrics and not limit.holds(metrics[limit.metric]) for limit in limits)
         return missed and candidate is not self.task.live[0]
 
