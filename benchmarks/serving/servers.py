@@ -1,0 +1,210 @@
+"""Starts and stops the servers that are compared, and reads what CPU their processes have used."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workloads import Workload
+
+import portolan as api
+
+HOSTS = Path(__file__).parent / "hosts"
+PEERS = ("mlserver", "litserve", "kserve", "ray")
+#: A process carries this variable from birth, so daemons that leave their parents are still counted and ended.
+MARK = "PORTOLAN_BENCHMARK"
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Server:
+    """A running server.
+
+    Attributes:
+        name: of the product.
+        url: where a request for inference goes.
+        ready: what answers 200 when it serves.
+        mark: value of the variable that all of its processes carry.
+    """
+
+    name: str
+    port: int
+    path: str
+    ready: str
+    mark: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{self.path}"
+
+    def pids(self) -> list[int]:
+        """Its processes: what it started, and what carries its mark."""
+        parents: dict[int, int] = {}
+        marked = {self.process.pid}
+        wanted = f"{MARK}={self.mark}".encode()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                parents[int(entry.name)] = int(_stat(entry)[1])
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    marked.add(int(entry.name))
+            except OSError:
+                continue
+        return [pid for pid in parents if _under(pid, marked, parents)]
+
+    def cpu(self) -> float:
+        """Seconds of CPU, user and system, of all its living processes (fields 14 and 15 of /proc/PID/stat)."""
+        total = 0
+        for pid in self.pids():
+            try:
+                fields = _stat(Path("/proc") / str(pid))
+            except OSError:
+                continue
+            total += int(fields[11]) + int(fields[12])
+        return total / _TICK
+
+    def memory(self) -> int:
+        """Resident bytes of all its processes, shared pages counted in each."""
+        pages = 0
+        for pid in self.pids():
+            try:
+                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            except OSError:
+                continue
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def ask(self, body: bytes, headers: Mapping[str, str]) -> bytes:
+        """One request; its answer's body."""
+        request = urllib.request.Request(self.url, body, dict(headers))
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read()
+
+    def wait(self, seconds: float) -> None:
+        """Until it answers that it is ready."""
+        while time.monotonic() < self.started + seconds:
+            if self.process.poll() is not None:
+                raise SystemExit(f"{self.name} ended with {self.process.returncode}:\n{self.tail()}")
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.ready}", timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise SystemExit(f"{self.name} was not ready after {seconds:.0f} s:\n{self.tail()}")
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-2000:]
+
+    def stop(self) -> None:
+        """Ends every process of it, politely first."""
+        pids = self.pids()
+        self.process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + 15
+        while self.process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        for pid in {*pids, *self.pids()}:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait(10)
+
+
+def _stat(entry: Path) -> list[str]:
+    """The fields of /proc/PID/stat after the name, which may hold blanks: the third is the first of them."""
+    return (entry / "stat").read_text().rpartition(")")[2].split()
+
+
+def _under(pid: int, roots: set[int], parents: Mapping[int, int]) -> bool:
+    while pid in parents:
+        if pid in roots:
+            return True
+        pid = parents[pid]
+    return False
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def portolan(bundle: Path, model: str, *flags: str) -> Iterator[Server]:
+    """Our own server on one bundle."""
+    port = free_port()
+    argv = [sys.executable, "-m", "portolan", "serve", str(bundle), "--port", str(port), *flags]
+    with _running("portolan", argv, port, f"/v2/models/{model}/infer", "/v2/health/ready", {}) as server:
+        yield server
+
+
+@contextmanager
+def peer(name: str, environments: Path, model: Path) -> Iterator[Server]:
+    """Another server on the same model, in its own environment."""
+    port, python = free_port(), environments / name / "bin" / "python"
+    if not python.is_file():
+        raise SystemExit(f"no `{python}`: run `benchmarks/serving/peers.sh {environments} {name}`")
+    paths = {"litserve": ("/predict", "/health"), "ray": ("/infer", "/-/healthz")}
+    path, ready = paths.get(name, ("/v2/models/identity/infer", "/v2/models/identity/ready"))
+    argv = [str(python), str(HOSTS / f"{name}_host.py"), str(model), str(port)]
+    more = {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+    with _running(name, argv, port, path, ready, more) as server:
+        yield server
+
+
+@contextmanager
+def _running(name: str, argv: list[str], port: int, path: str, ready: str, more: Mapping[str, str]) -> Iterator[Server]:
+    mark = uuid.uuid4().hex
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="portolan-serving-") as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                argv,
+                stdout=sink,
+                stderr=sink,
+                cwd=folder,
+                env={**os.environ, **quiet, **more, MARK: mark},
+                start_new_session=True,
+            )
+        server = Server(name, port, path, ready, mark, process, log)
+        try:
+            server.wait(120)
+            yield server
+        finally:
+            server.stop()
+
+
+def bundle(work: Workload, folder: Path) -> Path:
+    """A bundle of it for ONNX Runtime, one thread per instance, made by the public verbs unless it is there."""
+    out = folder / f"{work.name}.portolan"
+    if out.exists():
+        return out
+    recipe = {"backend": "onnxruntime", "options": {"threads": 1, "spinning": False}, "serving": work.serving}
+    study = folder / f"{work.name}.study"
+    found = api.optimize(work.path, goals=["min latency_p50"], recipe=recipe, study=study, budget="20s")
+    pinned = next(t.id for t in found.trials if t.status == "ok" and t.recipe.options.get("threads") == 1)
+    api.pack(study, out=out, trial=pinned)
+    return out
+
+
+def say(line: str, held: bool) -> int:
+    """Prints whether a bound held; how many were missed."""
+    print(("held    " if held else "MISSED  ") + line, flush=True)
+    return int(not held)

@@ -1,0 +1,102 @@
+"""Whether promises hold under load: `python benchmarks/serving/slo.py WORK [minilm|mlp] [--goal MILLISECONDS]`.
+
+Capacity is measured first, in a closed loop without deadlines. Then an open loop of Poisson arrivals (the generator
+runs on the same cores), each request with its goal as its `timeout`:
+
+- at 80 % of capacity, at least 99 % of the admitted requests are answered within the goal;
+- at 120 %, the goodput (answered within the goal) is at least 75 % of capacity;
+- a burst of one second at ten times the rate before it (half of capacity): the goodput of that second is at least
+  75 % of capacity, and requests due later than 2 s after it are served as before it.
+
+Exits 1 where one of these is missed. A run in which the generator itself was late is void.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from load import Open, arrivals, closed, poisson
+from runtime import CORES
+from servers import Server, bundle, portolan, say
+from workloads import Workload, make
+
+GOALS = {"minilm": 0.25, "mlp": 0.05}
+BEFORE, BURST, RECOVERY, AFTER = 5.0, 1.0, 2.0, 8.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("name", nargs="?", default="minilm", choices=GOALS)
+    parser.add_argument("--goal", type=float, help="of the p99, in milliseconds")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each steady load")
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    goal = given.goal / 1e3 if given.goal else GOALS[given.name]
+    work = make(given.name, given.work)
+    with portolan(bundle(work, given.work), work.name, "--replicas", f"{CORES}..{CORES}") as server:
+        capacity = measure(server, work)
+        print(f"{work.name}: capacity {capacity:.0f}/s, goal {goal * 1e3:.0f} ms", flush=True)
+        missed = steady(server, work, capacity, goal, given.seconds, given.seed)
+        missed += overload(server, work, capacity, goal, given.seconds, given.seed + 1)
+        missed += burst(server, work, capacity, goal, given.seed + 2)
+    return int(missed > 0)
+
+
+def measure(server: Server, work: Workload) -> float:
+    """Requests answered per second in a closed loop."""
+    body, headers = work.body(binary=True)
+    closed(server.url, body, headers, 32, 2.0)
+    return closed(server.url, body, headers, 32, 6.0).rate
+
+
+def steady(server: Server, work: Workload, capacity: float, goal: float, seconds: float, seed: int) -> int:
+    found = send(server, work, goal, arrivals(0.8 * capacity, seconds, seed))
+    admitted, sent = found.admitted(), len(found.due)
+    share = found.good(goal) / max(admitted, 1)
+    refused = 1 - admitted / sent
+    line = f"80 %: {share:.2%} of {admitted} admitted within the goal, p99 {found.p99() * 1e3:.0f} ms"
+    return say(f"{line}, {refused:.1%} refused; bound 99 %", share >= 0.99)
+
+
+def overload(server: Server, work: Workload, capacity: float, goal: float, seconds: float, seed: int) -> int:
+    found = send(server, work, goal, arrivals(1.2 * capacity, seconds, seed))
+    rate = found.good(goal) / seconds
+    late = found.admitted() - found.good(goal)
+    line = f"120 %: goodput {rate:.0f}/s, {rate / capacity:.1%} of capacity, p99 {found.p99() * 1e3:.0f} ms"
+    return say(f"{line}, {late} answered late; bound 75 %", rate >= 0.75 * capacity)
+
+
+def burst(server: Server, work: Workload, capacity: float, goal: float, seed: int) -> int:
+    parts, begin = [], 0.0
+    for i, (seconds, load) in enumerate(((BEFORE, 0.5), (BURST, 5.0), (RECOVERY + AFTER, 0.5))):
+        parts.append(begin + arrivals(load * capacity, seconds, seed + i))
+        begin += seconds
+    found = send(server, work, goal, np.concatenate(parts))
+    during = found.window(BEFORE, BEFORE + BURST)
+    before, after = found.window(0, BEFORE), found.window(BEFORE + BURST + RECOVERY, begin)
+    rate = during.good(goal) / BURST
+    line = f"10x burst: goodput {rate:.0f}/s, {rate / capacity:.1%} of capacity"
+    missed = say(f"{line}, {during.admitted() - during.good(goal)} answered late; bound 75 %", rate >= 0.75 * capacity)
+    was, now = (part.good(goal) / max(len(part.due), 1) for part in (before, after))
+    return missed + say(f"2 s after it: {now:.2%} within the goal, {was:.2%} before it", now >= min(was, 0.99))
+
+
+def send(server: Server, work: Workload, goal: float, due: np.ndarray) -> Open:
+    body, headers = work.body(binary=True, timeout_us=int(goal * 1e6))
+    path = server.url.partition(str(server.port))[2]
+    found = poisson("127.0.0.1", server.port, path, body, headers, due)
+    behind = float(np.quantile(found.late, 0.99))
+    statuses = dict(Counter(found.status.tolist()))
+    print(f"  {len(due)} requests, statuses {statuses}, generator late {behind * 1e3:.1f} ms", flush=True)
+    if behind > goal / 4:
+        raise SystemExit("void: the load generator could not keep up")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

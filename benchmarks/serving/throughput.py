@@ -1,0 +1,75 @@
+"""What a server leaves of the runtime: `python benchmarks/serving/throughput.py WORK [minilm] [mlp] [--rounds 2]`.
+
+MiniLM (128 tokens) and a 256-1024-1024-256 MLP on ONNX Runtime, one thread per instance and one instance per core.
+First the runtime alone, one process per core, at each batch size; then the server under a closed loop of 64
+connections with binary tensors; in turns. The share is the runtime's CPU per item at its best batch over the server's
+CPU per request (its whole process tree), since the load generator runs on the same cores; for MiniLM, whose load costs
+nothing beside it, also the share of items per second.
+
+Exits 1 where a bound is missed: MiniLM 90 % in both, the MLP 50 % of the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+from load import closed
+from runtime import CORES, alone
+from servers import Server, bundle, portolan, say
+from workloads import Workload, make
+
+BOUNDS = {"minilm": 0.9, "mlp": 0.5}
+BATCHES = {"minilm": (1, 2, 4, 8, 16), "mlp": (1, 8, 16, 32, 64)}
+CONNECTIONS = 64
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("names", nargs="*", choices=[*BOUNDS, []])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of load per round")
+    given = parser.parse_args()
+    missed = 0
+    for name in given.names or BOUNDS:
+        work = make(name, given.work)
+        shares = [measure(work, bundle(work, given.work), given.seconds) for _ in range(given.rounds)]
+        cpu, rate = (statistics.median(column) for column in zip(*shares, strict=True))
+        bound = BOUNDS[name]
+        each = ", ".join(f"{c:.0%}" for c, _ in shares)
+        missed += say(f"{name}: {cpu:.1%} of the runtime's CPU ({each}), bound {bound:.0%}", cpu >= bound)
+        if name == "minilm":
+            missed += say(f"{name}: {rate:.1%} of its items per second, bound {bound:.0%}", rate >= bound)
+    return int(missed > 0)
+
+
+def measure(work: Workload, packed: Path, seconds: float) -> tuple[float, float]:
+    """One round: the server's share of the best batch, in CPU and in items per second."""
+    found = alone(work, BATCHES[work.name], seconds / len(BATCHES[work.name]))
+    best, fastest = min(found, key=lambda a: a.us), max(found, key=lambda a: a.rate)
+    for a in found:
+        print(f"{work.name:8} alone, batch {a.batch:3}  {a.us:9.1f} us per item     {a.rate:8.0f} items/s")
+    with portolan(packed, work.name, "--replicas", f"{CORES}..{CORES}") as server:
+        us, rate = serve(server, work, seconds)
+    return best.us / us, rate / fastest.rate
+
+
+def serve(server: Server, work: Workload, seconds: float) -> tuple[float, float]:
+    """CPU us per request, and requests per second."""
+    body, headers = work.body(binary=True)
+    server.ask(body, headers)
+    closed(server.url, body, headers, CONNECTIONS, 2.0)
+    before = server.cpu()
+    found = closed(server.url, body, headers, CONNECTIONS, seconds)
+    us = (server.cpu() - before) / found.answered * 1e6
+    if found.errors:
+        raise SystemExit(f"{found.errors} of {found.answered} requests were refused:\n{server.tail()}")
+    print(f"{work.name:8} served            {us:9.1f} us per request  {found.rate:8.0f} items/s", flush=True)
+    return us, found.rate
+
+
+if __name__ == "__main__":
+    sys.exit(main())
