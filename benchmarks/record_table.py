@@ -8,8 +8,9 @@ that does nothing else: about 10 s per trial, 40 to 70 trials per model.
 
 Per trial: `artefact` (the passes, once per chain), `build` (compile), `judge` (outputs against the original's, once
 per arithmetic), a screening of 0.3 s in one process start, and a long reading: the median of several starts that are
-taken in rounds over all trials in random order, so that a drift of the machine falls on all alike. What may be the best
-is then started several times more: small models settle into one of two speeds as they are loaded, so three starts
+taken in rounds over all trials in random order. Like in a study, every block is timed between two of the untouched
+model, which stays loaded, and scaled by how that one did, so that a drift of the machine cancels out. What may be the
+best is then started several times more: small models settle into one of two speeds as they are loaded, so three starts
 cannot say which of two recipes is 2 % faster. That last reading is the truth that picks are judged by.
 """
 
@@ -33,7 +34,7 @@ from portolan.core.goal import parse_goals
 from portolan.core.measurement import Measurement
 from portolan.core.model import Model
 from portolan.core.recipe import digest
-from portolan.core.registry import BACKENDS, TARGETS, backend, pass_
+from portolan.core.registry import BACKENDS, PASSES, TARGETS, backend, pass_
 from portolan.errors import PortolanError
 from portolan.frontends.demo import demo_data, is_demo
 from portolan.measure.lock import measuring
@@ -45,6 +46,8 @@ from portolan.worker.environments import python_for
 TABLES = Path(__file__).parent / "tables"
 TIMEOUT = 900.0
 FEEDS = 8
+#: Blocks of one start of a long reading.
+BLOCKS = 4
 #: How many of all trials, and of the exact ones, are started further times.
 CONTENDERS = 10
 ANYTHING = parse_goals(["cosine >= -1", "min latency_p50"])
@@ -97,10 +100,12 @@ class Recorder:
         self.evaluation = evaluation[: arguments.judged]
         self.events, self.arguments = events, arguments
         found = candidates(
-            self.model, self.target, ANYTHING, has_calibration=True, backends=arguments.backends, refused_too=False
-        )
-        self.candidates: list[Candidate] = found[: arguments.most]
+            self.model, self.target, ANYTHING, has_calibration=True, backends=arguments.backends, refused_too=False,
+            passes=arguments.passes,
+        )  # fmt: skip
+        self.candidates: list[Candidate] = drawn(found, arguments.most or len(found))
         self.original: dict[str, np.ndarray] | None = None
+        self._pace: Worker | None = None
 
     def _samples(self, source: str) -> Data:
         beside = demo_data(source) if is_demo(source) else Path(source).with_suffix(".npz")
@@ -118,6 +123,8 @@ class Recorder:
         self.rounds(good, range(self.arguments.starts))
         last = self.arguments.starts + self.arguments.settle
         self.rounds(self.contenders(good), range(self.arguments.starts, last))
+        if self._pace is not None:
+            self._pace.close()
         return [self.line(candidate) for candidate in self.candidates]
 
     def rounds(self, candidates: Sequence[Candidate], turns: range) -> None:
@@ -209,21 +216,48 @@ class Recorder:
         return dict(reply.tensors), time.perf_counter() - begin
 
     def screen(self, candidate: Candidate) -> Event:
-        return self.start(candidate, 0.3)
+        return self.start(candidate, 0.3, 1)
 
-    def start(self, candidate: Candidate, seconds: float) -> Event:
+    def start(self, candidate: Candidate, seconds: float, blocks: int = BLOCKS) -> Event:
         """One process start: warmed up for a third of the time, then timed; milliseconds and what it took."""
+        pace = self.pace()
         begin = time.perf_counter()
-        with self._loaded(candidate) as worker, measuring():
+        worker = self._timed(candidate)
+        try:
+            with measuring():
+                _block(worker, seconds / 3)
+                ms, usual = np.concatenate([self._against(pace, worker, seconds / blocks) for _ in range(blocks)]).T
+        finally:
+            worker.close()
+        low, middle, high = np.quantile(ms, [0.25, 0.5, 0.75])
+        taken = time.perf_counter() - begin
+        told = {"ms": [float(middle), float(low), float(high)], "usual": float(np.median(usual))}
+        return {**told, "n": len(ms), "seconds": taken}
+
+    def pace(self) -> Worker:
+        """The untouched model, kept loaded."""
+        if self._pace is None:
+            self._pace = self._timed(self.candidates[0])
+            _block(self._pace, 1.0)
+        return self._pace
+
+    def _against(self, pace: Worker, worker: Worker, seconds: float) -> np.ndarray:
+        """Milliseconds of a block, scaled by how the untouched model did around it, and that model's own."""
+        before, mine, after = _block(pace, seconds / 4), _block(worker, seconds), _block(pace, seconds / 4)
+        now = float(np.median(np.concatenate([before, after])))
+        usual = self.events.once(f"{self.model.sha256[:12]} usual", lambda: {"ms": now})["ms"]
+        return np.stack([mine * (usual / now), np.full(len(mine), now)], axis=1)
+
+    def _timed(self, candidate: Candidate) -> Worker:
+        worker = self._loaded(candidate)
+        try:
             feeds = [sample(self.data, row, self.model.signature) for row in self.evaluation[:FEEDS]]
             tensors = {f"{i}/{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
             worker.ask("inputs", timeout=TIMEOUT, tensors=tensors, count=len(feeds))
-            worker.ask("time", timeout=TIMEOUT, seconds=seconds / 3, min_runs=3)
-            reply = worker.ask("time", timeout=TIMEOUT, seconds=seconds, min_runs=5)
-        ms = reply.tensors["ns"] / 1e6
-        low, middle, high = np.quantile(ms, [0.25, 0.5, 0.75])
-        taken = time.perf_counter() - begin
-        return {"ms": [float(middle), float(low), float(high)], "n": len(ms), "seconds": taken}
+        except BaseException:
+            worker.close()
+            raise
+        return worker
 
     def _loaded(self, candidate: Candidate) -> Worker:
         worker = Worker(python=python_for(candidate.recipe.backend))
@@ -296,6 +330,18 @@ class Recorder:
         return {"target": {**target, "features": list(self.target.features)}, "versions": versions}
 
 
+def drawn(found: Sequence[Candidate], most: int) -> list[Candidate]:
+    """A part of a space: every backend's defaults, and others at random (the same ones each time)."""
+    first = [c for i, c in enumerate(found) if c.recipe.backend not in {x.recipe.backend for x in found[:i]}]
+    others = [c for c in found if c not in first]
+    chosen = {c.key for c in random.Random(0).sample(others, max(0, min(most - len(first), len(others))))}
+    return [c for c in found if c in first or c.key in chosen]
+
+
+def _block(worker: Worker, seconds: float) -> np.ndarray:
+    return np.asarray(worker.ask("time", timeout=TIMEOUT, seconds=seconds, min_runs=5).tensors["ns"] / 1e6)
+
+
 def screening(event: Event) -> Measurement:
     """A short reading. Its interval is what one start can say: the quartiles, and 5 % between starts."""
     middle, low, high = event["ms"]
@@ -320,10 +366,11 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="a folder for artefacts, several GB with large models")
     parser.add_argument("--backends", nargs="*", default=None, choices=BACKENDS.names())
     parser.add_argument("--starts", type=int, default=3, help="process starts of a long reading")
-    parser.add_argument("--settle", type=int, default=6, help="further starts of what may be the best")
+    parser.add_argument("--settle", type=int, default=9, help="further starts of what may be the best")
     parser.add_argument("--seconds", type=float, default=1.0, help="time of each")
     parser.add_argument("--judged", type=int, default=64, help="samples that quality is judged on")
-    parser.add_argument("--most", type=int, default=None, help="trials per model, for a test of the recorder itself")
+    parser.add_argument("--passes", nargs="*", default=None, choices=PASSES.names())
+    parser.add_argument("--most", type=int, default=None, help="trials per model, drawn from the whole space")
     parser.add_argument("--tables", type=Path, default=TABLES)
     arguments = parser.parse_args()
     arguments.tables.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,8 @@ def mlp(data: Digits, scratch: Path) -> list[str]:
     """A perceptron 64-512-512-10 with one weight in ten left."""
     model = trained(perceptron, data, scratch)
     result = chain(model, data, scratch, [
-        ("prune", {"kind": "unstructured", "ratio": 0.9}), ("distill", {}), ("quantize", {"mode": "static"}),
+        ("prune", {"kind": "unstructured", "ratio": 0.9}), ("distill", {"steps": 2000}),
+        ("quantize", {"mode": "static"}),
     ])  # fmt: skip
     lost, smaller = told("mlp", model, result, data, scratch)
     return missed(("points lost", -lost, -1.0), ("smaller", smaller, 17.8))

@@ -42,6 +42,7 @@ def _many() -> dict[str, Any]:
         study["trials"].append(_with(scripted.SECOND, id=i))
         reason = f"reason {i % 6}"
         study["trials"].append(scripted.trial(None, scripted.recipe("torch"), status="refused", reason=reason))
+    study["skipped"] = {"cosine is 0.97 with the same arithmetic, and the goal is cosine >= 0.99": 28, "a: nothing": 3}
     return study
 
 

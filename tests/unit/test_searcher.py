@@ -529,3 +529,16 @@ def test_a_space_of_thousands_is_searched() -> None:
     best = searcher.best()
     assert best is not None
     assert machine.truth(best)[0] < 1.1 * bests("resnet")[1]
+
+
+def test_a_chain_that_cannot_be_built_rules_out_every_chain_that_starts_with_it() -> None:
+    searcher, candidates = Searcher(live(), LOSSY), live()
+    chain = next(c.recipe.passes for c in candidates if len(c.recipe.passes) > 1)
+    searcher.rule_out(chain[:1], "nothing to change")
+    asked = run(searcher, Machine(NETWORKS["bert"]))
+    assert any(c.recipe.passes[:1] == chain[:1] for c in candidates)
+    assert not any(p.candidate.recipe.passes[:1] == chain[:1] for p in asked)
+    assert any(p.candidate.recipe.passes for p in asked)
+    assert {c.refused for c in searcher.skipped() if c.recipe.passes[:1] == chain[:1]} == {
+        f"{chain[0]}: nothing to change"
+    }

@@ -34,7 +34,7 @@ def study(data: Json, *, dry_run: bool = False, verbose: bool = False) -> Answer
     lines = [*_baseline(data), *_table(rows, names, data, goals)]
     if len(shown) > len(rows):
         lines.append(Line(f"    {len(shown) - len(rows)} more measured", "dim"))
-    lines += plain(_reasons(data["trials"], verbose), "dim")
+    lines += plain([*_reasons(data["trials"], verbose), *_skipped(data.get("skipped") or {})], "dim")
     notes = [*data.get("notes", ()), *environment_notes(data.get("environment") or {}), *_quality_notes(data)]
     return Answer(
         lines,
@@ -150,6 +150,16 @@ def _reasons(trials: Iterable[Json], verbose: bool) -> list[str]:
         return lines
     rest = sum(count for _, count in ordered[REASONS:])
     return [*lines[:REASONS], f"  - {rest} more refused or failed (`-v` lists them)"]
+
+
+def _skipped(counts: Mapping[str, int]) -> list[str]:
+    """One line on recipes that were not tried, with the most frequent reason."""
+    if not counts:
+        return []
+    reason = max(counts, key=lambda text: (counts[text], text))
+    more = len(counts) - 1
+    others = f" (and {more} other reason{'s' * (more > 1)})" if more else ""
+    return [f"  - {sum(counts.values())} not tried: {_one_line(reason)}{others}"]
 
 
 def _one_line(text: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from portolan.core.goal import Goals, Limit, Objective
 from portolan.core.measurement import METRICS, Measurement, Metrics
+from portolan.core.recipe import Step
 from portolan.search import pareto
 from portolan.search.space import Candidate
 
@@ -34,6 +35,8 @@ class Knowledge:
         self.seconds: dict[tuple[int, int], float] = {}
         #: Places in the order in which they were first told.
         self.order: list[int] = []
+        #: Why a chain of passes cannot be built, by its steps.
+        self._dead: list[tuple[tuple[Step, ...], str]] = []
         self._own: dict[int, Metrics] = {}
         self._quality: dict[str, _Quality] = {}
 
@@ -53,6 +56,10 @@ class Knowledge:
         if level >= self.levels.get(place, 0):
             self._own[place] = {**self._own.get(place, {}), **rest}
             self.levels[place] = level
+
+    def rule_out(self, steps: Sequence[Step], reason: str) -> None:
+        """Adds that these passes cannot be applied, nor any chain that starts with them."""
+        self._dead.append((tuple(steps), reason))
 
     @property
     def tried(self) -> set[int]:
@@ -83,7 +90,11 @@ class Knowledge:
         return level > known.level and any(not x.holds(known.metrics.get(x.metric)) for x in self._quality_limits())
 
     def hopeless(self, place: int) -> str | None:
-        """Why no more time is spent on a candidate: the quality of its numerics is known and misses a limit."""
+        """Why no more time is spent on a candidate: its passes failed, or its numerics are known to miss a limit."""
+        steps = self.candidates[place].recipe.passes
+        for dead, reason in self._dead:
+            if steps[: len(dead)] == dead:
+                return f"{' + '.join(map(str, dead))}: {reason}"
         known = self._quality.get(self.numerics[place])
         if known is None:
             return None

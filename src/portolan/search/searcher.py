@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from portolan.core.goal import Goals
 from portolan.core.measurement import Metrics
+from portolan.core.recipe import Step
 from portolan.search import pareto
 from portolan.search.beliefs import Beliefs, Prior, Scores
 from portolan.search.knowledge import Knowledge
@@ -145,6 +146,10 @@ class Searcher:
         self._levels_told.append(level)
         self._known.tell(place, level, metrics, max(seconds, 1e-6), failure)
 
+    def rule_out(self, steps: Sequence[Step], reason: str) -> None:
+        """Adds that these passes cannot be applied, so that no chain that starts with them is tried any more."""
+        self._known.rule_out(steps, reason)
+
     # --- answers, valid at any time
 
     def metrics(self, candidate: Candidate) -> Metrics:
@@ -193,7 +198,7 @@ class Searcher:
         return [self._known.candidates[p] for p in chosen]
 
     def skipped(self) -> list[Candidate]:
-        """Candidates never timed because the same arithmetic is known to miss a limit, each with that reason."""
+        """Candidates never timed, as their passes fail or their arithmetic misses a limit, each with that reason."""
         return [
             replace(c, refused=why)
             for i, c in enumerate(self._known.candidates)

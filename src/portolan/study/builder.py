@@ -111,6 +111,16 @@ class Builder:
             self.notes += [note for note in facts["notes"] if note not in self.notes]
         return model
 
+    def failing(self, steps: Sequence[Step]) -> tuple[Step, ...]:
+        """The part of a chain, from its start to the pass that is known to fail; empty where none is."""
+        key = self._model.sha256
+        for i, step in enumerate(steps):
+            key = digest([key, self._step(step)])
+            failure = self._workspace.ledger.latest("artefact_failed", key)
+            if failure is not None and holds(failure):
+                return tuple(steps[: i + 1])
+        return ()
+
     def compiled(self, recipe: Recipe) -> Compiled:
         """The recipe, compiled for the target.
 

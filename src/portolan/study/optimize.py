@@ -315,6 +315,7 @@ def _result(
         "best": None if best is None else best.to_json(),
         "closest": None if closest is None else closest.to_json(),
         "trials": [t.to_json() for t in (*tried, *refused)],
+        "skipped": runner.skipped,
         "seconds": round(spending.seconds, 2),
         "first_seconds": runner.first_seconds,
         "measurements": sum(len(t.metrics) for t in tried),

@@ -7,6 +7,7 @@ same questions and finds the answers already there.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -126,6 +127,8 @@ class Runner:
             failure = trial.reason if trial.status == "failed" else None
             metrics = None if failure else trial.metrics
             self._searcher.tell(proposal.candidate, proposal.level, metrics, trial.seconds - before, failure)
+            if failure and (dead := self._builder.failing(proposal.candidate.recipe.passes)):
+                self._searcher.rule_out(dead, failure)
             self._tell(trial)
         self.close()
 
@@ -167,6 +170,11 @@ class Runner:
         if self._pace is not None:
             self._pace.close()
             self._pace = None
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many recipes were not tried because of what was learnt of others, by reason."""
+        return dict(Counter(c.refused for c in self._searcher.skipped() if c.refused is not None))
 
     @property
     def first_seconds(self) -> float | None:
