@@ -131,8 +131,8 @@ def doctor(target: str = "local", *, bench: bool = False, progress: Progress | N
         from portolan.study import payoffs
         from portolan.worker.environments import backends
 
-        data["ceilings"] = roofline.ceilings(found.cores)
         here = backends(found)
+        data["ceilings"] = roofline.ceilings(found.cores, integers=payoffs.integer_rates(found, here))
         measured = payoffs.payoffs(found, here, progress or (lambda line: None))
         payoffs.keep(found, here, measured)
         data["payoffs"] = [payoff.to_json() for payoff in measured]

@@ -86,3 +86,18 @@ def test_what_is_measured_is_kept_for_the_machine_and_the_versions(
     assert sorted(map(str, payoffs.kept(target, here, tmp_path))) == sorted(map(str, found))
     assert payoffs.kept(TARGET, here, tmp_path) == [], "another machine"
     assert [Payoff.from_json(p.to_json()) for p in found] == found
+
+
+def test_integer_rates_are_read_on_the_runtime_or_not_at_all() -> None:
+    target = local.detect()
+    rates = payoffs.integer_rates(target, backends(target, ["onnxruntime"]))
+    assert len(rates) >= 5
+    assert min(rates) > 1e8
+    assert payoffs.integer_rates(target, {}) == []
+
+
+def test_every_feature_that_some_option_produces_is_asked_about(tmp_path: Path) -> None:
+    model, _ = payoffs._layer("products", payoffs._products(), tmp_path)
+    asked = [features for _, features in payoffs._steps(model, local.detect())]
+    assert {("sparsity:2:4",), ("shape:tt",), ("weights:int2",), ("bfloat16",)} <= set(asked)
+    assert asked.count(("sparsity:2:4",)) == 1

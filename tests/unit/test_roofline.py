@@ -20,6 +20,12 @@ def test_ceilings_report_the_best_and_the_spread():
         assert detail["n"] >= 1
 
 
+def test_the_integer_ceiling_is_what_a_runtime_read():
+    found = ceilings(1, integers=[3e11, 5e11, 4e11])
+    assert found["flops_int8"] == 5e11
+    assert found["detail"]["flops_int8"] == {"min": 3e11, "median": 4e11, "best": 5e11, "n": 3}
+
+
 def test_measuring_stops_when_its_time_is_over():
     ticks = itertools.count()
     found = ceilings(1, clock=lambda: float(next(ticks)))

@@ -191,6 +191,15 @@ class Schema:
             if all(name in usual or name in fixed or p.matters(options) for name, p in self.parameters.items()):
                 yield options
 
+    def others(self, target: Target) -> Iterator[dict[str, Any]]:
+        """The choices that the search leaves out, one at a time, beside defaults with which they mean something."""
+        usual = {name: p.default for name, p in self.parameters.items()}
+        for name, p in self.parameters.items():
+            beside = {other: values[0] for other, values in p.knob.when.items()}
+            for value in p.choices:
+                if value not in p.values(target) and target.has(*p.knob.needs.get(value, ())):
+                    yield {**usual, **beside, name: value}
+
     def chosen(self, options: Mapping[str, Any], target: Target) -> set[str]:
         """The keywords that somebody chose: those without their default, and those that the search had a choice in."""
         return {

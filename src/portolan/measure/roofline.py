@@ -1,13 +1,9 @@
-"""The machine's ceilings, measured, and the time below which no reading is believed.
-
-The integer ceiling is left out (`flops_int8` is null): NumPy has no fast integer matrix product to measure it with, and
-a guess would be a prediction among measurements.
-"""
+"""The machine's ceilings, measured, and the time below which no reading is believed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,25 +19,28 @@ _SIZES = (256, 512, 1024)
 _COPY_BYTES = 1 << 26
 
 
-def ceilings(cores: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
+def ceilings(
+    cores: int, clock: Callable[[], float] = time.perf_counter, integers: Sequence[float] = ()
+) -> dict[str, Any]:
     """Measures what this machine's cores can do, in below a second.
 
     Args:
         cores: how many cores the caller may use; recorded. NumPy's own threads decide what is measured.
         clock: seconds.
+        integers: int8 operations per second as a runtime read them: NumPy has no fast integer product.
 
     Returns:
         `flops_fp32` (per second, best of several matrix products), `bandwidth` (bytes per second, read and written, of
-        a copy), `flops_int8` (None: not measured), `cores`, and `detail` with min, median, best and n of both.
+        a copy), `flops_int8` (the best of `integers` or None), `cores`, and `detail` with min, median, best and n.
     """
-    compute = _compute(clock)
+    compute, whole = _compute(clock), list(integers)
     copied = _copy(clock)
     return {
         "flops_fp32": compute["best"],
-        "flops_int8": None,
+        "flops_int8": max(integers, default=None),
         "bandwidth": copied["best"],
         "cores": cores,
-        "detail": {"flops_fp32": compute, "bandwidth": copied},
+        "detail": {"flops_fp32": compute, "bandwidth": copied, **({"flops_int8": _summary(whole)} if whole else {})},
     }
 
 

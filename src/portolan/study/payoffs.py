@@ -22,6 +22,7 @@ from portolan.core.passes import Pass
 from portolan.core.recipe import Recipe, Step, digest
 from portolan.core.target import Target
 from portolan.errors import CannotHelp, PortolanError
+from portolan.measure.lock import measuring
 from portolan.measure.race import Arm, race
 from portolan.search.payoff import Payoff
 from portolan.study.builder import Builder, Samples, versions
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _KIND, _ROWS, _SEED = "payoff", 32, 20
 _STARTS, _BLOCKS, _BLOCK_SECONDS = 5, 2, 0.04
+_INTEGER_SIZE, _INTEGER_SECONDS = 1024, 0.4
 _UNTOUCHED = "untouched"
 #: Arms in one race beside the untouched layers: idle processes of some runtimes keep their threads spinning.
 _TOGETHER = 3
@@ -93,17 +95,43 @@ def _measured(
 
 
 def _steps(model: Model, target: Target) -> Iterator[tuple[Step, tuple[str, ...]]]:
-    """Every pass with the options that a search would try, if it produces a feature and takes this model."""
+    """Every pass with the options that a search would try, if it produces a feature and takes this model.
+
+    Options that a search leaves alone (2:4, two bits) are asked about once for each feature that only they produce.
+    """
     for name in registry.PASSES.names():
         try:
             item: Pass = registry.pass_(name)
         except PortolanError:
             continue  # `doctor` has its reason
-        for options in item.schema.space(target):
+        searched = list(item.schema.space(target))
+        seen = {item.produces(options) for options in searched}
+        for options in (*searched, *item.schema.others(target)):
             features = item.produces(options)
+            if options not in searched and features in seen:
+                continue
             if features and item.needs(options) != "training" and item.refuse(model, options, target) is None:
+                seen.add(features)
                 chosen = item.schema.chosen(options, target)
                 yield Step(name, {k: v for k, v in options.items() if k in chosen and v is not None}), features
+
+
+def integer_rates(target: Target, backends: Mapping[str, Backend]) -> list[float]:
+    """Int8 operations per second of a matrix product on ONNX Runtime, one per run; empty where that is not ready.
+
+    NumPy, which measures the other ceilings, has no fast integer product.
+    """
+    backend = backends.get("onnxruntime")
+    if backend is None or not backend.probe(target).ready:
+        return []
+    with tempfile.TemporaryDirectory(prefix="portolan-ceiling-") as folder, closing(Workspace(Path(folder))) as space:
+        model, samples = _layer("integers", _integer_product(), Path(folder))
+        builder = Builder(space, model, target, backends, samples)
+        feed = sample(samples.data, 0, model.signature)
+        with closing(Session(builder.compiled(Recipe((), backend.name)), [feed], least=5)) as session, measuring():
+            session.block(_INTEGER_SECONDS / 4)
+            milliseconds = session.block(_INTEGER_SECONDS)
+    return [2.0 * _INTEGER_SIZE**3 / (ms / 1e3) for ms in milliseconds]
 
 
 # --- kept for later searches
@@ -149,8 +177,10 @@ def _layer(kind: str, proto: onnx.ModelProto, folder: Path) -> tuple[Model, Samp
     path = folder / f"{kind}.onnx"
     onnx.save(proto, path)
     model = load_model(path)
-    shape = (_ROWS, *(int(size) for size in model.signature.inputs[0].shape[1:]))
-    rows = np.random.default_rng(_SEED).standard_normal(shape).astype(np.float32)
+    spec = model.signature.inputs[0]
+    shape = (_ROWS, *(int(size) for size in spec.shape[1:]))
+    rng = np.random.default_rng(_SEED)
+    rows = rng.integers(0, 256, shape, np.uint8) if spec.dtype == "uint8" else rng.standard_normal(shape, np.float32)
     data = Data({"x": rows}, None, kind)
     save_npz(data, folder / f"{kind}.npz")
     return model, Samples(data, folder / f"{kind}.npz", tuple(range(2, _ROWS)), (0, 1), synthetic=True)
@@ -184,11 +214,19 @@ def _convolutions() -> onnx.ModelProto:
     return _model(nodes, weights, ["n", 64, 28, 28], ["n", 64, 28, 28])
 
 
+def _integer_product() -> onnx.ModelProto:
+    """Bytes times a square matrix of bytes."""
+    n, rng = _INTEGER_SIZE, np.random.default_rng(_SEED)
+    weights = {"w": rng.integers(-128, 128, (n, n), np.int8)}
+    return _model([("MatMulInteger", ["x", "w"], "y", {})], weights, ["n", n, n], ["n", n, n], ("UINT8", "INT32"))
+
+
 def _model(
     nodes: Sequence[tuple[str, list[str], str, dict[str, Any]]],
     weights: Mapping[str, np.ndarray],
     before: Sequence[int | str],
     after: Sequence[int | str],
+    types: tuple[str, str] = ("FLOAT", "FLOAT"),
 ) -> onnx.ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
@@ -196,8 +234,8 @@ def _model(
     graph = helper.make_graph(
         [helper.make_node(kind, inputs, [output], name=output, **extra) for kind, inputs, output, extra in nodes],
         "layers",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, before)],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, after)],
+        [helper.make_tensor_value_info("x", TensorProto.DataType.Value(types[0]), before)],
+        [helper.make_tensor_value_info(last, TensorProto.DataType.Value(types[1]), after)],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
