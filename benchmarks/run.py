@@ -29,6 +29,7 @@ def main() -> int:
         ["spine.py", zoo, *budget],
         ["spine.py", zoo, "--fidelity", *budget],
         *([f"compression/{name}.py", zoo] for name in ("int8", "lowbits", "mixed", "shapes", "recover")),
+        ["compression/digits.py"],
     ]
     failed = []
     for run in runs:
