@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from portolan.api import bench, compress, doctor, inspect, load, open, optimize, pack, report
+    from portolan.api import bench, compress, doctor, inspect, load, open, optimize, pack, report, serve
     from portolan.errors import PortolanError
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ __all__ = [
     "optimize",
     "pack",
     "report",
+    "serve",
 ]
 
 

@@ -363,6 +363,58 @@ def check(bundle: str | Path, *, native: bool = False) -> Result:
     return Result("pack", verify(Path(bundle), native=native).to_json())
 
 
+def serve(
+    *bundles: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: tuple[int, int] | None = None,
+    max_batch: int | None = None,
+    deadline: float | None = None,
+    drain: float = 0.0,
+    grace: float = 25.0,
+    model_control: bool | None = None,
+    native: bool = False,
+    told: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Result:
+    """Serves bundles over the Open Inference Protocol v2, until SIGTERM, SIGINT or Ctrl-C.
+
+    Args:
+        bundles: folders or `.portolan` files; a bundle's name is its model's name.
+        host: the address to listen on; this machine alone by default.
+        port: of HTTP; 0 for any that is free.
+        replicas: least and most processes for each model; those of its recipe, else one. A least of 0 ends the last
+            one when nobody asks.
+        max_batch: rows of the largest batch; that of the recipe, else 16.
+        deadline: seconds a call may take if it brings no `timeout`; that of the recipe, else 30.
+        drain: seconds between "not ready" and the end of listening.
+        grace: seconds in all for stopping in order.
+        model_control: whether clients may load and unload models; on this machine alone by default.
+        native: run the compiled code of bundles that hold some: it has your rights, so trust who made them.
+        told: called with what happens: `{"ready": ..., "url": ...}` and so on.
+
+    Raises:
+        UsageError: no bundle, a name given twice, or an address that is taken.
+        VerificationFailed: a bundle is damaged.
+        ModelError: a model cannot be loaded.
+    """
+    from portolan import hosting
+
+    found = hosting.serve(
+        [str(bundle) for bundle in bundles],
+        told or (lambda data: None),
+        host=host,
+        port=port,
+        replicas=replicas,
+        max_batch=max_batch,
+        deadline=deadline,
+        drain=drain,
+        grace=grace,
+        control=model_control,
+        native=native,
+    )
+    return Result("serve", found)
+
+
 def open_study(folder: str | Path) -> Study:
     """The newest finished study in a folder.
 

@@ -21,7 +21,7 @@ PortolanError                 1  a bug, or an error nobody classified
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -154,3 +154,10 @@ class Interrupted(PortolanError):
     """Ctrl-C. Everything measured so far is saved."""
 
     exit_code = 130
+
+
+def rebuilt(failure: Mapping[str, Any]) -> PortolanError:
+    """The error whose `to_json` is `failure`, from another process; of the class that its exit code names."""
+    kinds = (UsageError, NoBackend, ModelError, VerificationFailed, NoResult)
+    kind = next((kind for kind in kinds if kind.exit_code == failure["code"]), PortolanError)
+    return kind(failure["message"], hint=failure["hint"], where=failure["where"])

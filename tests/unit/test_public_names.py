@@ -14,7 +14,7 @@ import portolan
 
 NAMES = [
     "PortolanError", "__version__", "bench", "compress", "doctor", "inspect", "load", "open", "optimize", "pack",
-    "report",
+    "report", "serve",
 ]  # fmt: skip
 
 

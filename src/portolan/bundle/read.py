@@ -129,6 +129,16 @@ class Bundle:
         self._check_trust(self.backend())
         return self._unpacked() / "compiled"
 
+    def extract(self, folder: Path) -> None:
+        """Writes the compiled files below `folder`, each checked once more as it is written.
+
+        Raises:
+            UsageError: no room, or compiled code that nobody allowed to run.
+            VerificationFailed: a file changed after the bundle was opened.
+        """
+        self._check_trust(self.backend())
+        self._extract(folder)
+
     def feeds(self, row: int) -> dict[str, np.ndarray]:
         """The golden inputs of call number `row`."""
         return golden.feeds(self.manifest.signature, self._inputs, row)
@@ -258,27 +268,30 @@ class Bundle:
     def _unpacked(self) -> Path:
         """The bundle as a folder: itself, or its compiled files in a private temporary folder, checked once more."""
         if self._folder is None:
-            entries = [e for e in self.manifest.files if e.path.startswith("compiled/")]
             folder = Path(tempfile.mkdtemp(prefix="portolan-bundle-"))
             self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            needed, free = sum(e.bytes for e in entries), shutil.disk_usage(folder).free
-            if needed > free:
-                raise UsageError(
-                    f"unpacking the bundle needs {needed >> 20:,} MiB, and `{folder.parent}` has {free >> 20:,} free",
-                    hint="set `TMPDIR` to a folder with room, or unpack the bundle yourself",
-                )
-            for entry in entries:
-                place = folder / entry.path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                seen = hashlib.sha256()
-                with place.open("xb") as out:
-                    for piece in self._contents.chunks(entry.path):
-                        seen.update(piece)
-                        out.write(piece)
-                if seen.hexdigest() != entry.sha256:
-                    raise broken(f"`{entry.path}` changed after the bundle was opened")
+            self._extract(folder)
             self._folder = folder
         return self._folder
+
+    def _extract(self, folder: Path) -> None:
+        entries = [e for e in self.manifest.files if e.path.startswith("compiled/")]
+        needed, free = sum(e.bytes for e in entries), shutil.disk_usage(folder).free
+        if needed > free:
+            raise UsageError(
+                f"unpacking the bundle needs {needed >> 20:,} MiB, and `{folder.parent}` has {free >> 20:,} free",
+                hint="set `TMPDIR` to a folder with room, or unpack the bundle yourself",
+            )
+        for entry in entries:
+            place = folder / entry.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            seen = hashlib.sha256()
+            with place.open("xb") as out:
+                for piece in self._contents.chunks(entry.path):
+                    seen.update(piece)
+                    out.write(piece)
+            if seen.hexdigest() != entry.sha256:
+                raise broken(f"`{entry.path}` changed after the bundle was opened")
 
 
 def _size(bundle: Bundle) -> str:

@@ -31,6 +31,7 @@ VERBS: dict[str, Entry] = {
     "bench": Entry("Check", "A [B...]", "measure and compare, with statistics"),
     "report": Entry("Check", "[STUDY...]", "the HTML report"),
     "pack": Entry("Deliver", "STUDY|MODEL", "make, verify, export a bundle"),
+    "serve": Entry("Deliver", "BUNDLE...", "answer requests: Open Inference Protocol v2"),
     "completion": Entry("Manage", "bash|zsh|fish", "print the script that completes commands in a shell"),
 }
 

@@ -6,10 +6,12 @@ nothing and needs no NumPy. Everything here lives on the front's one event loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+#: Bytes, wherever they lie.
+Piece = bytes | bytearray | memoryview
 #: Why a call gets no answer. Each door maps these to its own codes: see `HTTP` here and the table of the gRPC door.
 Kind = Literal[
     "invalid", "unauthenticated", "not_found", "not_ready", "too_large", "too_many", "overloaded", "late", "failed"
@@ -36,12 +38,14 @@ class Tensor:
         datatype: the protocol's word for the element type, such as `FP32` or `BYTES`.
         shape: extents.
         data: the elements, little endian and row major; of `BYTES`, each after its length in four bytes.
+        place: where `data` lies in the memory that the front shares with the replicas; -1 where it does not.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: bytes | bytearray | memoryview
+    data: Piece
+    place: int = -1
 
 
 @dataclass(slots=True)
@@ -57,6 +61,8 @@ class Call:
         timeout: seconds from arrival after which nobody wants the answer; None for the model's own deadline.
         priority: 0 for the default; among equal deadlines the lower number is served first.
         parameters: what else came along, as the protocol's parameters.
+        trace: the W3C `traceparent` that came along.
+        release: called once when nothing of the inputs will be read again; for doors that lend shared memory.
     """
 
     model: str
@@ -67,6 +73,8 @@ class Call:
     timeout: float | None = None
     priority: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    trace: str | None = None
+    release: Callable[[], None] | None = None
 
 
 @dataclass(slots=True)

@@ -30,8 +30,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(argv: Sequence[str]) -> None:
     """Serves until the controller closes stdin. `argv` is `--memory BYTES`."""
-    parent = os.getppid()
-    _end_with_parent(parent)
+    end_with_parent(os.getppid())
     limit_memory(int(argv[argv.index("--memory") + 1]))
     source, sink = os.dup(0), os.dup(1)
     with Path(os.devnull).open() as nothing:
@@ -93,7 +92,8 @@ def _read(fd: int, size: int) -> bytearray:
     return data
 
 
-def _end_with_parent(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
+    """Asks the kernel to end this process with the thread that started it; ends it now if `parent` is gone."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 
 #: What runtimes say when they get no memory: each has words of its own.
@@ -27,3 +28,11 @@ def ran_out(text: str) -> bool:
     """Whether a message or the end of a log says that memory ran out."""
     said = text.lower()
     return any(word in said for word in _WORDS)
+
+
+def default_memory_limit() -> int:
+    """Bytes a worker may allocate: PORTOLAN_WORKER_MEMORY (bytes), or three quarters of the machine's memory."""
+    asked = os.environ.get("PORTOLAN_WORKER_MEMORY")
+    if asked and asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4

@@ -19,7 +19,7 @@ from portolan import errors
 from portolan.errors import OutOfMemory, PortolanError, WorkerCrashed, WorkerError, WorkerTimeout
 from portolan.worker import frames
 from portolan.worker.frames import Frame
-from portolan.worker.memory import ran_out
+from portolan.worker.memory import default_memory_limit, ran_out
 from portolan.worker.transport import command, environment
 
 Reply = Frame
@@ -200,11 +200,3 @@ def patience(usual: float) -> float:
     except ValueError:
         return usual
     return asked if asked > 0 else usual
-
-
-def default_memory_limit() -> int:
-    """Bytes a worker may allocate: PORTOLAN_WORKER_MEMORY (bytes), or three quarters of the machine's memory."""
-    asked = os.environ.get("PORTOLAN_WORKER_MEMORY")
-    if asked and asked.isdigit() and int(asked) > 0:
-        return int(asked)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4

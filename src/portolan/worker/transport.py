@@ -18,17 +18,23 @@ _BOOT = (
     "import sys,importlib.util as u;"
     "s=u.spec_from_file_location('portolan',sys.argv[1]+'/__init__.py',submodule_search_locations=[sys.argv[1]]);"
     "m=u.module_from_spec(s);sys.modules['portolan']=m;s.loader.exec_module(m);"
-    "from portolan.worker.agent import main;main(sys.argv[2:])"
+    "u=__import__('importlib').import_module(sys.argv[2]);u.main(sys.argv[3:])"
 )
+WORKER = "portolan.worker.agent"
 
 
 def command(python: Sequence[str] | None, memory_limit: int) -> list[str]:
     """The argv of a worker behind `python`, an interpreter's argv; None for this interpreter."""
+    return started(python, WORKER, ["--memory", str(memory_limit)])
+
+
+def started(python: Sequence[str] | None, module: str, arguments: Sequence[str]) -> list[str]:
+    """The argv that calls `main(arguments)` of one of this package's modules behind `python`."""
     if python is None:
         # -P: a file called onnx.py in the user's folder must not be taken for the package.
-        return [sys.executable, "-P", "-m", "portolan.worker", "--memory", str(memory_limit)]
+        return [sys.executable, "-P", "-m", module.removesuffix(".agent"), *arguments]
     package = Path(__file__).resolve().parent.parent
-    return [*python, "-c", _BOOT, str(package), "--memory", str(memory_limit)]
+    return [*python, "-c", _BOOT, str(package), module, *arguments]
 
 
 def environment(python: Sequence[str] | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:

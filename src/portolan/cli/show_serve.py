@@ -1,0 +1,27 @@
+"""What `portolan serve` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def ready(data: Mapping[str, Any]) -> str:
+    """The one line of a server that takes requests."""
+    names = ", ".join(f"`{item['name']}`" for item in data["ready"])
+    return f"serving {names or 'nothing'} at {data['url']}"
+
+
+def note(data: Mapping[str, Any]) -> str | None:
+    """What happened meanwhile, as one line; None for what needs none."""
+    if "closing" in data:
+        return "stopping: what was taken is answered"
+    if "restarting" in data:
+        return f"the server's front ended with code {data['code']}; another one starts"
+    if "loaded" in data:
+        return f"`{data['loaded']}` was loaded again"
+    if "kept" in data:
+        return f"`{data['kept']}` was not loaded again, the old version serves on: {data['reason']}"
+    if "failed" in data:
+        return f"`{data['failed']}` does not serve: {data['error']['message']}"
+    return None

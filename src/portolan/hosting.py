@@ -1,0 +1,181 @@
+"""`serve`: bundles as models of a server. Opens them in a process of their own, and starts the supervisor.
+
+`python -m portolan.hosting` is that process: it reads {"bundle", "into", "native"} and writes {"source"}, or
+{"name"} where `into` is null, or {"error"}.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from portolan.errors import PortolanError, UsageError, rebuilt
+from portolan.serving.settings import Settings
+from portolan.serving.source import Limits, Source
+
+if TYPE_CHECKING:
+    from portolan.bundle import Bundle
+
+_NEEDED = ("httptools", "msgspec", "uvloop")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+Told = Callable[[dict[str, Any]], None]
+
+
+def serve(
+    bundles: Sequence[str],
+    told: Told,
+    *,
+    host: str,
+    port: int,
+    replicas: tuple[int, int] | None,
+    max_batch: int | None,
+    deadline: float | None,
+    drain: float,
+    grace: float,
+    control: bool | None,
+    native: bool,
+    doors: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Serves until it is told to stop. See `portolan.api.serve`."""
+    from portolan.serving.supervisor import Supervisor, listen
+
+    _check_extra()
+    opener = (sys.executable, "-P", "-m", "portolan.hosting")
+    named = _named(bundles, opener)
+    sock = listen(host, port)
+    settings = Settings(
+        bundles=named,
+        opener=opener,
+        native=native,
+        host=host,
+        port=sock.getsockname()[1],
+        limits={"replicas": replicas, "max_batch": max_batch, "deadline": deadline},
+        control=host in _LOOPBACK if control is None else control,
+        drain=drain,
+        grace=grace,
+        doors=doors or {},
+    )
+    url = f"http://{'[' + host + ']' if ':' in host else host}:{settings.port}"
+    about = {"url": url, "models": list(named), "replicas": replicas and list(replicas)}
+    Supervisor(settings, [sock], lambda data: told({**data, **about})).run()
+    return about
+
+
+def _check_extra() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"serving needs the package `{missing[0]}`, which is not installed", hint="pip install 'portolan[serve]'"
+        )
+
+
+def _named(bundles: Sequence[str], opener: Sequence[str]) -> dict[str, str]:
+    """The bundles' paths by the names in their manifests. Another process reads them: this one stays small."""
+    named: dict[str, str] = {}
+    for path in bundles:
+        asked = json.dumps({"bundle": path, "into": None, "native": True})
+        done = subprocess.run(opener, input=asked, capture_output=True, text=True, check=False)
+        try:
+            answer = json.loads(done.stdout)
+        except ValueError:
+            raise PortolanError(f"the process that opens bundles failed: {done.stderr.strip()[-300:]}") from None
+        if (problem := answer.get("error")) is not None:
+            raise rebuilt(problem)
+        name = answer["name"]
+        if name in named:
+            raise UsageError(
+                f"two bundles are called `{name}`: `{named[name]}` and `{path}`",
+                hint="pack one of them again with `--name`",
+            )
+        named[name] = str(Path(path).resolve())
+    return named
+
+
+def bundle_name(path: str) -> str:
+    """The name in a bundle's manifest; all of the bundle is checked."""
+    from portolan.bundle import open_bundle
+
+    with open_bundle(path) as bundle:
+        return bundle.manifest.name
+
+
+def open_source(path: str | Path, into: Path, *, native: bool = False) -> Source:
+    """What a replica loads: a private copy of the bundle's compiled files, verified as it is written.
+
+    Args:
+        path: the bundle.
+        into: an empty folder.
+        native: whether it may bring compiled code.
+
+    Raises:
+        PortolanError: the bundle is damaged, or cannot run here.
+    """
+    import numpy as np
+
+    from portolan.bundle import open_bundle
+    from portolan.core.interpreters import python_for
+
+    with open_bundle(path, native=native) as bundle:
+        bundle.extract(into)
+        samples = into / "warm.npz"
+        np.savez(samples, **{name: _plain(array) for name, array in bundle.feeds(0).items()})
+        manifest = bundle.manifest
+        python = python_for(manifest.recipe.backend)
+        return Source(
+            name=manifest.name,
+            folder=str(into / "compiled"),
+            signature=manifest.signature,
+            platform=manifest.recipe.backend,
+            python=None if python is None else tuple(python),
+            limits=_limits(manifest.recipe.serving),
+            profile=_profile(bundle),
+            sha256=bundle.sha256,
+            private=True,
+            samples=str(samples),
+        )
+
+
+def _plain(array: Any) -> Any:
+    return array.astype(str) if array.dtype.kind == "O" else array
+
+
+def _limits(serving: Mapping[str, Any]) -> Limits:
+    known = {key: serving[key] for key in ("max_batch", "deadline") if key in serving}
+    if "replicas" in serving:
+        least, most = serving["replicas"]
+        known["replicas"] = (int(least), int(most))
+    return Limits(**known)
+
+
+def _profile(bundle: Bundle) -> dict[int, float]:
+    profile = getattr(bundle.manifest, "profile", None) or {}
+    return {int(rows): float(metric["value"]) for rows, metric in profile.get("batches", {}).items()}
+
+
+def main() -> None:
+    """Opens one bundle for the front."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    asked = json.loads(sys.stdin.read())
+    answer: dict[str, Any]
+    try:
+        if asked["into"] is None:
+            answer = {"name": bundle_name(asked["bundle"])}
+        else:
+            answer = {"source": open_source(asked["bundle"], Path(asked["into"]), native=asked["native"]).to_json()}
+    except PortolanError as error:
+        answer = error.to_json()
+    except OSError as error:
+        answer = PortolanError(f"`{asked['bundle']}` cannot be opened: {error.strerror or error}").to_json()
+    out.write(json.dumps(answer))
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,372 @@
+"""The HTTP door: a connection as an asyncio protocol. Parsing is httptools'; bodies from 64 KiB on are received where
+the replicas will read them, so that a large tensor is never copied here.
+
+Requests of one connection are answered in order; a client that goes away takes its waiting calls along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+import httptools
+
+from portolan.serving.arena import LARGE, Arena
+from portolan.serving.bounds import Bounds, inflate
+from portolan.serving.calls import Refusal
+from portolan.serving.request import Request
+from portolan.serving.responses import Response, error, raw
+
+_KNOWN = frozenset(
+    (
+        *(b"content-length", b"inference-header-content-length", b"content-encoding", b"accept-encoding"),
+        *(b"authorization", b"expect", b"traceparent", b"transfer-encoding", b"accept"),
+    )
+)
+_ONCE = frozenset((b"content-length", b"inference-header-content-length", b"content-encoding", b"authorization"))
+_PAUSE_AT = 64
+_LINGER = 2.0
+
+
+class Door:
+    """What all connections share.
+
+    Args:
+        route: what to do with a complete request: it answers now or later, or raises Refusal.
+        arena: where large bodies go.
+        bounds: of sizes and times.
+
+    Attributes:
+        admit: asked when a request's head is there, before its body is read; raises Refusal. Tokens, rates and
+            numbers of requests are checked here.
+        connections: those that are open.
+        draining: whether every answer is to be the last of its connection.
+    """
+
+    def __init__(self, route: Callable[[Request], None], arena: Arena, bounds: Bounds | None = None) -> None:
+        self.route = route
+        self.arena = arena
+        self.bounds = bounds or Bounds()
+        self.admit: Callable[[Request], None] | None = None
+        self.connections: set[Connection] = set()
+        self.draining = False
+        # One buffer for all connections: it is read into and emptied in one step of the loop.
+        self.view = memoryview(bytearray(LARGE))
+        self.loop = asyncio.get_running_loop()
+
+    def connection(self) -> Connection:
+        """The protocol of a new connection."""
+        return Connection(self)
+
+    def sweep(self) -> None:
+        """About once a second: ends connections that are too slow or idle for too long."""
+        now = self.loop.time()
+        for connection in list(self.connections):
+            connection.check(now)
+
+    def shut(self) -> None:
+        """Ends the connections on which nothing is under way; the others end with their answers."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.shut()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client's connection."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiting: deque[Request] = deque()
+        self._since = door.loop.time()
+        self._reading = False  # between the first byte of a request and its last
+        self._closed = False  # the last answer was given: what still comes is not read
+        self._blocked: float | None = None
+        self._paused = False
+        self._headers: dict[bytes, bytes] = {}
+        self._url = b""
+        self._head = 0
+        self._parts: list[bytes] = []
+        self._got = 0
+        self._request: Request | None = None
+        self._target: memoryview | None = None  # where a large body goes
+        self._bulk = False  # and it goes there straight, past the parser
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+        name = self.extra("peername")
+        return str(name[0]) if isinstance(name, tuple) and name else "local"
+
+    def extra(self, key: str) -> object:
+        """What the transport knows."""
+        return None if self._transport is None else self._transport.get_extra_info(key)
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has come."""
+        self._transport = cast(asyncio.Transport, transport)
+        crowded = len(self._door.connections) >= self._door.bounds.connections
+        self._door.connections.add(self)
+        if crowded:
+            self._refuse(Refusal("overloaded", "too many connections", 1.0))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone: what it asked for and nobody runs yet is taken back."""
+        self._door.connections.discard(self)
+        self._closed, self._transport = True, None
+        self._forget_body()
+        while self._waiting:
+            self._waiting.popleft().end(gone=True)
+
+    def eof_received(self) -> bool:
+        """The client sends no more; it may still read the answers it waits for."""
+        if not self._waiting or self._reading:
+            return False
+        for request in self._waiting:
+            request.close = True
+        return True
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        if self._bulk and self._target is not None:
+            return self._target[self._got :]
+        return self._door.view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have come."""
+        if self._closed:
+            return
+        try:
+            if self._bulk:
+                self._fill(nbytes)
+            else:
+                self._parser.feed_data(self._door.view[:nbytes])
+                self._bulk = self._target is not None
+        except httptools.HttpParserUpgrade:
+            self._refuse(Refusal("invalid", "the connection cannot be upgraded"))
+        except httptools.HttpParserCallbackError as wrong:
+            if not isinstance(wrong.__context__, Refusal):
+                raise
+            self._refuse(wrong.__context__)
+        except httptools.HttpParserError as wrong:
+            self._refuse(Refusal("invalid", f"this is no HTTP request: {wrong}"))
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers: no more of its requests are read."""
+        self._blocked = self._door.loop.time()
+        self._hold()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._blocked = None
+        self._resume()
+
+    # What httptools calls.
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._reading = True
+        self._since = self._door.loop.time()
+        self._headers, self._url, self._head = {}, b"", 0
+
+    def on_url(self, url: bytes) -> None:
+        """The path, or a piece of it."""
+        self._url += url
+        self._grow(len(url))
+
+    def on_header(self, name: bytes, value: bytes | None) -> None:
+        """One header."""
+        value = value or b""
+        self._grow(len(name) + len(value) + 4)
+        name = name.lower()
+        if name in _KNOWN:
+            if name in _ONCE and name in self._headers:
+                raise Refusal("invalid", f"the header `{name.decode()}` is given twice")
+            self._headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is there: what can be refused is refused before the body is read."""
+        headers, door = self._headers, self._door
+        request = Request(self, self._parser.get_method(), self._url, headers)
+        request.close = not self._parser.should_keep_alive()
+        size = whole(headers.get(b"content-length"), "content-length") or 0
+        header = whole(headers.get(b"inference-header-content-length"), "inference-header-content-length") or 0
+        if size > door.bounds.body:
+            raise _too_large(size, door.bounds.body)
+        if len(self._waiting) >= door.bounds.pipelined:
+            raise Refusal("too_many", "too many requests wait for their answers on this connection", 1.0)
+        if door.admit is not None:
+            door.admit(request)
+        self._request, self._got, self._parts = request, 0, []
+        if size >= LARGE and b"content-encoding" not in headers:
+            self._target = request.receive(door.arena, size, header)
+            if self._target is None:
+                raise Refusal("overloaded", "no memory is left for large tensors", 1.0)
+        if b"expect" in headers and self._transport is not None and not self._waiting:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        start = self._got
+        self._got += len(body)
+        if self._target is not None:
+            self._target[start : self._got] = body
+            return
+        if self._got > self._door.bounds.body:
+            raise _too_large(self._got, self._door.bounds.body)
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """A request is complete."""
+        request, self._request = self._request, None
+        self._reading, self._since = False, self._door.loop.time()
+        if request is None:
+            return
+        if self._target is not None:
+            request.body, self._target = self._target, None
+        else:
+            request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts = []
+        self._waiting.append(request)
+        if len(self._waiting) >= _PAUSE_AT:
+            self._hold()
+        self._route(request)
+
+    # What the door does.
+
+    def answer(self, request: Request, response: Response) -> None:
+        """Sends what can be sent in order."""
+        if self._transport is None:
+            return
+        request.close = request.close or response.close or self._door.draining
+        request.ready = raw(response, close=request.close, body=request.method != b"HEAD")
+        waiting = self._waiting
+        while waiting and waiting[0].ready is not None:
+            first = waiting.popleft()
+            self._transport.write(b"".join(first.ready or ()))
+            first.end()
+            if first.close:
+                self._finish()
+                return
+        if self._paused and len(waiting) < _PAUSE_AT:
+            self._resume()
+
+    def check(self, now: float) -> None:
+        """Ends the connection if it is too slow, or idle for too long."""
+        bounds, transport = self._door.bounds, self._transport
+        if transport is None:
+            return
+        if self._closed:
+            if now - self._since > _LINGER:
+                transport.abort()
+        elif self._blocked is not None and now - self._blocked > bounds.write_seconds:
+            transport.abort()
+        elif self._reading and now - self._since > bounds.head_seconds + self._got / bounds.rate:
+            self._refuse(Refusal("invalid", "the request came too slowly"), 408)
+        elif not self._reading and not self._waiting and now - self._since > bounds.keep_alive:
+            transport.close()
+
+    def shut(self) -> None:
+        """Ends the connection now if nothing is under way on it."""
+        if not self._waiting and not self._reading and self._transport is not None:
+            self._transport.close()
+
+    def _route(self, request: Request) -> None:
+        door = self._door
+        try:
+            if coding := request.headers.get(b"content-encoding"):
+                request.body = inflate(request.body, coding, door.bounds.inflated)
+            door.route(request)
+        except Refusal as refusal:
+            self.answer(request, error(refusal))
+        except Exception as bug:
+            self.answer(request, error(Refusal("failed", f"a bug in the server: {type(bug).__name__}")))
+            context = {"message": "a bug in the server", "exception": bug}
+            door.loop.call_exception_handler(context)
+        finally:
+            request.give_back(door.arena)
+
+    def _fill(self, count: int) -> None:
+        self._got += count
+        if self._target is not None and self._got == len(self._target):
+            self._bulk = False
+            self._parser = httptools.HttpRequestParser(self)  # the old one still waits for this body
+            self.on_message_complete()
+
+    def _grow(self, count: int) -> None:
+        self._head += count
+        if self._head > self._door.bounds.head:
+            raise _HeadTooLarge("too_large", f"the request's head has more than {self._door.bounds.head:,} bytes")
+
+    def _refuse(self, refusal: Refusal, status: int | None = None) -> None:
+        """Answers what cannot be read any further, and ends the connection."""
+        if self._closed:
+            return
+        request, self._request = self._request, None
+        if request is not None:
+            request.give_back(self._door.arena)
+            request.end()
+        self._forget_body()
+        last = Request(self, b"", self._url, {})
+        self._closed, self._reading = True, False
+        self._waiting.append(last)
+        status = 431 if isinstance(refusal, _HeadTooLarge) else status
+        self.answer(last, error(refusal, status, close=True))
+
+    def _forget_body(self) -> None:
+        self._target, self._bulk, self._parts = None, False, []
+        if self._request is not None:
+            self._request.give_back(self._door.arena)
+            self._request.end(gone=True)
+            self._request = None
+
+    def _finish(self) -> None:
+        """The last answer is on its way. What the client still sends is thrown away for a moment: closing at once would
+        reset the connection, and the client might never see the answer.
+        """
+        transport, unread = self._transport, self._closed or self._reading
+        self._closed, self._since = True, self._door.loop.time()
+        while self._waiting:
+            self._waiting.popleft().end(gone=True)
+        if transport is None:
+            return
+        if unread and transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def _hold(self) -> None:
+        if not self._paused and self._transport is not None and not self._closed:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._paused and self._blocked is None and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+
+
+class _HeadTooLarge(Refusal):
+    """A head beyond the bounds has a status of its own."""
+
+
+def whole(value: bytes | None, name: str) -> int | None:
+    """A header that is a whole number.
+
+    Raises:
+        Refusal: it is something else.
+    """
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        raise Refusal("invalid", f"the header `{name}` is no number")
+    return int(value)
+
+
+def _too_large(size: int, most: int) -> Refusal:
+    return Refusal("too_large", f"the body has {size:,} bytes, and this server takes {most:,}")

@@ -1,0 +1,99 @@
+"""One HTTP request on its way through the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from portolan.serving.arena import Arena
+from portolan.serving.calls import Piece
+from portolan.serving.responses import Response
+
+
+class Link(Protocol):
+    """The connection that a request came on."""
+
+    def answer(self, request: Request, response: Response) -> None:
+        """Sends the answer, after those to the requests before."""
+
+    def extra(self, key: str) -> object:
+        """What the transport knows."""
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+
+
+class Request:
+    """One request, as routes see it.
+
+    Attributes:
+        method, path: as they came.
+        headers: those the server knows, names in lower case.
+        body: all of it, uncompressed.
+        place: where the body lies in memory shared with the replicas; -1 where it does not.
+        close: whether the connection ends with the answer.
+        cancel: set by a route that answers later: called when the client has gone.
+        ready: the answer as bytes, from when there is one until it is sent.
+        ended: set by whoever counts requests: called when the request has its answer, or its client has gone.
+    """
+
+    __slots__ = (
+        "_connection", "_slab", "body", "cancel", "close", "ended", "headers", "method", "path", "place", "ready",
+    )  # fmt: skip
+
+    def __init__(self, connection: Link, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.body: Piece = b""
+        self.place = -1
+        self.close = False
+        self.cancel: Callable[[], None] | None = None
+        self.ended: Callable[[], None] | None = None
+        self._connection = connection
+        self.ready: list[Piece] | None = None
+        self._slab = -1
+
+    def answer(self, response: Response) -> None:
+        """Sends the answer, after those to the requests before."""
+        self._connection.answer(self, response)
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+        return self._connection.peer
+
+    @property
+    def peer_certificate(self) -> object:
+        """The client's certificate, of a connection with mutual TLS."""
+        return self._connection.extra("peercert")
+
+    def receive(self, arena: Arena, size: int, header: int) -> memoryview | None:
+        """Shared memory for a body of `size`, so that what follows a header of that length is aligned."""
+        skip = -header % 64
+        slab = arena.take(size + skip)
+        if slab is None:
+            return None
+        self._slab, self.place = slab, slab + skip
+        return arena.view[self.place : self.place + size]
+
+    def lend(self, arena: Arena) -> Callable[[], None] | None:
+        """Hands the body's shared memory over to whoever calls the result, once."""
+        slab, self._slab = self._slab, -1
+        return None if slab < 0 else lambda: arena.give(slab)
+
+    def give_back(self, arena: Arena) -> None:
+        """Frees the body's shared memory, unless it was handed over."""
+        if self._slab >= 0:
+            arena.give(self._slab)
+            self._slab = -1
+
+    def end(self, *, gone: bool = False) -> None:
+        """The request is over; with `gone`, because its client is."""
+        cancel, self.cancel = self.cancel, None
+        if gone and cancel is not None:
+            cancel()
+        ended, self.ended = self.ended, None
+        if ended is not None:
+            ended()

@@ -1,0 +1,61 @@
+"""HTTP answers as bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from portolan.serving import protocol
+from portolan.serving.calls import HTTP, Piece, Refusal
+
+_REASONS = {
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 413: "Content Too Large", 429: "Too Many Requests", 431: "Request Header Fields Too Large",
+    500: "Internal Server Error", 503: "Service Unavailable",
+}  # fmt: skip
+_LINES = {status: f"HTTP/1.1 {status} {words}\r\n".encode() for status, words in _REASONS.items()}
+JSON, BINARY = b"Content-Type: application/json\r\n", b"Content-Type: application/octet-stream\r\n"
+_LAST = b"Connection: close\r\n"
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer.
+
+    Attributes:
+        status: of HTTP.
+        pieces: the body.
+        headers: lines that end in CR LF; the content's length and the connection's fate are added.
+        close: whether it is the connection's last.
+        json: length of the JSON part of a body with binary tensors.
+    """
+
+    status: int
+    pieces: list[Piece] = field(default_factory=list)
+    headers: bytes = JSON
+    close: bool = False
+    json: int | None = None
+
+
+def raw(response: Response, *, close: bool, body: bool = True) -> list[Piece]:
+    """The answer as it goes over the wire; without its body for HEAD."""
+    size = sum([len(piece) for piece in response.pieces])
+    mark = b"" if response.json is None else b"Inference-Header-Content-Length: %d\r\n" % response.json
+    last = _LAST if close else b""
+    head = b"%b%b%b%bContent-Length: %d\r\n\r\n" % (_LINES[response.status], response.headers, mark, last, size)
+    return [head, *response.pieces] if body else [head]
+
+
+def error(refusal: Refusal, status: int | None = None, *, close: bool = False) -> Response:
+    """The protocol's error: a status and `{"error": text}`."""
+    headers = JSON
+    if refusal.retry_after is not None:
+        headers += b"Retry-After: %d\r\n" % max(1, math.ceil(refusal.retry_after))
+    if refusal.kind == "unauthenticated":
+        headers += b"WWW-Authenticate: Bearer\r\n"
+    return Response(status or HTTP[refusal.kind], [protocol.plain({"error": refusal.message})], headers, close)
+
+
+def json(data: object, status: int = 200) -> Response:
+    """Plain data."""
+    return Response(status, [protocol.plain(data)])

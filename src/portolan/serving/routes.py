@@ -1,0 +1,225 @@
+"""The paths of the Open Inference Protocol v2 and of Triton's extensions, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from portolan.serving import bounds, protocol, responses
+from portolan.serving.calls import Answer, Refusal
+from portolan.serving.http import whole
+from portolan.serving.models import Models
+from portolan.serving.request import Request
+from portolan.serving.responses import BINARY, JSON, Response
+
+_REMEMBERED = 1024
+#: What a path may ask of a model, and by which method.
+_MODEL = {"": b"GET", "ready": b"GET", "infer": b"POST", "config": b"GET", "stats": b"GET"}
+_REPOSITORY = {"load", "unload"}
+Handler = Callable[[Request], None]
+
+
+class Routes:
+    """Answers requests from `models`.
+
+    Args:
+        models: what is served.
+        control: whether clients may load and unload models.
+
+    Attributes:
+        pages: further paths that are answered as they are, such as metrics: a function that gives the content type
+            and the body.
+    """
+
+    def __init__(self, models: Models, *, control: bool = True) -> None:
+        self.models = models
+        self.control = control
+        self.pages: dict[str, Callable[[], tuple[str, bytes]]] = {}
+        self._known: dict[tuple[bytes, bytes], Handler] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, request: Request) -> None:
+        """Answers `request`, now or later.
+
+        Raises:
+            Refusal: it cannot be answered.
+        """
+        handler = self._known.get((request.method, request.path))
+        if handler is None:
+            found = self._find(request)
+            if isinstance(found, Response):
+                request.answer(found)
+                return
+            handler = found
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[request.method, request.path] = handler
+        handler(request)
+
+    def _find(self, request: Request) -> Handler | Response:
+        path = request.path.partition(b"?")[0]
+        page = self.pages.get(path.decode("latin-1"))
+        if page is not None:
+            return self._page(page) if request.method == b"GET" else _not_allowed(b"GET")
+        parts = [_text(part) for part in path.strip(b"/").split(b"/")]
+        match parts:
+            case ["v2"]:
+                allowed, handler = b"GET", self._told(lambda: self.models.server())
+            case ["v2", "health", "live"]:
+                allowed, handler = b"GET", self._health(self.models.live)
+            case ["v2", "health", "ready"]:
+                allowed, handler = b"GET", self._health(self.models.ready)
+            case ["v2", "models", "stats"]:
+                allowed, handler = b"GET", self._told(lambda: self.models.statistics())
+            case ["v2", "repository", "index"]:
+                allowed, handler = b"POST", self._index
+            case ["v2", "repository", "models", model, verb] if verb in _REPOSITORY:
+                allowed, handler = b"POST", self._repository(model, verb)
+            case ["v2", "models", model, *rest]:
+                return self._model(model, rest, request.method)
+            case _:
+                raise Refusal("not_found", f"there is nothing at `{path.decode('latin-1')[:200]}`")
+        return handler if request.method == allowed else _not_allowed(allowed)
+
+    def _model(self, model: str, rest: list[str], method: bytes) -> Handler | Response:
+        version = None
+        if len(rest) >= 2 and rest[0] == "versions":
+            version, rest = rest[1], rest[2:]
+        verb = rest[0] if rest else ""
+        if len(rest) > 1 or verb not in _MODEL:
+            raise Refusal("not_found", f"a model has nothing called `{'/'.join(rest)[:200]}`")
+        if method != _MODEL[verb]:
+            return _not_allowed(_MODEL[verb])
+        models = self.models
+        match verb:
+            case "infer":
+                return self._infer(model, version)
+            case "ready":
+                return self._health(lambda: models.ready(model, version))
+            case "config":
+                return self._told(lambda: models.config(model, version))
+            case "stats":
+                return self._told(lambda: models.statistics(model, version))
+            case _:
+                return self._told(lambda: models.metadata(model, version))
+
+    def _infer(self, model: str, version: str | None) -> Handler:
+        models = self.models
+        arena = models.arena
+
+        def handle(request: Request) -> None:
+            headers = request.headers
+            mark = headers.get(b"inference-header-content-length")
+            header = None if mark is None else whole(mark, "inference-header-content-length")
+            if header == 0:
+                told = models.metadata(model, version)["inputs"]
+                signs = [(item["name"], item["datatype"], item["shape"]) for item in told]
+                call, wish = protocol.decode_raw(model, version, request.body, signs, request.place)
+            else:
+                call, wish = protocol.decode(model, version, request.body, header, request.place)
+            call.trace = _traced(headers)
+
+            def done(result: Answer | Refusal) -> None:
+                if isinstance(result, Refusal):
+                    request.answer(responses.error(result))
+                    return
+                try:
+                    pieces, length = protocol.encode(result, wish)
+                except Refusal as refusal:
+                    request.answer(responses.error(refusal))
+                    return
+                response = Response(200, pieces, JSON if length is None else BINARY, json=length)
+                if b"accept-encoding" in headers:
+                    _compress(response, headers[b"accept-encoding"])
+                request.answer(response)
+
+            found, ticket = models.submit(call, done)
+            call.release = request.lend(arena)
+            request.cancel = lambda: found.cancel(ticket)
+
+        return handle
+
+    def _told(self, data: Callable[[], dict[str, Any]]) -> Handler:
+        def handle(request: Request) -> None:
+            response = responses.json(data())
+            if b"accept-encoding" in request.headers:
+                _compress(response, request.headers[b"accept-encoding"])
+            request.answer(response)
+
+        return handle
+
+    def _health(self, good: Callable[[], bool]) -> Handler:
+        def handle(request: Request) -> None:
+            if good():
+                request.answer(Response(200))
+            else:
+                request.answer(responses.error(Refusal("not_ready", "not ready")))
+
+        return handle
+
+    def _page(self, page: Callable[[], tuple[str, bytes]]) -> Handler:
+        def handle(request: Request) -> None:
+            kind, body = page()
+            request.answer(Response(200, [body], f"Content-Type: {kind}\r\n".encode()))
+
+        return handle
+
+    def _index(self, request: Request) -> None:
+        asked = protocol.read_plain(request.body)
+        request.answer(responses.json(self.models.index(bool(asked.get("ready")))))
+
+    def _repository(self, model: str, verb: str) -> Handler:
+        async def work(request: Request, parameters: dict[str, Any]) -> None:
+            try:
+                if verb == "load":
+                    await self.models.load(model, parameters)
+                else:
+                    await self.models.unload(model)
+            except Refusal as refusal:
+                request.answer(responses.error(refusal))
+            else:
+                request.answer(Response(200))
+
+        def handle(request: Request) -> None:
+            if not self.control:
+                said = "clients may not load or unload models here; `--model-control` allows it"
+                request.answer(responses.error(Refusal("invalid", said), 403))
+                return
+            asked = protocol.read_plain(request.body).get("parameters") or {}
+            if not isinstance(asked, dict):
+                raise Refusal("invalid", "`parameters` is an object")
+            self._later(work(request, asked))
+
+        return handle
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _compress(response: Response, accepted: bytes) -> None:
+    packed = bounds.deflated(response.pieces, accepted, binary=response.json is not None)
+    if packed is not None:
+        response.pieces = [packed[0]]
+        response.headers += b"Content-Encoding: %b\r\n" % packed[1]
+
+
+def _traced(headers: dict[bytes, bytes]) -> str | None:
+    trace = headers.get(b"traceparent")
+    return None if trace is None else trace.decode("latin-1")
+
+
+def _text(part: bytes) -> str:
+    try:
+        return unquote_to_bytes(part).decode()
+    except UnicodeDecodeError as error:
+        raise Refusal("not_found", "the path is no UTF-8") from error
+
+
+def _not_allowed(allowed: bytes) -> Response:
+    response = responses.error(Refusal("invalid", f"this path takes {allowed.decode()}"), 405)
+    response.headers += b"Allow: %b\r\n" % allowed
+    return response

@@ -1,0 +1,248 @@
+"""Which calls run next and which are refused: a queue and a policy, without clocks, processes or sockets.
+
+Earliest deadline first inside a level of priority, with early drop: what cannot be answered in time even alone is
+refused at once, and a head that would force a batch far too small is given up for those behind it. The largest batch
+that meets the earliest deadline runs as soon as an instance is free; nothing waits for company.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+#: A head is given up when it allows less than the first share of the possible batch, until the second is reached.
+_TOO_SMALL, _ENOUGH = 0.5, 0.75
+#: How fast corrections follow: up at once, since late answers are worth nothing, down slowly.
+_UP, _DOWN = 0.3, 0.03
+_LEAST, _MOST = 0.05, 100.0
+_MARGIN = 1.1
+
+
+class Cost:
+    """Seconds that a batch of so many rows takes: a profile, corrected by what is observed, per size bucket.
+
+    Args:
+        profile: seconds by rows, at least for one size; between sizes it is interpolated.
+        cap: rows of the largest batch.
+    """
+
+    def __init__(self, profile: Mapping[int, float], cap: int) -> None:
+        self.cap = cap
+        self._base = [0.0, *_interpolate(profile, cap)]
+        self._factors = [1.0] * (cap.bit_length() + 1)
+        self._table = list(self._base)
+        self._apply()
+
+    def __call__(self, rows: int) -> float:
+        """Predicted seconds; beyond the largest batch in proportion."""
+        if rows <= self.cap:
+            return self._table[rows]
+        return self._table[self.cap] * rows / self.cap
+
+    def largest(self, seconds: float, most: int) -> int:
+        """Rows of the largest batch, at most `most`, that fits into `seconds`; at least 1."""
+        low, high = 1, min(most, self.cap)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._table[middle] <= seconds:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Corrects the bucket of `rows` by a batch that took `seconds`."""
+        rows = min(rows, self.cap)
+        bucket = (rows - 1).bit_length()
+        before = self._factors[bucket]
+        ratio = min(max(seconds * _MARGIN / self._base[rows], _LEAST), _MOST)
+        after = before + (_UP if ratio > before else _DOWN) * (ratio - before)
+        self._factors[bucket] = after
+        if abs(after - before) > 0.01 * before:
+            self._apply()
+
+    def profile(self) -> dict[int, float]:
+        """The corrected seconds of the powers of two and of the largest batch."""
+        sizes = sorted({min(1 << i, self.cap) for i in range(self.cap.bit_length() + 1)})
+        return {rows: self._table[rows] for rows in sizes}
+
+    def _apply(self) -> None:
+        most = 0.0
+        for rows in range(1, self.cap + 1):
+            most = max(most, self._base[rows] * self._factors[(rows - 1).bit_length()])
+            self._table[rows] = most
+
+
+def _interpolate(profile: Mapping[int, float], cap: int) -> Iterator[float]:
+    known = sorted((rows, max(seconds, 1e-6)) for rows, seconds in profile.items() if rows > 0)
+    for rows in range(1, cap + 1):
+        below = [item for item in known if item[0] <= rows]
+        above = [item for item in known if item[0] > rows]
+        if not below:
+            yield above[0][1]
+        elif not above:
+            yield below[-1][1] * max(1.0, rows / below[-1][0])
+        else:
+            (a, s), (b, t) = below[-1], above[0]
+            yield s + (t - s) * (rows - a) / (b - a)
+
+
+class Waiting(Protocol):
+    """What can wait in the queue.
+
+    Attributes:
+        deadline: when an answer is worth nothing any more.
+        level: of priority; the lower goes first.
+        key: calls of equal keys may share a batch.
+        rows: how many rows it adds to a batch.
+        size: bytes of its inputs.
+        alone: whether it must not share a batch.
+        gone: set by the queue when it has left.
+    """
+
+    deadline: float
+    level: int
+    key: Hashable
+    rows: int
+    size: int
+    alone: bool
+    gone: bool
+
+
+T = TypeVar("T", bound=Waiting)
+_Heap = list[tuple[float, int, Any]]
+
+
+class Queue(Generic[T]):
+    """The calls that wait, by level of priority, key and deadline."""
+
+    def __init__(self) -> None:
+        self._heaps: dict[tuple[int, Hashable], _Heap] = {}
+        self._rows: dict[tuple[int, Hashable], int] = {}
+        self._number = 0
+        self._left_inside = 0
+        self.length = 0
+        self.bytes = 0
+        self.rows = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def push(self, item: T) -> None:
+        """Lets `item` wait."""
+        place = (item.level, item.key)
+        heap = self._heaps.get(place)
+        if heap is None:
+            heap = self._heaps[place] = []
+            self._rows[place] = 0
+        self._number += 1
+        item.gone = False
+        heapq.heappush(heap, (item.deadline, self._number, item))
+        self._rows[place] += item.rows
+        self.length += 1
+        self.rows += item.rows
+        self.bytes += item.size
+
+    def remove(self, item: T) -> bool:
+        """Takes `item` out, wherever it waits; False if it has left already."""
+        if item.gone:
+            return False
+        self._leave((item.level, item.key), item)
+        self._left_inside += 1
+        if self._left_inside > 64 and self._left_inside > self.length:
+            self._compact()
+        return True
+
+    def pick(self, now: float, cost: Cost, cap: int) -> tuple[list[T], list[T]]:
+        """The batch to run now, and the calls to refuse now. Call it when an instance is free.
+
+        Args:
+            now: the time, on the clock of the deadlines.
+            cost: seconds of a batch by rows.
+            cap: rows of the largest batch.
+        """
+        refused = self.expire(now + cost(1))
+        place = self._first()
+        if place is None:
+            return [], refused
+        heap = self._heaps[place]
+        if heap[0][2].alone:
+            return [self._pop(place)], refused
+        most = min(self._rows[place], cap)
+        fits = cost.largest(heap[0][0] - now, most)
+        if fits < most * _TOO_SMALL:
+            while len(heap) > 1 and cost.largest(heap[0][0] - now, min(self._rows[place], cap)) < _ENOUGH * min(
+                self._rows[place], cap
+            ):
+                refused.append(self._pop(place))
+                self._clean(place)
+                if place not in self._heaps:
+                    return [], refused
+            fits = cost.largest(heap[0][0] - now, min(self._rows[place], cap))
+        return self._take(place, fits), refused
+
+    def expire(self, before: float) -> list[T]:
+        """Takes out all whose deadline lies before `before`."""
+        late: list[T] = []
+        for place in list(self._heaps):
+            self._clean(place)
+            while place in self._heaps and self._heaps[place][0][0] < before:
+                late.append(self._pop(place))
+                self._clean(place)
+        return late
+
+    def drain(self) -> list[T]:
+        """Takes out all."""
+        return self.expire(float("inf"))
+
+    def _take(self, place: tuple[int, Hashable], rows: int) -> list[T]:
+        heap = self._heaps[place]
+        batch = [self._pop(place)]
+        rows -= batch[0].rows
+        while heap:
+            item: T = heap[0][2]
+            if item.gone:
+                heapq.heappop(heap)
+                self._left_inside -= 1
+                continue
+            if item.rows > rows or item.alone:
+                break
+            rows -= item.rows
+            batch.append(self._pop(place))
+        self._clean(place)
+        return batch
+
+    def _first(self) -> tuple[int, Hashable] | None:
+        if len(self._heaps) == 1:  # nearly always
+            return next(iter(self._heaps))
+        return min(self._heaps, key=lambda place: (place[0], self._heaps[place][0][0]), default=None)
+
+    def _pop(self, place: tuple[int, Hashable]) -> T:
+        item: T = heapq.heappop(self._heaps[place])[2]
+        self._leave(place, item)
+        return item
+
+    def _leave(self, place: tuple[int, Hashable], item: T) -> None:
+        item.gone = True
+        self._rows[place] -= item.rows
+        self.length -= 1
+        self.rows -= item.rows
+        self.bytes -= item.size
+
+    def _clean(self, place: tuple[int, Hashable]) -> None:
+        """Brings a call that still waits to the head; forgets the heap if there is none."""
+        heap = self._heaps[place]
+        while heap and heap[0][2].gone:
+            heapq.heappop(heap)
+            self._left_inside -= 1
+        if not heap:
+            del self._heaps[place], self._rows[place]
+
+    def _compact(self) -> None:
+        for place, heap in list(self._heaps.items()):
+            heap[:] = [entry for entry in heap if not entry[2].gone]
+            heapq.heapify(heap)
+            if not heap:
+                del self._heaps[place], self._rows[place]
+        self._left_inside = 0

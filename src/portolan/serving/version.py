@@ -1,0 +1,323 @@
+"""One version of a model at work: its queue, its policy, its replicas and its counters. All on the front's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from portolan.errors import ModelError
+from portolan.serving import batches
+from portolan.serving.arena import Arena
+from portolan.serving.calls import Call, Refusal
+from portolan.serving.checks import Checker
+from portolan.serving.counters import Counters
+from portolan.serving.instance import Instance
+from portolan.serving.pool import Pool
+from portolan.serving.scheduler import Cost, Queue
+from portolan.serving.source import Source
+from portolan.serving.ticket import Batch, Done, Ticket
+
+_LONGEST_TIMEOUT = 3600.0
+
+
+class Version:
+    """One version of a model.
+
+    Args:
+        source: what is served.
+        number: the version, as clients write it.
+        arena: memory shared with the replicas.
+
+    Attributes:
+        state: loading until a replica is warm; draining when it takes no more calls; gone.
+        counters: what happened.
+        listeners: told of every call that ended, with its ticket and what it got; for logs and traces.
+    """
+
+    def __init__(self, source: Source, number: str, arena: Arena) -> None:
+        self.source = source
+        self.number = number
+        self.state: Literal["loading", "ready", "draining", "gone"] = "loading"
+        self.counters = Counters()
+        self.queue: Queue[Ticket] = Queue()
+        self.pool = Pool(source, arena, self, self._backlog)
+        self.cost = Cost(source.profile or {1: 0.001}, source.limits.max_batch)
+        self.checker: Checker | None = None
+        self.cap = 1
+        self._arena = arena
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._kicked = False
+        self._running = 0
+        self._first: asyncio.Future[None] = self._loop.create_future()
+        self._empty: asyncio.Future[None] | None = None
+
+    async def load(self) -> None:
+        """Starts the first replica and waits until it is warm.
+
+        Raises:
+            ModelError: it cannot be loaded; says why.
+        """
+        self.pool.start(max(1, self.source.limits.replicas[0]))
+        try:
+            await self._first
+        except ModelError:
+            self.close()
+            raise
+
+    def submit(self, call: Call, done: Done) -> Ticket:
+        """Checks `call` and lets it wait; `done` is told of its answer or refusal, later.
+
+        Raises:
+            Refusal: at once: invalid, overloaded, or not ready.
+        """
+        checker = self.checker
+        if checker is None or self.state != "ready":
+            raise Refusal("not_ready", f"the model `{self.source.name}` is not ready", 1.0)
+        try:
+            layout = checker.check(call)
+            self._check_room(layout.size)
+        except Refusal as refusal:
+            reason = "REJECTED" if refusal.kind == "overloaded" else "OTHER"
+            self.counters.request_failure[reason] += 1
+            raise
+        now = self._last = self._loop.time()
+        timeout = call.timeout
+        deadline = now + (self._patience() if timeout is None else min(timeout, _LONGEST_TIMEOUT))
+        ticket = Ticket(call, done, layout, now, deadline)
+        self.queue.push(ticket)
+        self._kick()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody wants the answer any more: a call that waits leaves, one that runs is not answered."""
+        if ticket.done is None:
+            return
+        ticket.done = None
+        self.counters.request_failure["CANCELED"] += 1
+        if self.queue.remove(ticket):
+            ticket.let_go()
+        self._check_empty()
+
+    def tick(self) -> None:
+        """Several times a second: refuses what is late, finds replicas that hang, scales."""
+        if self.state == "gone":
+            return
+        for ticket in self.queue.expire(self._loop.time()):
+            self._refuse(ticket, self._late(ticket), "REJECTED")
+        self.pool.tick(lambda batch: self.cost(batch.rows))
+        self._kick()
+        self._check_empty()
+
+    async def drain(self) -> None:
+        """Takes no more calls; returns when those that came are answered. The replicas end then."""
+        if self.state in ("loading", "ready"):
+            self.state = "draining"
+        if self.queue.length or self._running:
+            self._empty = self._empty or self._loop.create_future()
+            await asyncio.shield(self._empty)
+        self.close()
+
+    def close(self, why: str = "the server is stopping") -> None:
+        """Ends the replicas; calls that are still here are refused."""
+        if self.state == "gone":
+            return
+        self.state = "gone"
+        for ticket in self.queue.drain():
+            self._refuse(ticket, Refusal("overloaded", why, 1.0), "OTHER")
+        self.pool.close()
+
+    def on_ready(self, instance: Instance, told: dict[str, Any]) -> None:
+        """A replica is warm; the first one also tells how batches behave."""
+        self.pool.loaded(instance, told)
+        if self.checker is None:
+            self.cap = self.source.limits.max_batch if told["batches"] else 1
+            if not self.source.profile:
+                self.cost = Cost({int(rows): s for rows, s in told["profile"].items()}, self.source.limits.max_batch)
+            try:
+                self.checker = Checker(self.source.signature, batches=told["batches"])
+            except ValueError as error:
+                return self._fail(str(error))
+            if self.state == "loading":
+                self.state = "ready"
+        if not self._first.done():
+            self._first.set_result(None)
+        return self._kick()
+
+    def on_done(self, instance: Instance, batch: Batch, seconds: float, outputs: list[Any], body: memoryview) -> None:
+        """A batch has run: the next one leaves before its answers do, so that the replica never waits for them."""
+        now = self._loop.time()
+        self._running -= 1
+        self.cost.observe(batch.rows, now - batch.started)
+        try:
+            rows = batch.rows if self.checker is not None and self.checker.batches else None
+            divided = batches.Outputs(outputs, body, self.source.signature, rows)
+        except (ValueError, KeyError) as error:
+            return self._failed(batch, f"the model's outputs are not as its signature says: {error}")
+        if self.queue.length:
+            self._dispatch()
+        self._count(batch, now, seconds)
+        first = 0
+        for index, ticket in enumerate(batch.tickets):
+            if ticket.done is not None:
+                ticket.tell(batches.answer(batch, index, first, divided, self.source.name, self.number))
+            first += ticket.rows
+        self._let_go(batch)
+        del instance
+        return None
+
+    def on_failed(self, instance: Instance, batch: Batch | None, kind: str, message: str) -> None:
+        """A batch raised: each of its calls is tried alone, for one bad call must not cost the others their answer."""
+        if batch is None:
+            instance.kill(message)
+            return
+        self._running -= 1
+        if len(batch.tickets) > 1:
+            for ticket in batch.tickets:
+                self._again(ticket)
+            self._give(batch)
+        else:
+            said = "the model ran out of memory" if kind == "memory" else "the model failed"
+            self._failed(batch, f"{said}: {message}")
+        self._kick()
+        self._check_empty()
+
+    def on_gone(self, instance: Instance, batch: Batch | None, reason: str) -> None:
+        """A replica crashed, hung or was stopped: its calls run once more, alone, on another one."""
+        self.pool.lost(instance, reason)
+        if self.state == "loading":
+            return self._fail(reason)
+        if reason != "stopped":
+            self.counters.replicas_lost += 1
+        if batch is not None:
+            self._running -= 1
+            for ticket in batch.tickets:
+                ticket.tries += 1
+                if ticket.tries > 1 or self.state == "gone":
+                    said = f"the replica that ran this call ended, and so did the one it was tried on again: {reason}"
+                    self._refuse(ticket, Refusal("failed", said), "BACKEND")
+                elif ticket.done is not None:
+                    self.counters.retried += 1
+                    self._again(ticket)
+                else:
+                    ticket.let_go()
+            self._give(batch)
+        if self.state != "gone":
+            self.tick()
+        return None
+
+    def wait_seconds(self) -> float:
+        """Seconds that what waits will take on the replicas there are."""
+        if not self.queue.length:
+            return 0.0
+        return self._backlog()[0] / max(self.pool.running, 1)
+
+    def _backlog(self) -> tuple[float, float]:
+        rows = self.queue.rows
+        wait = self.cost(min(rows, self.cap)) * math.ceil(rows / self.cap) if rows else 0.0
+        return wait, self._loop.time() - self._last
+
+    def _patience(self) -> float:
+        """The model's own deadline; longer while a replica has to be started first."""
+        limit = self.source.limits.deadline
+        return limit if self.pool.running else limit + 1.0 + 2.0 * self.pool.start_seconds
+
+    def _check_room(self, size: int) -> None:
+        limits, queue = self.source.limits, self.queue
+        if queue.length >= limits.queue or (queue.length and queue.bytes + size > limits.queue_bytes):
+            wait = self.wait_seconds()
+            raise Refusal("overloaded", f"{queue.length:,} calls wait already", max(wait, 0.1))
+
+    def _kick(self) -> None:
+        """Forms a batch at the end of this turn of the loop, so that calls that arrive together run together."""
+        if not self._kicked and self.queue.length and self.pool.free() is not None:
+            self._kicked = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._kicked = False
+        while self.queue.length and (instance := self.pool.free()) is not None:
+            now = self._loop.time()
+            chosen, refused = self.queue.pick(now, self.cost, self.cap)
+            if chosen:
+                self._run(instance, chosen, now)
+            for ticket in refused:
+                self._refuse(ticket, self._late(ticket), "REJECTED")
+
+    def _run(self, instance: Instance, chosen: Sequence[Ticket], now: float) -> None:
+        batch = Batch(list(chosen), now)
+        for ticket in batch.tickets:
+            ticket.started = now
+        self._running += 1
+        shared = self.checker is not None and self.checker.batches
+        listed, body = batches.pack(batch, self.source.signature, self._arena, batches=shared)
+        instance.run(batch, batch.rows, listed, body)
+
+    def _again(self, ticket: Ticket) -> None:
+        if ticket.done is None:
+            ticket.let_go()
+            return
+        ticket.alone = True
+        if ticket.patient and not self.pool.running:
+            ticket.deadline = self._loop.time() + self._patience()
+        self.queue.push(ticket)
+
+    def _failed(self, batch: Batch, message: str) -> None:
+        for ticket in batch.tickets:
+            self._refuse(ticket, Refusal("failed", message), "BACKEND")
+        self._give(batch)
+        self._check_empty()
+
+    def _late(self, ticket: Ticket) -> Refusal:
+        if not self.pool.running and self.pool.failure:
+            return Refusal("overloaded", f"no replica of `{self.source.name}` runs: {self.pool.failure}", 5.0)
+        had = ticket.deadline - ticket.arrived
+        said = f"the deadline of {had * 1e3:.4g} ms cannot be met: {self.queue.length:,} calls wait"
+        return Refusal("late", said, max(self.wait_seconds(), 0.1))
+
+    def _refuse(self, ticket: Ticket, refusal: Refusal, reason: str) -> None:
+        if ticket.done is not None:
+            self.counters.request_failure[reason] += 1
+            self.counters.failure_duration += self._loop.time() - ticket.arrived
+            ticket.tell(refusal)
+        ticket.let_go()
+
+    def _count(self, batch: Batch, now: float, seconds: float) -> None:
+        counters, calls = self.counters, 0
+        for ticket in batch.tickets:
+            if ticket.done is None:
+                continue
+            calls += 1
+            took, waited = now - ticket.arrived, batch.started - ticket.arrived
+            counters.request_duration += took
+            counters.queue_duration += waited
+            counters.request_seconds.add(took)
+            counters.queue_seconds.add(waited)
+        counters.request_success += calls
+        counters.compute_infer_duration += seconds * calls
+        counters.compute_output_duration += max(now - batch.started - seconds, 0.0) * calls
+        counters.batch(batch.rows, seconds)
+        counters.last = time.time()
+
+    def _let_go(self, batch: Batch) -> None:
+        for ticket in batch.tickets:
+            ticket.let_go()
+        self._give(batch)
+        self._check_empty()
+
+    def _give(self, batch: Batch) -> None:
+        for place in batch.places:
+            self._arena.give(place)
+        batch.places.clear()
+
+    def _fail(self, reason: str) -> None:
+        if not self._first.done():
+            name = self.source.name
+            self._first.set_exception(ModelError(f"the model `{name}` cannot be loaded: {reason}"))
+
+    def _check_empty(self) -> None:
+        if self._empty is not None and not self._empty.done() and not self.queue.length and not self._running:
+            self._empty.set_result(None)
