@@ -120,6 +120,11 @@ def ask(server: Server, path: str, body: bytes | None = None, **headers: str) ->
     return status, told, json.loads(raw) if raw else None
 
 
+def one(name: str, shape: list[int], datatype: str) -> bytes:
+    """A request with one input of one element."""
+    return json.dumps({"inputs": [{"name": name, "shape": shape, "datatype": datatype, "data": [1]}]}).encode()
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "words"),
     [
@@ -130,12 +135,12 @@ def ask(server: Server, path: str, body: bytes | None = None, **headers: str) ->
         ("/v2/models/digits/infer", b"{", 400, "cannot be read"),
         ("/v2/models/digits/infer", b'{"inputs": [{"name": "image"}]}', 400, "$.inputs[0]"),
         ("/v2/models/digits/infer", b'{"inputs": []}', 400, "`image` is missing"),
-        ("/v2/models/digits/infer", b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}', 400, "no input"),
-        ("/v2/models/digits/infer", b'{"inputs": [{"name": "image", "shape": [1], "datatype": "FP32", "data": [1]}]}', 400, "shape"),
-        ("/v2/models/digits/infer", b'{"inputs": [{"name": "image", "shape": [1], "datatype": "F", "data": [1]}]}', 400, "no datatype"),
-        ("/v2/models/digits/infer", b'{"inputs": [{"name": "image", "shape": [2], "datatype": "FP32", "data": [1]}]}', 400, "elements"),
+        ("/v2/models/digits/infer", one("x", [1], "FP32"), 400, "no input"),
+        ("/v2/models/digits/infer", one("image", [1], "FP32"), 400, "shape"),
+        ("/v2/models/digits/infer", one("image", [1], "F"), 400, "no datatype"),
+        ("/v2/models/digits/infer", one("image", [2], "FP32"), 400, "elements"),
     ],
-)  # fmt: skip
+)
 def test_errors_have_the_protocol_s_shape(server: Server, path: str, body: bytes, status: int, words: str) -> None:
     got, _, told = ask(server, path, body)
     assert got == status
