@@ -11,7 +11,7 @@ from portolan.errors import ModelError, UsageError
 from portolan.passes._calibration import usable
 from portolan.passes._floats import sixteen
 from portolan.passes._graphs import open_graph, quantized, save_graph
-from portolan.passes._hessian import hessians
+from portolan.passes._moments import hessians
 from portolan.passes._opset import at_opset
 from portolan.passes._round import Bits, Codes, rounded
 from portolan.passes._slimming import slim

@@ -67,13 +67,14 @@ class Seen:
 
 
 @contextmanager
-def session(graph: onnx.ModelProto, outputs: Sequence[str] = ()) -> Iterator[Any]:
-    """An ONNX Runtime session of `graph` that also gives the tensors `outputs`."""
+def session(graph: onnx.ModelProto, outputs: Sequence[str] = (), threads: int = 0) -> Iterator[Any]:
+    """An ONNX Runtime session of `graph` that also gives the tensors `outputs`; `threads` 0 is all cores."""
     import onnx
 
     ort = runtime("onnxruntime")
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
+    settings.intra_op_num_threads = threads
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     given = [value.name for value in graph.graph.output]
     more = [name for name in outputs if name not in given]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from portolan.errors import UsageError
-from portolan.passes._hessian import run, session
+from portolan.passes._observe import explained, session
 from portolan.passes._weights import Layer
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class Switchboard:
                 f"no output of `{name}` is float32, so there is no error to measure",
                 hint="use `quantize` with `mode=weights`, which does not measure",
             )
-        self._session = session(_switchable(graph, self._tags), name)
+        with explained(name), session(_switchable(graph, self._tags)) as running:
+            self._session = running
         self._right = [self._answer(inputs, {}) for inputs in runs]
 
     def damage(self, changed: Mapping[Layer, np.ndarray]) -> float:
@@ -89,8 +90,9 @@ class Switchboard:
     def _answer(self, inputs: Mapping[str, Any], new: Mapping[str, Any]) -> list[np.ndarray]:
         import numpy as np
 
-        found = run(self._session, self._outputs, {**inputs, **self._weights, **new}, self._name)
-        return [np.asarray(found[name], np.float64).ravel() for name in self._outputs]
+        with explained(self._name):
+            found = self._session.run(self._outputs, {**inputs, **self._weights, **new})
+        return [np.asarray(array, np.float64).ravel() for array in found]
 
 
 def _switchable(graph: onnx.ModelProto, tags: Mapping[Layer, str]) -> onnx.ModelProto:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from portolan.core.model import Model
 from portolan.passes._coupling import Axis, Coupling, Group, couple, own_vectors
-from portolan.passes._moments import Moment, moments
+from portolan.passes._moments import Moment, joined, moments
 from portolan.passes._surgery import Constants, drop_unused
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _seen(
     """The moments of what each summing weight is multiplied with; of all its users together."""
     uses = {weight: found for group in groups for weight, found in _uses(group, coupling).items()}
     axes = {tensor: axis for activations in uses.values() for tensor, axis in activations}
-    known = moments(model, graph, axes, runs)
+    known = moments(graph, axes, joined(model, runs), model.name)
     result: dict[Axis, Moment] = {}
     for weight, activations in uses.items():
         for tensor, _ in activations:

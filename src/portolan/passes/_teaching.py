@@ -7,11 +7,9 @@ hidden states, each over the teacher's variance so that tensors of any size coun
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portolan.core.data import Data, feeds
@@ -19,7 +17,8 @@ from portolan.core.model import Model
 from portolan.core.silence import runtime
 from portolan.errors import ModelError, UsageError
 from portolan.importers.program import Program
-from portolan.passes._graphs import open_graph, write
+from portolan.passes._graphs import open_graph
+from portolan.passes._observe import explained, session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,23 +182,13 @@ def _angle(found: Any, right: Any) -> Any:
 
 def _answers(teacher: Model, data: Data, names: Sequence[str], threads: int) -> dict[str, np.ndarray]:
     import numpy as np
-    import onnx
 
-    ort = runtime("onnxruntime")
-    proto = open_graph(teacher)
-    have = {value.name for value in proto.graph.output}
-    extra = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names if n not in have]
-    proto.graph.output.extend(extra)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     parts: dict[str, list[np.ndarray]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        path = write(proto, Path(scratch) / "teacher.onnx")
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with explained(teacher.name), session(open_graph(teacher), names, threads) as running:
         for start in range(0, data.rows, _AT_ONCE):
             rows = range(start, min(start + _AT_ONCE, data.rows))
             found = per_sample(
-                lambda feed: dict(zip(names, session.run(list(names), feed), strict=True)), data, rows, teacher,
+                lambda feed: dict(zip(names, running.run(list(names), feed), strict=True)), data, rows, teacher,
                 np.concatenate,
             )  # fmt: skip
             for name, value in found.items():

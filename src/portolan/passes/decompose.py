@@ -22,7 +22,7 @@ from portolan.passes._calibration import usable
 from portolan.passes._factor import Budget
 from portolan.passes._graphs import quantized, save_graph
 from portolan.passes._layers import PRODUCTS, Builder, Layer, layers
-from portolan.passes._moments import Moment, moments
+from portolan.passes._moments import Moment, joined, moments
 from portolan.passes._plans import Nodes, canonical, chosen, plan
 from portolan.passes._surgery import Constants, drop_unused, opened, shapes
 
@@ -171,7 +171,7 @@ def _inputs(
 ) -> dict[str, list[Moment]]:
     """The moments of each layer's inputs, one per group of channels; those of all its users together."""
     axes = {name: -1 if layer.product else 1 for layer in found for name in layer.inputs}
-    known = moments(model, graph, axes, runs)
+    known = moments(graph, axes, joined(model, runs), model.name)
     result = {}
     for layer in found:
         total = known[layer.inputs[0]]

@@ -17,8 +17,8 @@ from portolan.core.target import Target
 from portolan.errors import UsageError
 from portolan.passes._calibration import usable
 from portolan.passes._graphs import save_graph, weight_bytes
-from portolan.passes._hessian import hessians
 from portolan.passes._lowbits import LEAST_GROUP, arrays, opened, refuse
+from portolan.passes._moments import hessians
 from portolan.passes._round import Codes, rounded
 from portolan.passes._sensitivity import Choice, Switchboard, within_budget, within_bytes
 from portolan.passes._weights import Layer, layers, store

@@ -19,7 +19,7 @@ from portolan.passes import _zeros
 from portolan.passes._calibration import usable
 from portolan.passes._graphs import quantized, save_graph
 from portolan.passes._layers import PRODUCTS, layers
-from portolan.passes._moments import moments
+from portolan.passes._moments import joined, moments
 from portolan.passes._shrink import Cut, shrink
 from portolan.passes._surgery import Constants, drop_unused, opened
 
@@ -163,7 +163,7 @@ def _zeroed(
     seen = {}
     if runs is not None:
         axes = {name: -1 if layer.product else 1 for layer in found for name in layer.inputs}
-        known = moments(model, graph, axes, runs)
+        known = moments(graph, axes, joined(model, runs), model.name)
         for layer in found:
             first, *others = (known[name] for name in layer.inputs)
             seen[layer.name] = sum(others, first)
