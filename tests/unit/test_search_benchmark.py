@@ -147,6 +147,11 @@ def test_a_missed_target_is_an_error(bench: ModuleType, capsys: pytest.CaptureFi
     spread = {("net", "min latency"): "3.8 ms ±0.4"}
     assert bench.verdict({("net", "min latency"): late}, spread) == 1
     assert "above 2%: net: min latency (the best recipe's own starts: 3.8 ms ±0.4)" in capsys.readouterr().out
+    near = {(n, s): [0.0 if n == "portolan" else 0.2] * 3 for n in names for s in bench.SHARES}
+    half = {(n, s): [0.03 if n == "portolan" else 0.2] * 3 for n in names for s in bench.SHARES}
+    both = {("net", "min latency"): near, ("other", "min latency"): half}
+    assert bench.verdict(both, dict.fromkeys(both, "")) == 1, "a mean of 1.5 % does not hide a case with 3 %"
+    assert bench.verdict({("net", "min latency"): near}, spread) == 0
     worse = {(n, s): [0.01 if n == "portolan" else 0.0] * 3 for n in names for s in bench.SHARES}
     assert bench.verdict({("net", "min latency"): worse}, spread) == 1
     assert "missed: not better than both baselines" in capsys.readouterr().out
