@@ -364,6 +364,7 @@ def shapes() -> str:
 _KINDS = {
     "str": "text", "int": "whole number", "bool": "true or false", "list": "list", "Mapping": "object",
     "NUMBER": "number", "OPTIONAL_NUMBER": "number or null", "TEXT_OR_NONE": "text or null", "object": "any",
+    "METRIC_OR_NONE": "METRIC or null",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from portolan.api import bench, compress, doctor, inspect, load, open, optimize, pack, report, serve
+    from portolan.api import bench, compress, deploy, doctor, inspect, load, open, optimize, pack, report, serve
     from portolan.errors import PortolanError
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "bench",
     "compress",
+    "deploy",
     "doctor",
     "inspect",
     "load",

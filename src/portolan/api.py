@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from portolan.bundle import Bundle
@@ -413,6 +413,48 @@ def serve(
         native=native,
     )
     return Result("serve", found)
+
+
+def deploy(
+    bundle: str | Path,
+    *,
+    to: str | Sequence[str],
+    out: str | Path | None = None,
+    service: str | None = None,
+    image: str | None = None,
+    replicas: tuple[int, int] | None = None,
+    storage_uri: str | None = None,
+    scale_on: Literal["cpu", "concurrency", "qps"] | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Result:
+    """Writes the files that run a bundle on a platform, filled in from what was measured. Nothing of it is run.
+
+    Args:
+        bundle: a folder or a `.portolan` file.
+        to: `docker`, `kserve`, `triton`, or several.
+        out: the folder that gets one folder per platform; `deploy-NAME` by default.
+        service: what it is called; made from the bundle's name by default.
+        image: the container image of `docker` and `kserve`; the name, tagged with the bundle's hash, by default.
+        replicas: fewest and most; the recipe's by default.
+        storage_uri: for `kserve`: where the cluster fetches the bundle from; without it the image holds it.
+        scale_on: for `kserve`: what replicas are added for; `cpu` by default.
+        force: write over files that are there.
+        dry_run: check everything, write nothing.
+
+    Raises:
+        UnknownName: no such platform.
+        NoBackend: the platform cannot run this bundle.
+        UsageError: a choice that does not fit, or files that are there.
+    """
+    from portolan import deployment
+
+    choices = deployment.Choices(service, image, replicas, storage_uri, scale_on)
+    platforms = [to] if isinstance(to, str) else list(to)
+    found = deployment.deploy(
+        Path(bundle), platforms, choices, out=None if out is None else Path(out), force=force, dry_run=dry_run
+    )
+    return Result("deploy", found)
 
 
 def open_study(folder: str | Path) -> Study:

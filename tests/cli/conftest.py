@@ -26,6 +26,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> scripted.Api:
 def names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed backends and passes, so that plug-ins of this machine change no expected text."""
     known = {"backends": ["onnxruntime", "openvino", "reference", "torch"], "passes": ["quantize", "simplify"]}
+    known["platforms"] = ["docker", "kserve", "ray-serve", "triton"]
     monkeypatch.setattr("portolan.cli.options.known", known.__getitem__)
 
 

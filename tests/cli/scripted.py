@@ -166,6 +166,30 @@ PACKING = {
 }
 
 
+DEPLOYMENT: dict[str, Any] = {
+    "bundle": "resnet50.portolan",
+    "sha256": PACKING["sha256"],
+    "name": "resnet50",
+    "out": "deploy-resnet50",
+    "facts": {
+        "replicas": [1, 4], "max_batch": 8, "deadline": 0.05, "cpus": 2, "profiled": True,
+        "latency": metric("latency_p95", 6.9, 0.1, 312), "memory": metric("memory", 300 * 2**20), "cold_start": None,
+    },
+    "platforms": [
+        {
+            "name": "docker", "folder": "deploy-resnet50/docker", "notes": [],
+            "files": ["Dockerfile", *(f"bundle/compiled/part{i}.bin" for i in range(9)), "bundle/manifest.json"],
+            "next": ["docker build -t resnet50:9f86d081884c deploy-resnet50/docker"],
+        },
+        {
+            "name": "triton", "folder": "deploy-resnet50/triton",
+            "files": ["resnet50/1/model.onnx", "resnet50/config.pbtxt"], "next": ["docker run tritonserver"],
+            "notes": ["Triton's clients see `y` with a further axis of 1: it takes no scalars"],
+        },
+    ],
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Answered:
     data: dict[str, Any]
@@ -188,6 +212,7 @@ class Api(types.ModuleType):
             "bench": COMPARISON,
             "pack": PACKING,
             "check": PACKING,
+            "deploy": DEPLOYMENT,
         }
 
     @property
@@ -245,6 +270,13 @@ class Api(types.ModuleType):
 
     def check(self, bundle: str, *, native: bool) -> Answered:
         return self._answer("check", (bundle,), {"native": native})
+
+    def deploy(
+        self, bundle: str, *, to: Any, out: Any, service: Any, image: Any, replicas: Any, storage_uri: Any,
+        scale_on: Any, force: bool, dry_run: bool,
+    ) -> Answered:  # fmt: skip
+        given = {k: v for k, v in locals().items() if k not in ("self", "bundle")}
+        return self._answer("deploy", (bundle,), given)
 
     def open(self, path: str) -> Answered:
         self.calls.append(("open", (path,), {}))

@@ -44,6 +44,25 @@ def test_optimize_with_every_flag(api: Api) -> None:
     [
         (("inspect", "m", "--shapes", "x:1x3"), ("m",), {"shapes": {"x": (1, 3)}}),
         (("inspect", "m", "--shapes", "x:batchx3"), ("m",), {"shapes": {"x": ("batch", 3)}}),
+        (
+            ("deploy", "b", "--to", "docker,kserve", "--to", "triton", "--replicas", "1..4", "--scale-on", "qps"),
+            ("b",),
+            {
+                "to": ["docker", "kserve", "triton"], "replicas": (1, 4), "scale_on": "qps", "out": None,
+                "service": None, "image": None, "storage_uri": None, "force": False, "dry_run": False,
+            },
+        ),
+        (
+            (
+                "deploy", "b", "--to", "docker", "--replicas", "2", "-o", "o", "--service", "n", "--image", "i:1",
+                "--storage-uri", "s3://b", "--force", "--dry-run",
+            ),
+            ("b",),
+            {
+                "to": ["docker"], "replicas": (2, 2), "scale_on": None, "out": "o", "service": "n", "image": "i:1",
+                "storage_uri": "s3://b", "force": True, "dry_run": True,
+            },
+        ),
         (("doctor",), ("local",), {"bench": False}),
         (("doctor", "far", "--bench"), ("far",), {"bench": True}),
         (
@@ -107,7 +126,7 @@ def test_a_dry_report_opens_the_studies_and_writes_nothing(api: Api) -> None:
 def test_the_scripted_api_has_the_keywords_of_the_real_one() -> None:
     from portolan import api as real
 
-    for verb in ("inspect", "doctor", "optimize", "compress", "bench", "report", "pack", "check", "open"):
+    for verb in ("inspect", "doctor", "optimize", "compress", "bench", "report", "pack", "check", "deploy", "open"):
         ours = inspect.signature(getattr(Api, verb)).parameters.values()
         theirs = inspect.signature(getattr(real, verb)).parameters
         assert {p.name for p in ours if p.kind is p.KEYWORD_ONLY} <= set(theirs), verb

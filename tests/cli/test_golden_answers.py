@@ -133,6 +133,12 @@ CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
         _with(scripted.PACKING, files=[], sha256=None, verified=False),
     ),
     "pack-not-verified": (("pack", "study-resnet50"), "pack", _with(scripted.PACKING, verified=False)),
+    "deploy": (("deploy", "resnet50.portolan", "--to", "docker,triton"), "deploy", scripted.DEPLOYMENT),
+    "deploy-dry-run": (
+        ("deploy", "resnet50.portolan", "--to", "docker", "--to", "triton", "--dry-run"),
+        "deploy",
+        scripted.DEPLOYMENT,
+    ),
     "pack-check": (("pack", "--check", "resnet50.portolan"), "check", scripted.PACKING),
 }
 

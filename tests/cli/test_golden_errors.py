@@ -46,6 +46,11 @@ USAGE: dict[str, tuple[str, ...]] = {
     "unknown-shell": ("completion", "fsh"),
     "pack-of-nothing": ("pack",),
     "pack-and-check": ("pack", "study", "--check", "b.portolan"),
+    "deploy-nowhere": ("deploy", "b.portolan"),
+    "unknown-platform": ("deploy", "b.portolan", "--to", "docker,trition"),
+    "replicas-upside-down": ("deploy", "b.portolan", "--to", "docker", "--replicas", "4..1"),
+    "replicas-is-no-range": ("deploy", "b.portolan", "--to", "docker", "--replicas", "many"),
+    "unknown-way-to-scale": ("deploy", "b.portolan", "--to", "kserve", "--scale-on", "qsp"),
     "config-is-missing": ("inspect", "m.onnx", "--config", "nowhere.toml"),
 }
 CONFIG: dict[str, tuple[str, tuple[str, ...]]] = {

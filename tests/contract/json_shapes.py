@@ -10,6 +10,7 @@ from portolan.core.measurement import METRICS
 NUMBER = (int, float)
 OPTIONAL_NUMBER = (int, float, type(None))
 TEXT_OR_NONE = (str, type(None))
+METRIC_OR_NONE = (Mapping, type(None))
 
 
 class Misshapen(AssertionError):
@@ -133,6 +134,19 @@ def packing(data: Any) -> None:
     _want(data, "$", {"bundle": str, "sha256": TEXT_OR_NONE, "files": list, "verified": bool})
 
 
+def deployment(data: Any) -> None:
+    _want(data, "$", {"bundle": str, "sha256": str, "name": str, "out": str, "facts": Mapping, "platforms": list})
+    facts = {"replicas": list, "max_batch": int, "deadline": OPTIONAL_NUMBER, "cpus": int, "profiled": bool}
+    _want(data["facts"], "$.facts", facts)
+    claims = {"latency": METRIC_OR_NONE, "memory": METRIC_OR_NONE, "cold_start": METRIC_OR_NONE}
+    _want(data["facts"], "$.facts", claims)
+    for key in claims:
+        if data["facts"][key] is not None:
+            metric(data["facts"][key], f"$.facts.{key}")
+    for i, platform in enumerate(data["platforms"]):
+        _want(platform, f"$.platforms[{i}]", {"name": str, "folder": str, "files": list, "next": list, "notes": list})
+
+
 def failure(data: Any, code: int) -> None:
     _want(data, "$", {"error": Mapping})
     _want(data["error"], "$.error", {"code": int, "message": str, "where": TEXT_OR_NONE, "hint": TEXT_OR_NONE})
@@ -147,4 +161,5 @@ BY_VERB = {
     "compress": compression,
     "bench": comparison,
     "pack": packing,
+    "deploy": deployment,
 }

@@ -52,6 +52,16 @@ def test_a_study_that_is_met_without_a_best_trial_is_told() -> None:
         json_shapes.study(study)
 
 
+def test_a_deployment_without_its_facts_is_told() -> None:
+    facts = {"replicas": [1, 1], "max_batch": 1, "deadline": None, "cpus": 2, "profiled": False}
+    facts |= {"latency": METRIC, "memory": None, "cold_start": None}
+    data = {"bundle": "b", "sha256": "0", "name": "n", "out": "o", "facts": facts, "platforms": []}
+    json_shapes.deployment(data)
+    for wrong in ({**facts, "latency": {}}, {**facts, "cpus": None}):
+        with pytest.raises(json_shapes.Misshapen, match="facts"):
+            json_shapes.deployment({**data, "facts": wrong})
+
+
 def test_a_failure_with_another_code_than_the_exit_code_is_told() -> None:
     error = {"error": {"code": 3, "message": "m", "where": None, "hint": None}}
     json_shapes.failure(error, 3)

@@ -97,18 +97,20 @@ def export(path: str | Path, out: str | Path, *, force: bool = False) -> Path:
     out = Path(out)
     check_out(out, force)
     with open_bundle(path) as bundle:
-        manifest = Source.of(MANIFEST, bundle.manifest.encode())
-        files = [manifest, *(_again(bundle, entry) for entry in bundle.manifest.files)]
-        return write_sources(out, files, force=force)
+        return write_sources(out, sources_of(bundle), force=force)
 
 
 def unpack(path: str | Path, folder: str | Path, *, force: bool = False) -> Path:
     """`export` to a folder, whatever its name."""
     folder = Path(folder)
     with open_bundle(path) as bundle:
-        manifest = Source.of(MANIFEST, bundle.manifest.encode())
-        files = [manifest, *(_again(bundle, entry) for entry in bundle.manifest.files)]
-        return write_sources(folder, files, force=force)
+        return write_sources(folder, sources_of(bundle), force=force)
+
+
+def sources_of(bundle: Bundle) -> list[Source]:
+    """The files of an opened bundle, the manifest first, each checked again while it is read."""
+    manifest = Source.of(MANIFEST, bundle.manifest.encode())
+    return [manifest, *(_again(bundle, entry) for entry in bundle.manifest.files)]
 
 
 def _again(bundle: Bundle, entry: FileEntry) -> Source:

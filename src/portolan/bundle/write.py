@@ -173,7 +173,7 @@ def write_sources(out: Path, files: list[Source], *, force: bool) -> Path:
             else:
                 _write_folder(made, files)
         except OSError as error:
-            raise _disk_error(out, error) from error
+            raise disk_error(out, error) from error
         publish(made, out, force=force)
     return out
 
@@ -201,7 +201,7 @@ def publish(made: Path, out: Path, *, force: bool) -> None:
             raise
         _sync(out.parent)
     except OSError as error:
-        raise _disk_error(out, error) from error
+        raise disk_error(out, error) from error
 
 
 def check_out(out: Path, force: bool) -> None:
@@ -331,7 +331,7 @@ def _beside(out: Path) -> Iterator[Path]:
     try:
         place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
     except OSError as error:
-        raise _disk_error(out, error) from error
+        raise disk_error(out, error) from error
     try:
         yield place
     finally:
@@ -346,7 +346,8 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _disk_error(out: Path, error: OSError) -> UsageError:
+def disk_error(out: Path, error: OSError) -> UsageError:
+    """What an error of the file system means for who asked for `out`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UsageError(f"no space left to write `{out}`; nothing was written", hint="free some, or choose `-o`")
     if error.errno == errno.EEXIST:

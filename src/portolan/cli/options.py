@@ -25,19 +25,20 @@ Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
 
 
-def known(group: Literal["backends", "passes"]) -> list[str]:
-    """The names of backends or passes, found without importing them."""
+Named = Literal["backends", "passes", "platforms"]
+
+
+def known(group: Named) -> list[str]:
+    """The names of backends, passes or platforms, found without importing them."""
     from portolan.core.registry import Registry
 
     return Registry(group).names()
 
 
 class Names(ParamType):
-    """A comma list of backends or passes, or `one`; with `call`, one with options: `quantize(bits=8)`."""
+    """A comma list of backends, passes or platforms, or `one`; with `call`, one with options: `quantize(bits=8)`."""
 
-    def __init__(
-        self, group: Literal["backends", "passes"], kind: str, *, one: bool = False, call: bool = False
-    ) -> None:
+    def __init__(self, group: Named, kind: str, *, one: bool = False, call: bool = False) -> None:
         self.group, self.kind, self.one, self.call = group, kind, one or call, call
         self.name = kind
 
@@ -134,13 +135,33 @@ class Whole(ParamType):
         return int(value)
 
 
-def _flat(ctx: click.Context, param: click.Parameter, value: Iterable[Iterable[Any]]) -> list[Any]:
+class Replicas(ParamType):
+    """`2`, or `MIN..MAX`."""
+
+    name = "replicas"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Least and most."""
+        found = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", str(value).strip())
+        least = int(found[1]) if found else 0
+        most = int(found[2] or least) if found else 0
+        if not found or most < max(least, 1):
+            raise UsageError(
+                f"`{value}` is not a number of replicas",
+                hint="write `2`, or least and most: `1..4`",
+                where=place(ctx, param),
+            )
+        return least, most
+
+
+def flat(ctx: click.Context, param: click.Parameter, value: Iterable[Iterable[Any]]) -> list[Any]:
+    """The items of a flag that may be repeated and whose values are lists."""
     del ctx, param
     return [item for part in value for item in part]
 
 
 def _shapes(ctx: click.Context, param: click.Parameter, value: Iterable[Iterable[Any]]) -> dict[str, Any] | None:
-    pairs = _flat(ctx, param, value)
+    pairs = flat(ctx, param, value)
     for name, _ in pairs:
         if sum(other == name for other, _ in pairs) > 1:
             raise UsageError(f"the shape of `{name}` is given twice", where=place(ctx, param))
@@ -207,6 +228,12 @@ def common(function: Function) -> Function:
     return function
 
 
+def replicas(function: Function) -> Function:
+    """`--replicas`."""
+    text = "Replicas of each model, fewest and most; 0 as MIN lets the last one go.  [default: the recipe's, else 1]"
+    return click.option("--replicas", type=Replicas(), metavar="MIN..MAX", help=text)(function)
+
+
 def target(function: Function) -> Function:
     """`-t/--target`."""
     return click.option("-t", "--target", default="local", metavar="TARGET", help="Where the model is to run.")(
@@ -233,7 +260,7 @@ def backend(function: Function) -> Function:
         "--backend",
         multiple=True,
         type=Names("backends", "backend"),
-        callback=_flat,
+        callback=flat,
         metavar="NAME[,NAME...]",
         help="Only these backends.",
     )(function)
@@ -245,7 +272,7 @@ def passes(function: Function) -> Function:
         "--passes",
         multiple=True,
         type=Names("passes", "pass"),
-        callback=_flat,
+        callback=flat,
         metavar="NAME[,NAME...]",
         help="Only these passes; `--recipe` pins their options.",
     )(function)
@@ -259,7 +286,7 @@ def chain(function: Function) -> Function:
         multiple=True,
         required=True,
         type=Names("passes", "pass", call=True),
-        callback=_flat,
+        callback=flat,
         metavar="PASS",
         help="A pass to apply, such as `quantize(bits=8, mode=static)`; repeat for a chain.",
     )(function)

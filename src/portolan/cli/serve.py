@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,25 +13,6 @@ from portolan.cli.console import Console
 from portolan.cli.failure import place
 from portolan.errors import UsageError
 from portolan.units import parse
-
-
-class Replicas(options.ParamType):
-    """`2`, or `MIN..MAX`."""
-
-    name = "replicas"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Least and most."""
-        found = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", str(value).strip())
-        least = int(found[1]) if found else 0
-        most = int(found[2] or least) if found else 0
-        if not found or most < max(least, 1):
-            raise UsageError(
-                f"`{value}` is not a number of replicas",
-                hint="write `2`, or least and most: `1..4`",
-                where=place(ctx, param),
-            )
-        return least, most
 
 
 class Seconds(options.ParamType):
@@ -56,12 +36,7 @@ class Seconds(options.ParamType):
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(), metavar="BUNDLE...")
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Listen here.  [default: 127.0.0.1, this machine]")
 @click.option("--port", type=options.Whole(0), default=8000, metavar="N", help="Of HTTP; 0 is any.  [default: 8000]")
-@click.option(
-    "--replicas",
-    type=Replicas(),
-    metavar="MIN..MAX",
-    help="Processes for each model, scaled with load; 0 as MIN lets the last one go.  [default: the recipe's, else 1]",
-)
+@options.replicas
 @click.option(
     "--max-batch",
     type=options.Whole(1),

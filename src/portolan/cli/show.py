@@ -170,5 +170,31 @@ def packing(data: Json, *, dry_run: bool = False, check: bool = False) -> Answer
     return Answer(lines, verdict, next=again, notes=data.get("notes", ()))
 
 
+def deployment(data: Json, *, dry_run: bool = False) -> Answer:
+    """The answer of `deploy`."""
+    lines: list[Line] = []
+    for platform in data["platforms"]:
+        lines += plain([f"{platform['folder']}/", *(f"  {name}" for name in _folded(platform["files"]))])
+    total = _count(sum(len(p["files"]) for p in data["platforms"]), "file")
+    names = ", ".join(p["name"] for p in data["platforms"])
+    notes = list(dict.fromkeys(note for p in data["platforms"] for note in p["notes"]))
+    if dry_run:
+        return Answer(lines, f"would write {total} for {names}; nothing was written", notes=notes)
+    first = data["platforms"][0]["next"]
+    return Answer(lines, f"wrote {total} for {names}", next=first[:1], notes=notes)
+
+
+def _folded(files: Sequence[str], most: int = 8) -> list[str]:
+    """File names, those of a large folder as one line."""
+    folders: dict[str, list[str]] = {}
+    for name in files:
+        folders.setdefault(name.rpartition("/")[0].partition("/")[0], []).append(name)
+    return [
+        line
+        for folder, names in folders.items()
+        for line in (names if not folder or len(names) <= most else [f"{folder}/ ({_count(len(names), 'file')})"])
+    ]
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +20,17 @@ from portolan.core.frontend import FrontEnd
 from portolan.core.passes import Pass
 from portolan.errors import PortolanError, UnknownName
 
-Group = Literal["backends", "passes", "frontends", "targets"]
+Group = Literal["backends", "passes", "frontends", "targets", "platforms"]
 _TYPES: dict[Group, type] = {"backends": Backend, "passes": Pass, "frontends": FrontEnd}
-_KINDS = {"backends": "backend", "passes": "pass", "frontends": "front end", "targets": "target"}
+_KINDS = {
+    "backends": "backend",
+    "passes": "pass",
+    "frontends": "front end",
+    "targets": "target",
+    "platforms": "platform",
+}
+#: Where built-ins live, if not in the package that has the group's name: that of platforms is the verb's layer.
+_PACKAGES: dict[Group, str] = {"platforms": "portolan.deployment"}
 
 
 @dataclass(frozen=True)
@@ -31,16 +41,20 @@ class Registry:
 
     @functools.cached_property
     def _places(self) -> dict[str, str]:
-        package = f"portolan.{self.group}"
-        path = importlib.import_module(package).__path__
+        package = _PACKAGES.get(self.group, f"portolan.{self.group}")
+        path = _path(package)
         places = {
-            m.name.rstrip("_"): f"{package}.{m.name}:{m.name.rstrip('_')}"
+            self._named(m.name): f"{package}.{m.name}:{m.name.rstrip('_')}"
             for m in pkgutil.iter_modules(path)
             if not m.name.startswith("_")
         }
-        for entry in importlib.metadata.entry_points(group=package):
+        for entry in importlib.metadata.entry_points(group=f"portolan.{self.group}"):
             places.setdefault(entry.name, entry.value)
         return places
+
+    def _named(self, module: str) -> str:
+        """The name that people type: platforms have the dashes of their own names, such as `ray-serve`."""
+        return module.replace("_", "-") if self.group == "platforms" else module.rstrip("_")
 
     def names(self) -> list[str]:
         """Every name, built-in and plugged in."""
@@ -78,6 +92,13 @@ BACKENDS = Registry("backends")
 PASSES = Registry("passes")
 FRONTENDS = Registry("frontends")
 TARGETS = Registry("targets")
+PLATFORMS = Registry("platforms")
+
+
+def _path(package: str) -> Sequence[str]:
+    """Where the modules of a package are, without importing it: `--help` lists platforms."""
+    spec = importlib.util.find_spec(package)
+    return list(spec.submodule_search_locations or ()) if spec else []
 
 
 def backend(name: str, where: str | None = None) -> Backend:
