@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from portolan.core.frontend import Shapes
 from portolan.core.measurement import Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe
+from portolan.core.serving import Profile
 from portolan.core.target import Target
 from portolan.errors import NoBackend, UsageError
 from portolan.study.builder import Builder, Compiled, Samples, read_model
@@ -42,6 +43,7 @@ class _Source:
     claims: Metrics
     created: str
     environment: Mapping[str, Any]
+    profile: Profile | None = None
 
 
 def pack(
@@ -123,7 +125,18 @@ def _from_study(study: Study, workspace: Workspace, trial: int | None) -> _Sourc
             hint="repeat the `portolan optimize` command",
         )
     data = study.data
-    return _Source(study.name, model, chosen.recipe, samples, chosen.metrics, data["created"], data["environment"])
+    return _Source(
+        study.name, model, chosen.recipe, samples, chosen.metrics, data["created"], data["environment"],
+        _profile(data, chosen.recipe),
+    )  # fmt: skip
+
+
+def _profile(data: Mapping[str, Any], recipe: Recipe) -> Profile | None:
+    """What the study measured of this recipe's batches; None where serving was not searched."""
+    alone = replace(recipe, serving={}).to_json()
+    measured = (data.get("serving") or {}).get("profiles", [])
+    found = next((item["profile"] for item in measured if item["recipe"] == alone), None)
+    return None if found is None else Profile.from_json(found)
 
 
 def _numbered(study: Study, number: int) -> Trial:
@@ -155,6 +168,7 @@ def _parts(name: str, found: _Source, compiled: Compiled, target: Target, versio
         target=target,
         backend_versions=versions,
         created=found.created,
+        profile=found.profile,
     )
 
 

@@ -39,6 +39,7 @@ class Variant:
 
     Attributes:
         latency_ms: how long a call takes.
+        row_ms: how much longer for each row of a batch after the first.
         jitter: spread of the latency: standard deviation of its logarithm.
         starts: a factor on the latency for each process start in turn, over and over.
         behaviour: one of BEHAVIOURS.
@@ -50,6 +51,7 @@ class Variant:
     """
 
     latency_ms: float = 1.0
+    row_ms: float = 0.0
     jitter: float = 0.0
     starts: tuple[float, ...] = ()
     behaviour: str = "ok"

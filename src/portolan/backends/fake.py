@@ -6,6 +6,7 @@ The environment variable PORTOLAN_FAKE names a TOML or JSON file; without it thi
     latency_ms = 5.0
     [variants.fast]
     latency_ms = 2.0
+    row_ms = 0.5                          # for each row of a batch after the first
     jitter = 0.02                         # deviation of the latency's logarithm
     starts = [1.0, 1.3]                   # a factor for each process start in turn: a runtime with two speeds
     error = 0.001                         # noise, as a share of the outputs' deviation: not exact
@@ -59,7 +60,7 @@ class Play(Executable):
         self._artefact, self._variant = artefact, variant
         self._random = np.random.default_rng([zlib.crc32(name.encode()), start])
         starts = variant.starts or (1.0,)
-        self._milliseconds = variant.latency_ms * starts[start % len(starts)] * factor
+        self._factor = starts[start % len(starts)] * factor
         self._seen: dict[bytes, dict[str, np.ndarray]] = {}
         self._lock = threading.Lock()
         demand("fake", {"device": "cpu"}, self.facts())
@@ -79,7 +80,8 @@ class Play(Executable):
         outputs = {name: self._spoilt(value, stage) for name, value in known.items()}
         with self._lock:
             factor = float(self._random.lognormal(0.0, self._variant.jitter))
-        _until(began + int(self._milliseconds * factor * 1e6))
+        milliseconds = self._variant.latency_ms + self._variant.row_ms * (_rows(inputs) - 1)
+        _until(began + int(milliseconds * self._factor * factor * 1e6))
         return outputs
 
     def _spoilt(self, value: np.ndarray, stage: str) -> np.ndarray:
@@ -100,7 +102,11 @@ class Play(Executable):
     def facts(self) -> dict[str, Any]:
         """As a runtime would answer that did, or did not, do as it was told."""
         device = "elsewhere" if self._variant.behaviour == "fallback" else "cpu"
-        return {"device": device, "precision": "f32", "latency_ms": self._milliseconds}
+        return {"device": device, "precision": "f32", "latency_ms": self._variant.latency_ms * self._factor}
+
+
+def _rows(inputs: Tensors) -> int:
+    return max((len(array) for array in inputs.values() if array.ndim), default=1)
 
 
 def _digest(inputs: Tensors) -> bytes:

@@ -18,6 +18,9 @@ from portolan.core.plain import value_text
 Json = Mapping[str, Any]
 #: Rows of the table and reasons below it; `-v` shows all.
 ROWS, REASONS = 8, 4
+#: Stages of a trial that was served, and how a profile's seconds are shown.
+SERVED = frozenset({"tried", "loaded"})
+_MS = {"unit": "ms", "lo": None, "hi": None, "n": None}
 #: Last lines of a failed worker that `-v` shows.
 LOG_LINES = 5
 QUALITY = ("accuracy_drop", "agreement", "cosine", "max_rel_error")
@@ -31,7 +34,7 @@ def study(data: Json, *, dry_run: bool = False, verbose: bool = False) -> Answer
     names = _columns(goals, data)
     shown = _ranked(data, goals)
     rows = shown if verbose else shown[:ROWS]
-    lines = [*_baseline(data), *_table(rows, names, data, goals)]
+    lines = [*_baseline(data), *_table(rows, names, data, goals), *_served(data)]
     if len(shown) > len(rows):
         lines.append(Line(f"    {len(shown) - len(rows)} more measured", "dim"))
     lines += plain([*_reasons(data["trials"], verbose), *_skipped(data.get("skipped") or {})], "dim")
@@ -66,6 +69,26 @@ def backend_text(trial: Json) -> str:
     if label := trial.get("label"):
         return str(label["backend"])
     return options_text(trial["recipe"]["backend"], trial["recipe"].get("options") or {})
+
+
+def serving_text(trial: Json) -> str:
+    """How a trial was served: `batch 8, 2 replicas`, `defaults`, or `-` where it was not."""
+    if label := (trial.get("label") or {}).get("serving"):
+        return str(label)
+    return "defaults" if SERVED & set(trial.get("stages") or ()) else "-"
+
+
+def _served(data: Json) -> list[Line]:
+    """What a batch takes in the best or closest trial."""
+    shown, serving = data.get("best") or data.get("closest"), data.get("serving")
+    if not shown or not serving or serving_text(shown) == "-":
+        return []
+    recipe = {**shown["recipe"], "serving": {}}
+    batches = next((p["profile"]["batches"] for p in serving["profiles"] if p["recipe"] == recipe), None)
+    if not batches:
+        return []
+    times = [f"{size}: {number({**batches[size], 'value': batches[size]['value'] * 1e3, **_MS})}" for size in batches]
+    return [Line(f"    served with {serving_text(shown)}; p95 of a batch of {', '.join(times)}", "dim")]
 
 
 def _columns(goals: Goals, data: Json) -> list[str]:
@@ -116,11 +139,13 @@ def _table(rows: Sequence[Json], names: Sequence[str], data: Json, goals: Goals)
         return []
     best = (data.get("best") or {}).get("id")
     heads, cells = metric_columns(names, [row["metrics"] for row in rows])
-    table = [["#", "recipe", "backend", *heads, "goals"]]
+    words = ["recipe", "backend", *(["serving"] if data.get("serving") else [])]
+    table = [["#", *words, *heads, "goals"]]
     for row, cell in zip(rows, cells, strict=True):
         star = "★" if row["id"] == best else " "
-        table.append([f"{star}{row['id']:>2}", recipe_text(row), backend_text(row), *cell, _met(row, goals)])
-    lines = columns(table, right=frozenset({0, *range(3, 3 + len(heads))}))
+        said = [recipe_text(row), backend_text(row), serving_text(row)][: len(words)]
+        table.append([f"{star}{row['id']:>2}", *said, *cell, _met(row, goals)])
+    lines = columns(table, right=frozenset({0, *range(1 + len(words), 1 + len(words) + len(heads))}))
     styles = ["dim", *("bold" if row["id"] == best else "" for row in rows)]
     return [Line(text, style) for text, style in zip(lines, styles, strict=True)]
 
@@ -248,6 +273,14 @@ def _gain(before: Measurement | None, after: Measurement | None, good: str, bad:
     return f"{mark(before, after)}{factor(gain)}x {good if gain > 1 else bad}"
 
 
+def _plan_of_serving(serving: Json) -> str:
+    """One line of `--dry-run`: what would be tried of serving."""
+    parts = [f"{name}={value_text(serving[name])}" for name in ("max_batch", "replicas", "deadline")]
+    loads = ", ".join(f"{rate:.10g} qps" for rate in serving["loads"])
+    at = f" at {loads}" if loads else ""
+    return f"serving {'  '.join(parts)}; {serving['tried']} tried under load{at}, {serving['claimed']} to the end"
+
+
 def _plan(data: Json, verbose: bool) -> Answer:
     """The answer of `--dry-run`: the search space with its size, and what is refused and why."""
     rows = [["passes", "recipes"], *([chain, f"{count:,}"] for chain, count in data["chains"].items())]
@@ -259,6 +292,8 @@ def _plan(data: Json, verbose: bool) -> Answer:
     lines = [Line("goals   " + "; ".join(data["goals"])), Line(f"budget  {data['budget']}"), Line("")]
     lines += [*plain(columns(rows, right=right)), Line(""), *plain(columns(backends, right=right))]
     lines += plain(_reasons([{**r, "status": "refused"} for r in data["refusals"]], verbose), "dim")
+    if serving := data.get("serving"):
+        lines[2:2] = [Line(_plan_of_serving(serving))]
     exact = f"{data['exact']:,} of them keep the arithmetic"
     verdict = f"would search {data['candidates']:,} recipes ({exact}), {data['refused']:,} refused; nothing was written"
     return Answer(lines, verdict)

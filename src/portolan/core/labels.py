@@ -13,10 +13,11 @@ from portolan.errors import PortolanError
 
 
 def label(recipe: Recipe) -> dict[str, str]:
-    """`{"passes": "simplify + quantize(mode=static)", "backend": "openvino(precision=bf16)"}`."""
+    """`{"passes": "simplify + quantize(mode=static)", "backend": "openvino(precision=bf16)"}`; `serving` if chosen."""
     steps = [_call(step.name, step.options, _schema("passes", step.name)) for step in recipe.passes]
     backend = _call(recipe.backend, recipe.options, _schema("backends", recipe.backend))
-    return {"passes": " + ".join(steps) or "-", "backend": backend}
+    served = {"serving": str(recipe.served)} if recipe.serving else {}
+    return {"passes": " + ".join(steps) or "-", "backend": backend, **served}
 
 
 def _schema(group: registry.Group, name: str) -> Schema | None:

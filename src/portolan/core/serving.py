@@ -8,11 +8,9 @@ Threads per replica are no part of it: they are an option of the backend.
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 from portolan.core.measurement import Measurement
@@ -120,30 +118,14 @@ class Profile:
         """The largest size measured."""
         return self.sizes[-1]
 
-    @cached_property
-    def _curve(self) -> tuple[list[int], list[float]]:
-        """Sizes and seconds, made monotone: a larger batch is never promised sooner than a smaller one."""
-        seconds: list[float] = []
-        for size in self.sizes:
-            seconds.append(max(self.batches[size].value, seconds[-1] if seconds else 0.0))
-        return self.sizes, seconds
-
-    def seconds(self, size: int) -> float:
-        """Seconds of a batch of `size`: straight lines between measured sizes, and on beyond the last two."""
-        sizes, seconds = self._curve
-        if len(sizes) == 1:
-            return seconds[0] * size / sizes[0]
-        right = min(max(bisect.bisect_left(sizes, size), 1), len(sizes) - 1)
-        (a, b), (low, high) = sizes[right - 1 : right + 1], seconds[right - 1 : right + 1]
-        return low + (high - low) * (size - a) / (b - a)
-
-    def table(self, cap: int) -> list[float]:
-        """Seconds of every size up to `cap`; the first entry, of no call at all, is 0."""
-        return [0.0, *(self.seconds(size) for size in range(1, cap + 1))]
+    @property
+    def seconds(self) -> dict[int, float]:
+        """Seconds by size, as the scheduler reads them."""
+        return {size: self.batches[size].value for size in self.sizes}
 
     def rate(self, cap: int) -> float:
-        """Calls per second of one instance that runs nothing but its best batch of at most `cap`."""
-        return max(size / self.seconds(size) for size in {*(s for s in self.sizes if s <= cap), cap})
+        """Calls per second of one instance that runs nothing but its best measured batch of at most `cap`."""
+        return max(size / seconds for size, seconds in self.seconds.items() if size <= max(cap, 1))
 
     def to_json(self) -> dict[str, Any]:
         """The profile as bundles and studies hold it."""

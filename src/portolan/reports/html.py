@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from portolan.core.plain import finite
-from portolan.reports.reading import clean
+from portolan.reports.checked import clean
 
 _CODE = re.compile("`([^`]*)`")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from portolan.reports import sections, words
+from portolan.reports import sections, serving, words
 from portolan.reports.html import embed, esc, rich, source_hash, table, tag
 from portolan.reports.reading import Reading
 from portolan.reports.views import view
@@ -99,6 +99,7 @@ def _study(number: int, reading: Reading) -> str:
         sections.verdict(reading),
         _part("Goals", sections.goals(reading)),
         _part("Before and after", sections.comparison(reading)),
+        "" if reading.serving is None else _part("Serving", serving.section(reading.serving, reading)),
         _part("Trials", _explorer(reading), "explorer"),
         _part("Refused, and why", sections.reasons(reading, "refused")),
         _part("Failed, and why", sections.reasons(reading, "failed")),

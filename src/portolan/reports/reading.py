@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from portolan.core.goal import Limit, Objective, parse_goal
-from portolan.core.measurement import MARKS, METRICS, Measurement
-from portolan.core.recipe import Recipe, Step
+from portolan.core.measurement import METRICS, Measurement
+from portolan.core.recipe import Recipe
 from portolan.errors import UsageError
+from portolan.reports.checked import HINT, clean, end, measurement, number, recipe, want
+from portolan.reports.served import Serving, read_serving
 
 _STATUSES = ("ok", "failed", "refused")
-# Control characters break HTML parsers, bidirectional overrides make a name read as another one, and a lone surrogate
-# cannot be written as UTF-8.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def clean(text: Any) -> str:
-    """`text` with characters that could damage or disguise it replaced by U+FFFD."""
-    return _UNSAFE.sub("\ufffd", str(text))
 
 
 @dataclass(frozen=True)
@@ -113,6 +106,7 @@ class Reading:
     created: str = ""
     seconds: float | None = None
     measurements: int | None = None
+    serving: Serving | None = None
 
     @property
     def shown(self) -> Trial | None:
@@ -144,41 +138,6 @@ def _plain(text: str) -> str:
     return text.replace("`", "'")
 
 
-def _want(data: Any, key: str, kind: type | tuple[type, ...], where: str, default: Any = None) -> Any:
-    value = data.get(key, default)
-    if value is None:
-        value = default
-    if value is not None and not isinstance(value, kind):
-        raise UsageError(f"`{key}` of the study has the wrong type", where=f"{where}.{key}", hint=_HINT)
-    return value
-
-
-_HINT = "give what `portolan optimize --json` printed"
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-
-
-def _end(value: Any) -> float | None:
-    number = _number(value)
-    return number if math.isfinite(number) else None
-
-
-def _measurement(data: Any, where: str) -> Measurement:
-    if not isinstance(data, Mapping) or data.get("kind", "measured") not in MARKS:
-        raise UsageError("a metric of the study cannot be read", where=where, hint=_HINT)
-    n = data.get("n")
-    return Measurement(
-        value=_number(data.get("value")),
-        unit=clean(data.get("unit") or ""),
-        lo=_end(data.get("lo")),
-        hi=_end(data.get("hi")),
-        n=n if isinstance(n, int) else None,
-        kind=data.get("kind", "measured"),
-    )
-
-
 def _stage(stage: Any) -> str:
     if not isinstance(stage, Mapping):
         return clean(stage)
@@ -191,37 +150,29 @@ def _compact(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _recipe(data: Any, where: str) -> Recipe:
-    recipe = Recipe.from_json(data if isinstance(data, Mapping) else {}, where=where)
-    # None has no spelling in TOML and says the same as an absent option.
-    kept = {k: v for k, v in recipe.options.items() if v is not None}
-    steps = tuple(Step(s.name, {k: v for k, v in s.options.items() if v is not None}) for s in recipe.passes)
-    return Recipe(steps, recipe.backend, kept, recipe.target, recipe.serving)
-
-
 def _trial(data: Any, where: str, labels: bool) -> Trial:
     if not isinstance(data, Mapping) or not isinstance(data.get("id"), int):
-        raise UsageError("a trial of the study has no `id`", where=where, hint=_HINT)
+        raise UsageError("a trial of the study has no `id`", where=where, hint=HINT)
     if data.get("status") not in _STATUSES:
-        raise UsageError(f"a trial's `status` is none of {', '.join(_STATUSES)}", where=f"{where}.status", hint=_HINT)
+        raise UsageError(f"a trial's `status` is none of {', '.join(_STATUSES)}", where=f"{where}.status", hint=HINT)
     metrics = {
-        clean(name): _measurement(metric, f"{where}.metrics.{name}")
-        for name, metric in _want(data, "metrics", Mapping, where, {}).items()
+        clean(name): measurement(metric, f"{where}.metrics.{name}")
+        for name, metric in want(data, "metrics", Mapping, where, {}).items()
         if labels or name not in ("accuracy", "accuracy_drop")
     }
     reason, command = data.get("reason"), data.get("command")
     return Trial(
         id=data["id"],
-        recipe=_recipe(data.get("recipe"), f"{where}.recipe"),
+        recipe=recipe(data.get("recipe"), f"{where}.recipe"),
         status=data["status"],
         reason=None if reason is None else clean(reason),
         metrics=metrics,
         pareto=bool(data.get("pareto")),
         met=bool(data.get("met")),
-        seconds=_end(data.get("seconds")),
+        seconds=end(data.get("seconds")),
         command=None if command is None else clean(command),
-        stages=tuple(_stage(stage) for stage in _want(data, "stages", (list, tuple), where, ())),
-        label=_label(_want(data, "label", Mapping, where, {})),
+        stages=tuple(_stage(stage) for stage in want(data, "stages", (list, tuple), where, ())),
+        label=_label(want(data, "label", Mapping, where, {})),
     )
 
 
@@ -232,7 +183,7 @@ def _label(data: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _goal(text: Any, where: str) -> Limit | Objective:
     if not isinstance(text, str):
-        raise UsageError("a goal of the study is not text", where=where, hint=_HINT)
+        raise UsageError("a goal of the study is not text", where=where, hint=HINT)
     return parse_goal(text)
 
 
@@ -240,8 +191,8 @@ def _samples(data: Any, where: str) -> dict[str, list[list[float]]]:
     kept = {}
     for key, starts in data.items():
         if not isinstance(starts, list) or not all(isinstance(start, list) for start in starts):
-            raise UsageError("samples are a list of numbers per start", where=f"{where}.{clean(key)}", hint=_HINT)
-        kept[str(key)] = [[v for x in start if math.isfinite(v := _number(x))] for start in starts]
+            raise UsageError("samples are a list of numbers per start", where=f"{where}.{clean(key)}", hint=HINT)
+        kept[str(key)] = [[v for x in start if math.isfinite(v := number(x))] for start in starts]
     return kept
 
 
@@ -256,8 +207,8 @@ def read(study: Any, where: str = "$") -> Reading:
         UsageError: it is not a study, with the path of what does not fit.
     """
     if not isinstance(study, Mapping) or not isinstance(study.get("trials"), (list, tuple)):
-        raise UsageError("this is not a study: it has no list of `trials`", where=where, hint=_HINT)
-    data = _want(study, "data", Mapping, where, {})
+        raise UsageError("this is not a study: it has no list of `trials`", where=where, hint=HINT)
+    data = want(study, "data", Mapping, where, {})
     labels = bool(data.get("labels"))
     listed = tuple(_trial(trial, f"{where}.trials[{i}]", labels) for i, trial in enumerate(study["trials"]))
     named = {
@@ -269,32 +220,33 @@ def read(study: Any, where: str = "$") -> Reading:
     noise, evaluation = study.get("noise"), data.get("evaluation")
     return Reading(
         name=clean(study.get("name") or study.get("study") or "study"),
-        goals=tuple(_goal(g, f"{where}.goals[{i}]") for i, g in enumerate(_want(study, "goals", list, where, []))),
+        goals=tuple(_goal(g, f"{where}.goals[{i}]") for i, g in enumerate(want(study, "goals", list, where, []))),
         claims_met=bool(study.get("met")),
         trials=tuple(trials.values()),
-        ratios=tuple(_ratio(r) for r in _want(study, "ratios", list, where, []) if isinstance(r, Mapping)),
+        ratios=tuple(_ratio(r) for r in want(study, "ratios", list, where, []) if isinstance(r, Mapping)),
         noise=_noise(noise) if isinstance(noise, Mapping) else None,
         labels=labels,
         synthetic=bool(data.get("synthetic")),
         evaluation=evaluation if isinstance(evaluation, int) else None,
-        model=_want(study, "model", Mapping, where, {}),
-        target=_want(study, "target", Mapping, where, {}),
-        environment=_want(study, "environment", Mapping, where, {}),
+        model=want(study, "model", Mapping, where, {}),
+        target=want(study, "target", Mapping, where, {}),
+        environment=want(study, "environment", Mapping, where, {}),
         data=data,
-        samples=_samples(_want(study, "samples", Mapping, where, {}), f"{where}.samples"),
+        samples=_samples(want(study, "samples", Mapping, where, {}), f"{where}.samples"),
         command=clean(study.get("command") or ""),
         created=clean(study.get("created") or ""),
-        seconds=_end(study.get("seconds")),
+        seconds=end(study.get("seconds")),
         measurements=study["measurements"] if isinstance(study.get("measurements"), int) else None,
+        serving=read_serving(want(study, "serving", Mapping, where), f"{where}.serving"),
         **named,
     )
 
 
 def _ratio(data: Any) -> Ratio:
     a, b, metric, verdict = (clean(data.get(key, "")) for key in ("a", "b", "metric", "verdict"))
-    ratio, lo, hi = (_number(data.get(key)) for key in ("ratio", "lo", "hi"))
+    ratio, lo, hi = (number(data.get(key)) for key in ("ratio", "lo", "hi"))
     return Ratio(a, b, metric, ratio, lo, hi, verdict)
 
 
 def _noise(data: Mapping[str, Any]) -> Noise:
-    return Noise(_number(data.get("aa_ratio")), _number(data.get("lo")), _number(data.get("hi")), bool(data.get("ok")))
+    return Noise(number(data.get("aa_ratio")), number(data.get("lo")), number(data.get("hi")), bool(data.get("ok")))

@@ -10,7 +10,8 @@ from portolan import units
 from portolan.core.goal import Limit
 from portolan.core.measurement import METRICS, Measurement, unloaded
 from portolan.reports import words
-from portolan.reports.reading import Reading, Trial, clean
+from portolan.reports.checked import clean
+from portolan.reports.reading import Reading, Trial
 from portolan.reports.sections import columns, duration, outcome, role
 
 

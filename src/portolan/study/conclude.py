@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from portolan.core.goal import Goals
-from portolan.core.measurement import METRICS, Metrics, unloaded
+from portolan.core.measurement import METRICS, Metrics, load_of, unloaded
 from portolan.measure.result import Race
 from portolan.study.trial import Trial
 
@@ -46,6 +46,8 @@ def _point(metrics: Metrics, goals: Goals) -> tuple[float, ...]:
     return tuple(values)
 
 
+#: Stages whose numbers are claims.
+FINAL = frozenset({"raced", "loaded"})
 #: A ratio above this is not worth a change, however surely it is known.
 _SAME = 0.98
 
@@ -57,17 +59,30 @@ def best_of(trials: Sequence[Trial], goals: Goals, baseline: Trial, race: Race |
     and the best one cannot be told from the untouched model, the untouched model is the answer. To choose takes less
     than to claim: on a noisy machine the best may be chosen, and still not be called faster.
     """
-    raced = [t for t in trials if t.met and "raced" in t.stages]
+    raced = [t for t in trials if t.met and FINAL & set(t.stages)]
     met = raced or [t for t in trials if t.met]
     if not met:
         return None
     best = min(met, key=lambda t: (_score(t.metrics, goals, baseline.metrics), _latency(t)))
+    if "loaded" in best.stages and _same_under_load(best, baseline, goals):
+        return next((t for t in met if t.recipe.key == baseline.recipe.key), best)
     speed_only = all(o.metric.startswith("latency") for o in goals.objectives)
     if speed_only and race is not None and best.recipe.key != baseline.recipe.key:
         first = next((t for t in met if t.recipe.key == baseline.recipe.key), None)
         if first is not None and best.recipe.key in race.arms:
             return first if _alike(race, best, baseline) else best
     return best
+
+
+def _same_under_load(best: Trial, baseline: Trial, goals: Goals) -> bool:
+    """Whether only speed under load counts, and what `best` was measured to do overlaps with the untouched model."""
+    names = [o.metric for o in goals.objectives]
+    if not all(load_of(name) is not None or name == "throughput" for name in names):
+        return False
+    return all(
+        name in best.metrics and name in baseline.metrics and best.metrics[name].overlaps(baseline.metrics[name])
+        for name in names
+    )
 
 
 def _alike(race: Race, best: Trial, baseline: Trial) -> bool:

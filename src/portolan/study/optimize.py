@@ -21,18 +21,24 @@ from portolan.core.goal import Goals, parse_goals
 from portolan.core.measurement import METRICS
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe, digest
+from portolan.core.serving import sizes_up_to
 from portolan.core.target import Target
 from portolan.errors import Interrupted, UsageError
 from portolan.frontends.demo import demo_data, is_demo
+from portolan.measure import load
 from portolan.measure.environment import Ticks, environment, ticks
 from portolan.measure.metric import load_metric
+from portolan.measure.profile import LIMIT
+from portolan.search.serving import check_pinned, tightest
 from portolan.search.space import DEFAULT_BACKEND, Candidate, candidates, describe
 from portolan.study import memory, payoffs
 from portolan.study.budget import Budget, Spending
 from portolan.study.builder import Samples, read_model
 from portolan.study.conclude import best_of, closest_of, ratios, settle
-from portolan.study.runner import Progress, Runner, Task
+from portolan.study.runner import Progress, Runner
+from portolan.study.served import CLAIMED, TRIED, Served
 from portolan.study.study import Study
+from portolan.study.task import Task
 from portolan.study.trial import Trial
 from portolan.study.workspace import Workspace, explained
 from portolan.targets.local import local
@@ -40,6 +46,8 @@ from portolan.worker.environments import backends as find_backends
 
 _SYNTHETIC = 64
 _UNMEASURED = ("cost", "energy", "carbon")
+#: The share of the budget that the search for recipes leaves to what comes after it: the race, or the loads.
+_RESERVE, _RESERVED = 0.25, 0.55
 
 
 @dataclass(frozen=True)
@@ -106,12 +114,15 @@ class Setting:
     flops: float | None
     parameters: int
     key: str
+    served: bool
+    serving: Mapping[str, Any]
 
 
 def optimize(settings: Settings, progress: Progress) -> Study:
     """Searches for the best recipe under the goals; see `portolan.api.optimize`."""
     goals = _goals(settings.goals)
-    spending = Spending(Budget.parse(settings.budget))  # from here on: reading a model of a framework takes its time
+    # From here on: reading a model of a framework takes its time.
+    spending = Spending(Budget.parse(settings.budget), _RESERVED if _about_serving(goals) else _RESERVE)
     folder = study_folder(settings)
     with explained(folder), closing(Workspace(folder)) as workspace:
         setting = _read(settings, goals, workspace)
@@ -136,7 +147,17 @@ def plan(settings: Settings) -> dict[str, Any]:
         "goals": goals.texts,
         "budget": budget.text,
         **describe(setting.space),
+        "serving": describe_serving(setting) if setting.served else None,
     }
+
+
+def describe_serving(setting: Setting) -> dict[str, Any]:
+    """What would be tried of serving, as plain data for `--dry-run`."""
+    pinned = setting.serving
+    batch = sizes_up_to(LIMIT if isinstance(setting.model.signature.batch, str) else 1)
+    usual = {"max_batch": list(batch), "replicas": [1, setting.target.cores], "deadline": tightest(setting.goals)}
+    chosen = {name: pinned.get(name, value) for name, value in usual.items()}
+    return {"loads": setting.goals.loads, **chosen, "tried": TRIED, "claimed": CLAIMED}
 
 
 def study_folder(settings: Settings) -> Path:
@@ -149,13 +170,28 @@ def study_folder(settings: Settings) -> Path:
 
 def _goals(texts: Sequence[str]) -> Goals:
     goals = parse_goals(texts)
-    if goals.loads:
-        raise UsageError(f"`{goals.texts[0]}` cannot be measured on this target", hint="leave the load out")
     for name in goals.metrics:
         if name in _UNMEASURED:
             known = ", ".join(m for m in METRICS if m not in _UNMEASURED)
             raise UsageError(f"`{name}` cannot be measured on this target", hint=f"measured here: {known}")
     return goals
+
+
+def _about_serving(goals: Goals) -> bool:
+    """Whether goals can ask how the model does when it is served."""
+    return bool(goals.loads) or "throughput" in goals.metrics
+
+
+def _is_served(goals: Goals, model: Model) -> bool:
+    """Whether serving is searched: always for a goal at a load; for throughput where it can be, and can pay.
+
+    Raises:
+        NoBackend: a goal names a load, and LoadGen is not installed.
+    """
+    if goals.loads:
+        load.require()
+        return True
+    return "throughput" in goals.metrics and isinstance(model.signature.batch, str) and load.ready()
 
 
 def _read(settings: Settings, goals: Goals, workspace: Workspace) -> Setting:
@@ -168,6 +204,9 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace) -> Setting:
     metric = load_metric(settings.metric) if settings.metric else None
     asked = settings.backend or (read_recipe(settings.recipe).get("backend") if settings.recipe else None)
     names = [asked] if isinstance(asked, str) else asked
+    fixed, served = read_recipe(settings.recipe), _is_served(goals, model)
+    # What is searched later is pinned later: a recipe of one process holds no serving.
+    serving = fixed.pop("serving", {}) if served else {}
     found = find_backends(target, None if names is None else list(dict.fromkeys([*names, DEFAULT_BACKEND])))
     space = candidates(
         model,
@@ -176,7 +215,7 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace) -> Setting:
         passes=settings.passes,
         backends={n: b for n, b in found.items() if (b.searched if names is None else n in names)},
         default=found.get(DEFAULT_BACKEND),
-        fixed=read_recipe(settings.recipe),
+        fixed=fixed,
         has_calibration=bool(samples.calibration),
         payoffs=payoffs.kept(target, found),
     )
@@ -189,10 +228,12 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace) -> Setting:
         [
             __version__, model.sha256, sorted(goals.texts), samples.data.sha256, samples.synthetic, settings.seed,
             getattr(metric, "sha256", None), target.fingerprint, versions, [c.key for c in space],
-            settings.budget,
+            settings.budget, *([serving, "served"] if served else []),
         ]
     )  # fmt: skip
-    return Setting(model, goals, target, samples, found, space, metric, analysis.flops, analysis.parameters, key)
+    return Setting(
+        model, goals, target, samples, found, space, metric, analysis.flops, analysis.parameters, key, served, serving
+    )  # fmt: skip
 
 
 def read_samples(
@@ -248,7 +289,9 @@ def read_recipe(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
         raise UsageError("a recipe is a table of passes, backend and options", where=where)
     # An empty list of passes is a choice; no options, as a trial's recipe may have them, are none.
     kept = {key: value for key, value in data.items() if (value not in ([], {}) or key == "passes") and key != "target"}
-    Recipe.from_json({k: v for k, v in kept.items() if not (k == "backend" and isinstance(v, list))}, where)
+    ranges = [key for key in ("backend", "serving") if key == "serving" or isinstance(kept.get(key), list)]
+    Recipe.from_json({k: v for k, v in kept.items() if k not in ranges}, where)
+    check_pinned(kept.get("serving", {}), where)
     return kept
 
 
@@ -266,7 +309,7 @@ def _search(
     task = Task(
         setting.model, setting.target, setting.goals, setting.samples, setting.backends, setting.space,
         remembered.prior(setting.target, setting.space), setting.metric, setting.flops, settings.seed,
-        settings.command,
+        settings.command, setting.served, setting.serving,
     )  # fmt: skip
     before = ticks()
     runner = Runner(task, workspace, spending, progress)
@@ -275,6 +318,7 @@ def _search(
         runner.build_ahead(settings.jobs)
         runner.search()
         runner.race()
+        outcome = Served(runner).search() if task.served else None
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped after {len(runner.trials)} trials; all are saved in `{workspace.folder}`",
@@ -283,6 +327,7 @@ def _search(
     finally:
         runner.close()
     result = _result(settings, setting, runner, workspace, spending, before)
+    result["serving"] = None if outcome is None else outcome.to_json(runner.trials, setting.goals)
     workspace.ledger.append("finished", setting.key, result)
     if note := remembered.keep(setting.target, setting.model, list(runner.trials.values())):
         progress(note)

@@ -9,19 +9,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from portolan.core.backend import Backend
 from portolan.core.data import sample
-from portolan.core.goal import Goals
 from portolan.core.labels import label
-from portolan.core.measurement import METRICS, Measurement, Metrics, unloaded
-from portolan.core.model import Model
+from portolan.core.measurement import METRICS, Measurement, Metrics
 from portolan.core.recipe import digest
-from portolan.core.target import Target
 from portolan.errors import CannotHelp, DiskFull, NoResult, PortolanError, UsageError, WorkerCrashed
 from portolan.measure import roofline
 from portolan.measure.lock import measuring
@@ -32,9 +28,10 @@ from portolan.search.space import Candidate
 from portolan.study import finals
 from portolan.study.ahead import build_ahead
 from portolan.study.budget import Spending
-from portolan.study.builder import Builder, Compiled, Samples, holds, told, versions_of_passes
+from portolan.study.builder import Builder, Compiled, holds, told, versions_of_passes
 from portolan.study.pace import BaselineLost, Pace, baseline_may_die
 from portolan.study.probe import Outputs, Session, broken, judge, reference
+from portolan.study.task import Task
 from portolan.study.trial import Trial
 from portolan.study.workspace import Workspace
 
@@ -43,28 +40,6 @@ Result = TypeVar("Result")
 #: Seconds of timed blocks per fidelity level, and process starts.
 LEVELS = ((0.4, 1), (0.8, 2))
 _FEEDS = 4
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be done: everything a runner needs and does not decide."""
-
-    model: Model
-    target: Target
-    goals: Goals
-    samples: Samples
-    backends: Mapping[str, Backend]
-    candidates: Sequence[Candidate]
-    prior: Mapping[str, Mapping[str, float]]
-    metric: Any
-    flops: float | None
-    seed: int
-    command: str
-
-    @property
-    def live(self) -> list[Candidate]:
-        """What may be tried; the baseline first."""
-        return [c for c in self.candidates if c.refused is None]
 
 
 class Runner:
@@ -78,12 +53,12 @@ class Runner:
     """
 
     def __init__(self, task: Task, workspace: Workspace, spending: Spending, progress: Progress) -> None:
-        self.task, self._workspace, self._spending, self._say = task, workspace, spending, progress
-        self._ledger = workspace.ledger
+        self.task, self._workspace, self.spending, self.say = task, workspace, spending, progress
+        self.ledger = workspace.ledger
         self._builder = Builder(workspace, task.model, task.target, task.backends, task.samples)
         rows = task.samples.evaluation[:_FEEDS]
-        self._feeds = [sample(task.samples.data, row, task.model.signature) for row in rows]
-        self._searcher = Searcher(task.candidates, task.goals, seed=task.seed, prior=task.prior)
+        self.feeds = [sample(task.samples.data, row, task.model.signature) for row in rows]
+        self._searcher = Searcher(task.candidates, task.goals.unloaded, seed=task.seed, prior=task.prior)
         self._quality: dict[str, Metrics] = {}
         self._reference: tuple[tuple[int, ...], Outputs] | None = None
         self._pace: Pace | None = None
@@ -100,14 +75,14 @@ class Runner:
         Raises:
             NoResult: the untouched model does not run on the default runtime, so there is nothing to compare with.
         """
-        trial = self._try(self.task.live[0], 0)
-        self._say(f"baseline  {_brief(trial.metrics)}")
+        trial = self.try_(self.task.live[0], 0)
+        self.say(f"baseline  {_brief(trial.metrics)}")
 
     def build_ahead(self, jobs: int) -> None:
         """Builds what the search is sure to ask for soon in `jobs` processes, before anything else is timed."""
         if jobs > 1:
             self.close()
-            build_ahead(self._builder, self.task.live, jobs, lambda: self._spending.search_over, self._say)
+            build_ahead(self._builder, self.task.live, jobs, lambda: self.spending.search_over, self.say)
 
     def _no_baseline(self, reason: str | None) -> NoResult:
         return NoResult(
@@ -117,13 +92,13 @@ class Runner:
 
     def search(self) -> None:
         """Tries what the search proposes until it stops or the budget is spent."""
-        while not self._spending.search_over and not self._race_is_due():
-            proposal = self._searcher.ask(closing=self._spending.closing)
+        while not self.spending.search_over and not self._race_is_due():
+            proposal = self._searcher.ask(closing=self.spending.closing)
             if proposal is None:
                 break
-            self._spending.count()
+            self.spending.count()
             before = self.trials[proposal.candidate.key].seconds if proposal.candidate.key in self.trials else 0.0
-            trial = self._try(proposal.candidate, proposal.level)
+            trial = self.try_(proposal.candidate, proposal.level)
             failure = trial.reason if trial.status == "failed" else None
             metrics = None if failure else trial.metrics
             self._searcher.tell(proposal.candidate, proposal.level, metrics, trial.seconds - before, failure)
@@ -134,36 +109,42 @@ class Runner:
 
     def race(self) -> None:
         """Races the finalists, the baseline and every exact default, in fresh processes."""
+        if not self.task.raced:
+            return
         chosen = self._entrants()
-        while len(chosen) > 2 and finals.seconds(chosen, self.trials) > self._spending.left:
+        while len(chosen) > 2 and finals.seconds(chosen, self.trials) > self.spending.left:
             chosen.pop()  # the least promising: fewer starts than five could claim nothing
-        key = digest([self._question(c, "race") for c in chosen])
-        kept = self._ledger.latest("race", key)
+        key = digest([self.question(c, "race") for c in chosen])
+        kept = self.ledger.latest("race", key)
         if kept is None:
             kept = self._once_more(lambda: self._run_race(chosen))
-            self._ledger.append("race", key, kept)
+            self.ledger.append("race", key, kept)
         self._race, more = finals.read(kept)
         for candidate in chosen:
             trial = finals.settled(self.trials[candidate.key], self._race, more.get(candidate.key, {}))
             if reason := self._unbelievable(trial.metrics):
                 trial = replace(trial, status="failed", reason=reason, metrics={})
-            self._settled(candidate, trial)
+            self.add(candidate, trial)
 
     def _run_race(self, chosen: Sequence[Candidate]) -> dict[str, Any]:
         least = 23 if "latency_p99" in self.task.goals.metrics else 1
-        race = finals.Finals(self._compiled, self._feeds, least, self._say)
+        race = finals.Finals(self.compiled, self.feeds, least, self.say)
         with baseline_may_die():  # the others' failures are the race's results
-            return race.run(chosen, self.trials, self._spending.left, self.task.seed, self.task.target.cores)
+            return race.run(chosen, self.trials, self.spending.left, self.task.seed, self.task.target.cores)
+
+    def finalists(self, most: int) -> list[Candidate]:
+        """The most promising candidates so far."""
+        return self._searcher.finalists(most)
 
     def _entrants(self) -> list[Candidate]:
-        return finals.entrants(self.task.live, self._searcher.finalists(finals.FINALISTS), self.trials)
+        return finals.entrants(self.task.live, self.finalists(finals.FINALISTS), self.trials)
 
     def _race_is_due(self) -> bool:
         """Whether what is left of the budget is what the race will take."""
-        if self._spending.left == float("inf"):
+        if self.spending.left == float("inf") or not self.task.raced:
             return False
         chosen = self._entrants()
-        return bool(chosen) and finals.seconds(chosen, self.trials) > self._spending.left
+        return bool(chosen) and finals.seconds(chosen, self.trials) > self.spending.left
 
     def close(self) -> None:
         """Ends the process that sets the pace."""
@@ -188,16 +169,16 @@ class Runner:
 
     # --- one trial
 
-    def _try(self, candidate: Candidate, level: int) -> Trial:
+    def try_(self, candidate: Candidate, level: int) -> Trial:
         """Screens the candidate, or finds in the ledger how that went before."""
-        key = self._question(candidate, level)
-        kept = self._ledger.latest("screened", key)
+        key = self.question(candidate, level)
+        kept = self.ledger.latest("screened", key)
         if kept is None or not self._answers(candidate, kept):
             kept = self._screen(candidate, level)
             # A baseline that failed is asked again by the next run: without it there is nothing else to keep.
             if kept["reason"] is None or candidate is not self.task.live[0]:
-                self._ledger.append("screened", key, kept)
-        trial = self.trials.get(candidate.key) or self._new(candidate)
+                self.ledger.append("screened", key, kept)
+        trial = self.trials.get(candidate.key) or self.new(candidate)
         metrics = {name: Measurement(**m) for name, m in kept["metrics"].items()}
         quality = {n: m for n, m in metrics.items() if METRICS[n].quality}
         if quality and not broken(quality, candidate.exact):
@@ -207,17 +188,18 @@ class Runner:
             trial = replace(trial, status="failed", reason=reason, metrics={}, log=kept.get("log", ""))
         # The seconds it took when it ran: the search weighs cost, and a resumed one must weigh the same.
         trial = replace(trial, seconds=trial.seconds + kept["seconds"])
-        return self._settled(candidate, trial)
+        return self.add(candidate, trial)
 
-    def _settled(self, candidate: Candidate, trial: Trial) -> Trial:
+    def add(self, candidate: Candidate, trial: Trial) -> Trial:
         """Puts the trial on the list; without a baseline nothing can be said of the others."""
         if trial.status == "failed" and candidate is self.task.live[0]:
             raise self._no_baseline(trial.reason)
         self.trials[candidate.key] = trial
         return trial
 
-    def _new(self, candidate: Candidate) -> Trial:
-        number = self._ledger.number("trial", candidate.key, {"recipe": candidate.recipe.to_json()})
+    def new(self, candidate: Candidate) -> Trial:
+        """A trial of which nothing is known yet, with its number."""
+        number = self.ledger.number("trial", candidate.key, {"recipe": candidate.recipe.to_json()})
         return Trial(number, candidate.recipe, "ok", command=self._reproduce(candidate))
 
     def _screen(self, candidate: Candidate, level: int) -> dict[str, Any]:
@@ -225,7 +207,7 @@ class Runner:
         metrics: Metrics = {}
         failure: dict[str, Any] = {"reason": None}
         try:
-            metrics = self._once_more(lambda: self._measure(candidate, self._compiled(candidate), level))
+            metrics = self._once_more(lambda: self._measure(candidate, self.compiled(candidate), level))
         except CannotHelp as error:
             failure = told(error)
         except (UsageError, DiskFull, NoResult):
@@ -276,7 +258,7 @@ class Runner:
         }
         blocks: list[np.ndarray] = []
         for start in range(starts):
-            session = Session(compiled, self._feeds, least=20 if "latency_p95" in self.task.goals.metrics else 1)
+            session = Session(compiled, self.feeds, least=20 if "latency_p95" in self.task.goals.metrics else 1)
             try:
                 if start == 0:
                     metrics["cold_start"] = Measurement.of("cold_start", session.cold_start_ms, n=1)
@@ -321,7 +303,7 @@ class Runner:
         """
         if broken(metrics, candidate.exact):
             return True
-        limits = [limit for limit in self.task.goals.limits if METRICS[unloaded(limit.metric)].quality]
+        limits = [limit for limit in self.task.goals.unloaded.limits if METRICS[limit.metric].quality]
         missed = any(limit.metric in metrics and not limit.holds(metrics[limit.metric]) for limit in limits)
         return missed and candidate is not self.task.live[0]
 
@@ -336,9 +318,9 @@ class Runner:
         """The evaluation rows and the untouched model's outputs on the default runtime."""
         if self._reference is None:
             with baseline_may_die():
-                session = Session(self._compiled(self.task.live[0]), self._feeds)
+                session = Session(self.compiled(self.task.live[0]), self.feeds)
                 try:
-                    self._reference = reference(session, self.task.samples, self.task.model.signature, self._say)
+                    self._reference = reference(session, self.task.samples, self.task.model.signature, self.say)
                 finally:
                     session.close()
         return self._reference
@@ -346,13 +328,14 @@ class Runner:
     def _pacemaker(self) -> Pace:
         if self._pace is None:
             with baseline_may_die():
-                self._pace = Pace(Session(self._compiled(self.task.live[0]), self._feeds))
+                self._pace = Pace(Session(self.compiled(self.task.live[0]), self.feeds))
         return self._pace
 
-    def _compiled(self, candidate: Candidate) -> Compiled:
+    def compiled(self, candidate: Candidate) -> Compiled:
+        """What a candidate's processes load."""
         return self._builder.compiled(candidate.recipe)
 
-    def _question(self, candidate: Candidate, level: int | str) -> str:
+    def question(self, candidate: Candidate, level: int | str) -> str:
         """Hash of everything that decides the answer to "how does this candidate do"."""
         backend = self.task.backends[candidate.recipe.backend]
         task = self.task
@@ -367,10 +350,10 @@ class Runner:
     # --- belief
 
     def _known_ceilings(self) -> Mapping[str, Any]:
-        kept = self._ledger.latest("ceilings", self.task.target.fingerprint)
+        kept = self.ledger.latest("ceilings", self.task.target.fingerprint)
         if kept is None:
             kept = dict(roofline.ceilings(self.task.target.cores))
-            self._ledger.append("ceilings", self.task.target.fingerprint, kept)
+            self.ledger.append("ceilings", self.task.target.fingerprint, kept)
         return kept
 
     def _unbelievable(self, metrics: Metrics) -> str | None:
@@ -385,14 +368,20 @@ class Runner:
     def _reproduce(self, candidate: Candidate) -> str:
         return f"{self.task.command} --recipe '{_compact(candidate.recipe.to_json())}'"
 
+    def usable(self, trial: Trial) -> None:
+        """Says when the first trial met every limit."""
+        if self._first is None and not self.task.goals.unmet(trial.metrics):
+            self._first = self.spending.seconds
+            self.say(f"first usable answer after {self._first:.1f} s: trial {trial.id}, {_brief(trial.metrics)}")
+
     def _tell(self, trial: Trial) -> None:
-        unmet = self.task.goals.unmet(trial.metrics) if trial.status == "ok" else [trial.reason or "failed"]
-        if not unmet and self._first is None:
-            self._first = self._spending.seconds
-            self._say(f"first usable answer after {self._first:.1f} s: trial {trial.id}, {_brief(trial.metrics)}")
-        verdict = "met" if not unmet else ", ".join(unmet)
+        goals = self.task.goals.unloaded
+        unmet = goals.unmet(trial.metrics) if trial.status == "ok" else [trial.reason or "failed"]
+        if not unmet and not self.task.served:
+            self.usable(trial)
+        verdict = ", ".join(unmet) or ("to be served" if self.task.served else "met")
         words = label(trial.recipe)
-        self._say(f"#{trial.id} {words['passes']} on {words['backend']}  {_brief(trial.metrics)}  {verdict}")
+        self.say(f"#{trial.id} {words['passes']} on {words['backend']}  {_brief(trial.metrics)}  {verdict}")
 
 
 def _brief(metrics: Metrics) -> str:

@@ -22,7 +22,7 @@ class Trial:
         reason: why it failed, was refused, or does not meet the goals; None when there is nothing to say.
         pareto: no other trial is better in every metric that the goals name.
         met: every limit holds.
-        stages: how far it came: `screened`, `raced`.
+        stages: how far it came: `screened`, `raced`; served, `tried`, `loaded`.
         samples: milliseconds of each inference, per process start.
         log: the end of what its worker printed, when it failed.
     """
