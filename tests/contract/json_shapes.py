@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from portolan.core.measurement import METRICS
+from portolan.core.measurement import METRICS, load_of, unloaded
 
 NUMBER = (int, float)
 OPTIONAL_NUMBER = (int, float, type(None))
@@ -35,8 +35,9 @@ def metric(data: Any, path: str, name: str | None = None) -> None:
     _want(data, path, {"n": (int, type(None)), "kind": str})
     if data["kind"] not in ("measured", "estimated", "predicted"):
         raise Misshapen(f"{path}.kind is {data['kind']!r}")
-    if name is not None and name in METRICS and data["unit"] != METRICS[name].unit:
-        raise Misshapen(f"{path}.unit is {data['unit']!r}, expected {METRICS[name].unit!r}")
+    known = METRICS.get(unloaded(name or ""))
+    if known is not None and data["unit"] != known.unit:
+        raise Misshapen(f"{path}.unit is {data['unit']!r}, expected {known.unit!r}")
     if None not in (data["lo"], data["hi"]) and data["lo"] > data["hi"]:
         raise Misshapen(f"{path} has its interval upside down")
 
@@ -44,7 +45,7 @@ def metric(data: Any, path: str, name: str | None = None) -> None:
 def metrics(data: Any, path: str) -> None:
     _want(data, path, {})
     for name, value in data.items():
-        if name not in METRICS:
+        if name not in METRICS and load_of(name) is None:
             raise Misshapen(f"{path}.{name} is no metric")
         metric(value, f"{path}.{name}", name)
 
@@ -97,6 +98,26 @@ def examination(data: Any, *, bench: bool = False) -> None:
             _want(row, where, {"ratio": OPTIONAL_NUMBER, "reason": TEXT_OR_NONE})
 
 
+def serving(data: Any, path: str) -> None:
+    _want(data, path, {"loads": list, "profiles": list, "choices": list, "runs": list})
+    for i, row in enumerate(data["profiles"]):
+        where = f"{path}.profiles[{i}]"
+        _want(row, where, {"trial": int, "recipe": Mapping, "profile": Mapping, "note": TEXT_OR_NONE})
+        _want(row["profile"], f"{where}.profile", {"quantile": NUMBER, "unit": str, "batches": Mapping})
+        for size, value in row["profile"]["batches"].items():
+            metric(value, f"{where}.profile.batches.{size}")
+    for i, row in enumerate(data["choices"]):
+        where = f"{path}.choices[{i}]"
+        _want(row, where, {"trial": (int, type(None)), "recipe": Mapping, "predicted": Mapping})
+        recipe(row["recipe"], f"{where}.recipe")
+        metrics(row["predicted"], f"{where}.predicted")
+    for i, row in enumerate(data["runs"]):
+        where = f"{path}.runs[{i}]"
+        _want(row, where, {"trial": int, "scenario": str, "asked": OPTIONAL_NUMBER, "calls": int, "answered": int})
+        _want(row, where, {"rate": NUMBER, "seconds": NUMBER, "late": NUMBER, "valid": bool, "why": list})
+        _want(row, where, {"failures": Mapping, "quantiles": Mapping})
+
+
 def study(data: Any) -> None:
     _want(data, "$", {"study": str, "goals": list, "met": bool, "baseline": Mapping, "trials": list})
     _want(data, "$", {"best": (Mapping, type(None)), "closest": (Mapping, type(None)), "seconds": NUMBER})
@@ -106,6 +127,8 @@ def study(data: Any) -> None:
     for role in ("baseline", "best", "closest"):
         if data[role] is not None:
             trial(data[role], f"$.{role}")
+    if data.get("serving") is not None:
+        serving(data["serving"], "$.serving")
     if data["met"] != (data["best"] is not None):
         raise Misshapen("$.met and $.best disagree")
 

@@ -28,9 +28,9 @@ class Serving:
     """The orchestration layer of a recipe. None leaves a choice to the server.
 
     Attributes:
-        max_batch: most calls that are run together; None: the largest size of the profile, or one without a profile.
-        replicas: fewest and most processes; None: one.
-        deadline: seconds after which a call that names no timeout of its own is given up; None: never.
+        max_batch: most calls that are run together.
+        replicas: fewest and most processes.
+        deadline: seconds after which a call that names no timeout of its own is given up.
     """
 
     max_batch: int | None = None

@@ -49,7 +49,7 @@ _POLL = 0.02
 
 
 @dataclass(frozen=True)
-class Tested:
+class LoadResult:
     """What a load test brought to light.
 
     Attributes:
@@ -74,12 +74,12 @@ class Tested:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Tested:
+    def from_json(cls, data: Mapping[str, Any]) -> LoadResult:
         """Reads what `to_json` wrote."""
         return cls(tuple(map(Loaded.from_json, data["runs"])), data["memory"], data["lost"], data["start"])
 
 
-def put_under_load(source: Source, loads: Sequence[Load], data: Path, rows: Sequence[int]) -> Tested:
+def put_under_load(source: Source, loads: Sequence[Load], data: Path, rows: Sequence[int]) -> LoadResult:
     """Serves `source` in a process of its own, with all its replicas, and puts each load on it in turn.
 
     An Offline load after another one is told the rate that was measured before: the first one is the pilot.
@@ -127,7 +127,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _read(answer: bytes, code: int, tail: str) -> Tested:
+def _read(answer: bytes, code: int, tail: str) -> LoadResult:
     try:
         data = json.loads(answer)
     except ValueError:
@@ -136,7 +136,7 @@ def _read(answer: bytes, code: int, tail: str) -> Tested:
         raise WorkerCrashed(f"the load test ended {said}", stderr=tail, killed=killed) from None
     if "error" in data:
         raise WorkerError(str(data["error"]), stderr=tail)
-    return Tested.from_json(data)
+    return LoadResult.from_json(data)
 
 
 def _tail(log: Any) -> str:
@@ -173,7 +173,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _served(asked: Mapping[str, Any]) -> Tested:
+async def _served(asked: Mapping[str, Any]) -> LoadResult:
     loop = asyncio.get_running_loop()
     source, begin = Source.from_json(asked["source"]), loop.time()
     models = Models()
@@ -192,7 +192,7 @@ async def _served(asked: Mapping[str, Any]) -> Tested:
             pilot = loaded.rate if offline else pilot
             runs.append(loaded)
         memory = sum(_peak(instance.pid) for instance in version.pool.instances)
-        return Tested(tuple(runs), memory, version.counters.replicas_lost, start)
+        return LoadResult(tuple(runs), memory, version.counters.replicas_lost, start)
     finally:
         models.close()
 

@@ -15,11 +15,11 @@ from portolan.measure.load import QUANTILES, Loaded, percentiles
 from portolan.search.candidate import Candidate
 from portolan.search.serving import Choice
 from portolan.serving.source import Limits, Source
-from portolan.serving.trial import Tested
+from portolan.serving.trial import LoadResult
 from portolan.study.builder import Compiled
 
 
-def measured(tests: Sequence[Tested]) -> Metrics:
+def measured(tests: Sequence[LoadResult]) -> Metrics:
     """Latencies under each load, throughput of the Offline runs, memory of all replicas."""
     found: Metrics = {}
     servers = [run for test in tests for run in test.runs if run.scenario == "Server"]
@@ -37,7 +37,7 @@ def measured(tests: Sequence[Tested]) -> Metrics:
     return found
 
 
-def unsustained(tests: Sequence[Tested], goals: Goals) -> str | None:
+def unsustained(tests: Sequence[LoadResult], goals: Goals) -> str | None:
     """Why a load was not held: more calls without an answer than the goals' percentiles leave room for, or a crash."""
     if lost := sum(test.lost for test in tests):
         return f"crashed under load: {lost} replica{'s' if lost > 1 else ''} ended ({_reasons(tests)})"
@@ -55,7 +55,7 @@ def unsustained(tests: Sequence[Tested], goals: Goals) -> str | None:
     return f"failed under load: {_reasons(tests)}" if offline else None
 
 
-def _reasons(tests: Sequence[Tested]) -> str:
+def _reasons(tests: Sequence[LoadResult]) -> str:
     counts: dict[str, int] = {}
     for run in (run for test in tests for run in test.runs):
         for reason, count in run.failures.items():

@@ -25,10 +25,9 @@ from portolan.core.serving import sizes_up_to
 from portolan.core.target import Target
 from portolan.errors import Interrupted, UsageError
 from portolan.frontends.demo import demo_data, is_demo
-from portolan.measure import load
+from portolan.measure import load, profile
 from portolan.measure.environment import Ticks, environment, ticks
 from portolan.measure.metric import load_metric
-from portolan.measure.profile import LIMIT
 from portolan.search.serving import check_pinned, tightest
 from portolan.search.space import DEFAULT_BACKEND, Candidate, candidates, describe
 from portolan.study import memory, payoffs
@@ -154,7 +153,7 @@ def plan(settings: Settings) -> dict[str, Any]:
 def describe_serving(setting: Setting) -> dict[str, Any]:
     """What would be tried of serving, as plain data for `--dry-run`."""
     pinned = setting.serving
-    batch = sizes_up_to(LIMIT if isinstance(setting.model.signature.batch, str) else 1)
+    batch = sizes_up_to(profile.LIMIT if isinstance(setting.model.signature.batch, str) else 1)
     usual = {"max_batch": list(batch), "replicas": [1, setting.target.cores], "deadline": tightest(setting.goals)}
     chosen = {name: pinned.get(name, value) for name, value in usual.items()}
     return {"loads": setting.goals.loads, **chosen, "tried": TRIED, "claimed": CLAIMED}

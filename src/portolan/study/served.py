@@ -24,13 +24,13 @@ from portolan.core.measurement import METRICS, Metrics, said
 from portolan.core.recipe import digest
 from portolan.core.serving import Profile, Serving
 from portolan.errors import DiskFull, NoBackend, NoResult, PortolanError, UsageError
+from portolan.measure import profile
 from portolan.measure.load import Load, Loaded
 from portolan.measure.lock import measuring
-from portolan.measure.profile import LIMIT
 from portolan.search.serving import Choice, choices, predict, ranked, scaled, tightest
 from portolan.search.space import Candidate
 from portolan.serving.source import Limits
-from portolan.serving.trial import Tested, put_under_load
+from portolan.serving.trial import LoadResult, put_under_load
 from portolan.study.builder import holds, lasting, told
 from portolan.study.loads import (
     alone,
@@ -243,7 +243,7 @@ class Served:
         if not isinstance(self._task.model.signature.batch, str):
             return 1
         pinned = self._pinned.get("max_batch")
-        return LIMIT if pinned is None else max(pinned) if isinstance(pinned, list) else int(pinned)
+        return profile.LIMIT if pinned is None else max(pinned) if isinstance(pinned, list) else int(pinned)
 
     # --- load
 
@@ -274,7 +274,9 @@ class Served:
     def _test(self, choice: Choice, plan: Level, start: int) -> dict[str, Any]:
         """Serves one choice, puts the loads on it, or finds in the ledger how that went."""
         loads = self._loads(choice, plan, self._task.seed + start)
-        key = digest([self._runner.question(choice.candidate, "loaded"), [repr(load) for load in loads], start])
+        key = digest(
+            [self._runner.question(choice.candidate, "loaded"), [repr(load) for load in loads], plan.stage, start]
+        )
 
         def work() -> dict[str, Any]:
             self._say(f"under load: {_words(choice)}, start {start + 1} of {plan.starts}")
@@ -311,7 +313,7 @@ class Served:
         trial = self._runner.trials.get(candidate.key) or self._begun(candidate)
         trial = replace(trial, seconds=trial.seconds + sum(kept.get("seconds", 0.0) for kept in records))
         failed = next((kept for kept in records if kept["reason"]), None)
-        tests = [Tested.from_json(kept["test"]) for kept in records if not kept["reason"]]
+        tests = [LoadResult.from_json(kept["test"]) for kept in records if not kept["reason"]]
         metrics = measured(tests) if tests else {}
         reason = failed["reason"] if failed else unsustained(tests, self._goals)
         self.outcome.tests[candidate.key] = [run for test in tests for run in test.runs]
