@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 from portolan.core.signature import Signature
 from portolan.serving import wire
 from portolan.serving.arena import LARGE, Arena
-from portolan.serving.calls import Answer, Piece, Tensor
+from portolan.serving.calls import Piece, Tensor
 from portolan.serving.checks import count
 from portolan.serving.datatypes import SIZE
 from portolan.serving.ticket import Batch
 
+_REMEMBERED = 256
 
-def pack(batch: Batch, signature: Signature, arena: Arena, *, batches: bool) -> tuple[list[Any], list[Piece]]:
-    """The tensors of a run frame, and its body."""
-    first = batch.tickets[0]
-    listed: list[Any] = []
-    inline: list[list[Piece]] = []
-    for i, spec in enumerate(signature.inputs):
-        tensors = [ticket.call.inputs[ticket.layout.order[i]] for ticket in batch.tickets]
-        shape = tensors[0].shape if len(tensors) == 1 or not batches else (batch.rows, *tensors[0].shape[1:])
-        size = sum([len(tensor.data) for tensor in tensors])
-        places = _places(tensors, batch, arena) if size >= LARGE and first.layout.sizes[0] >= 0 else None
-        if places is None:
-            inline.append([tensor.data for tensor in tensors])
-        listed.append([spec.name, spec.dtype, shape, size, places])
-    return listed, wire.laid_out(inline)
+
+class Packer:
+    """Turns batches into frames.
+
+    Args:
+        signature: of the model.
+        arena: memory shared with the replicas.
+        batches: whether calls share batches.
+    """
+
+    def __init__(self, signature: Signature, arena: Arena, *, batches: bool) -> None:
+        self._signature = signature
+        self._arena = arena
+        self._batches = batches
+        self._texts = any(spec.dtype == "string" for spec in signature.inputs)
+        self._heads: dict[Hashable, bytes] = {}
+
+    def pack(self, batch: Batch) -> tuple[bytes, list[Piece]]:
+        """Header and body of the frame that runs `batch`."""
+        layout = batch.tickets[0].layout
+        large = sum([ticket.layout.size for ticket in batch.tickets]) >= LARGE
+        key = None if large or self._texts else (batch.rows, layout.key)
+        head = None if key is None else self._heads.get(key)
+        listed, inline = [], []
+        for i, spec in enumerate(self._signature.inputs):
+            tensors = [ticket.call.inputs[ticket.layout.order[i]] for ticket in batch.tickets]
+            places = _places(tensors, batch, self._arena) if large and spec.dtype != "string" else None
+            if places is None:
+                inline.append([tensor.data for tensor in tensors])
+            if head is None:
+                whole = len(tensors) == 1 or not self._batches
+                shape = tensors[0].shape if whole else (batch.rows, *tensors[0].shape[1:])
+                size = sum([len(tensor.data) for tensor in tensors])
+                listed.append([spec.name, spec.dtype, shape, size, places])
+        if head is None:
+            head = wire.header(["run", listed])
+            if key is not None:
+                if len(self._heads) >= _REMEMBERED:
+                    self._heads.clear()
+                self._heads[key] = head
+        return head, wire.laid_out(inline)
 
 
 def _places(tensors: list[Tensor], batch: Batch, arena: Arena) -> list[tuple[int, int]] | None:
@@ -92,9 +121,3 @@ class Outputs:
                 piece = raw[ends[first - 1] if first else 0 : ends[first + rows - 1]]
             tensors.append(Tensor(name, datatype, (rows, *shape), piece))
         return tensors
-
-
-def answer(batch: Batch, index: int, first: int, outputs: Outputs, model: str, version: str) -> Answer:
-    """The answer to call number `index` of the batch, whose rows start at `first`."""
-    ticket = batch.tickets[index]
-    return Answer(model, version, outputs.part(first, ticket.rows, ticket.call.outputs), ticket.call.id)

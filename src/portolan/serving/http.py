@@ -7,6 +7,7 @@ Requests of one connection are answered in order; a client that goes away takes 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -28,6 +29,8 @@ _KNOWN = frozenset(
 _ONCE = frozenset((b"content-length", b"inference-header-content-length", b"content-encoding", b"authorization"))
 _PAUSE_AT = 64
 _LINGER = 2.0
+#: What is read of a large body at a time; a client at the lowest rate sends it within the time for a head.
+_CHUNK = 128 * 1024
 
 
 class Door:
@@ -80,6 +83,8 @@ class Connection(asyncio.BufferedProtocol):
         self._door = door
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
+        self._lowest = 1
         self._waiting: deque[Request] = deque()
         self._since = door.loop.time()
         self._reading = False  # between the first byte of a request and its last
@@ -110,6 +115,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has come."""
         self._transport = cast(asyncio.Transport, transport)
+        if transport.get_extra_info("sslcontext") is None:
+            given = transport.get_extra_info("socket")
+            self._socket = socket.socket(given.family, given.type, given.proto, fileno=given.fileno())
         crowded = len(self._door.connections) >= self._door.bounds.connections
         self._door.connections.add(self)
         if crowded:
@@ -119,6 +127,9 @@ class Connection(asyncio.BufferedProtocol):
         """The client has gone: what it asked for and nobody runs yet is taken back."""
         self._door.connections.discard(self)
         self._closed, self._transport = True, None
+        if self._socket is not None:
+            self._socket.detach()  # the transport's descriptor, which it closes itself
+            self._socket = None
         self._forget_body()
         while self._waiting:
             self._waiting.popleft().end(gone=True)
@@ -147,6 +158,8 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._parser.feed_data(self._door.view[:nbytes])
                 self._bulk = self._target is not None
+                if self._target is not None:
+                    self._wake_at(min(len(self._target) - self._got, _CHUNK))
         except httptools.HttpParserUpgrade:
             self._refuse(Refusal("invalid", "the connection cannot be upgraded"))
         except httptools.HttpParserCallbackError as wrong:
@@ -176,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_url(self, url: bytes) -> None:
         """The path, or a piece of it."""
-        self._url += url
+        self._url = self._url + url if self._url else url
         self._grow(len(url))
 
     def on_header(self, name: bytes, value: bytes | None) -> None:
@@ -293,7 +306,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _fill(self, count: int) -> None:
         self._got += count
-        if self._target is not None and self._got == len(self._target):
+        if self._target is None:
+            return
+        self._wake_at(min(len(self._target) - self._got, _CHUNK) or 1)
+        if self._got == len(self._target):
             self._bulk = False
             self._parser = httptools.HttpRequestParser(self)  # the old one still waits for this body
             self.on_message_complete()
@@ -302,6 +318,12 @@ class Connection(asyncio.BufferedProtocol):
         self._head += count
         if self._head > self._door.bounds.head:
             raise _HeadTooLarge("too_large", f"the request's head has more than {self._door.bounds.head:,} bytes")
+
+    def _wake_at(self, count: int) -> None:
+        """Has the kernel wake this process only when so many bytes are there: each wake costs more than a copy."""
+        if self._socket is not None and count != self._lowest:
+            self._lowest = count
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _refuse(self, refusal: Refusal, status: int | None = None) -> None:
         """Answers what cannot be read any further, and ends the connection."""

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections import deque
 from typing import Any, Literal, Protocol
 
 from portolan.serving import wire
@@ -28,14 +28,14 @@ class Owner(Protocol):
     def on_ready(self, instance: Instance, told: dict[str, Any]) -> None:
         """The model is loaded and warm."""
 
-    def on_done(self, instance: Instance, batch: Any, seconds: float, outputs: list[Any], body: memoryview) -> None:
-        """A batch has run; `body` is good during this call only."""
+    def on_done(self, instance: Instance, batch: Any, frame: wire.Frame) -> None:
+        """A batch has run; the frame's body is good during this call only."""
 
     def on_failed(self, instance: Instance, batch: Any, kind: str, message: str) -> None:
         """A batch raised, or loading did (`batch` is None); the process lives on."""
 
-    def on_gone(self, instance: Instance, batch: Any, reason: str) -> None:
-        """The process is gone, with the batch it was running, if any."""
+    def on_gone(self, instance: Instance, batches: list[Any], reason: str) -> None:
+        """The process is gone, with the batches it had: the first was running."""
 
 
 class Instance:
@@ -59,7 +59,7 @@ class Instance:
     def __init__(self, source: Source, arena: Arena, owner: Owner, *, cap: int, measure: bool) -> None:
         self.state: Literal["starting", "free", "busy", "stopping", "gone"] = "starting"
         self.busy = 0.0
-        self.batch: Any = None
+        self.batches: deque[Any] = deque()
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self.born = self.since = self._loop.time()
@@ -101,18 +101,19 @@ class Instance:
             "samples": source.samples,
             "measure": measure,
         }
-        self._write(wire.encode(["load", asked]))
+        self._write(wire.frame(wire.header(["load", asked])))
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
 
-    def run(self, batch: Any, rows: int, tensors: Sequence[Sequence[Any]], body: list[Piece]) -> None:
-        """Runs a batch; the answer comes to the owner."""
-        self.batch = batch
-        self.state, self.since = "busy", self._loop.time()
-        self._write(wire.encode(["run", rows, tensors], body))
+    def run(self, batch: Any, head: bytes, body: list[Piece]) -> None:
+        """Runs a batch, after those it has; the answer comes to the owner."""
+        self.batches.append(batch)
+        if self.state == "free":
+            self.state, self.since = "busy", self._loop.time()
+        self._write(wire.frame(head, body))
 
     def stop(self) -> None:
         """Ends the process on purpose, at once."""
@@ -165,33 +166,38 @@ class Instance:
             self._loop.remove_writer(self._sock.fileno())
 
     def _readable(self) -> None:
+        reader = self._reader
         try:
-            count = self._sock.recv_into(self._reader.space())
-            if not count:
-                return self._end(None)
-            frame = self._reader.feed(count)
+            count = self._sock.recv_into(reader.space())
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
+            count = 0
+        if not count:
             return self._end(None)
+        reader.feed(count)
+        try:
+            while self.state != "gone" and (frame := reader.next()) is not None:
+                self._handle(frame)
         except ValueError as error:
-            return self._end(f"it answered nonsense: {error}")
-        if frame is not None:
-            self._handle(*frame)
+            self._end(f"it answered nonsense: {error}")
         return None
 
-    def _handle(self, header: list[Any], body: memoryview) -> None:
-        batch, self.batch = self.batch, None
+    def _handle(self, frame: wire.Frame) -> None:
+        batch = self.batches.popleft() if self.batches else None
         now = self._loop.time()
         if self.state == "busy":
             self.busy += now - self.since
-        self.state, self.since = "free", now
-        if header[0] == "done":
-            self._owner.on_done(self, batch, header[1], header[2], body)
-        elif header[0] == "ready":
-            self._owner.on_ready(self, header[1])
+        if self.state != "stopping":
+            self.state = "busy" if self.batches else "free"
+        self.since = now
+        kind = frame.header[0]
+        if kind == "done":
+            self._owner.on_done(self, batch, frame)
+        elif kind == "ready":
+            self._owner.on_ready(self, frame.header[1])
         else:
-            self._owner.on_failed(self, batch, str(header[1]), str(header[2]))
+            self._owner.on_failed(self, batch, str(frame.header[1]), str(frame.header[2]))
 
     def _printed(self) -> None:
         if self._stderr is None:
@@ -241,8 +247,9 @@ class Instance:
                 self._loop.remove_reader(self._stderr.fileno())
             self._stderr.close()
             self._stderr = None
-        batch, self.batch = self.batch, None
-        self._owner.on_gone(self, batch, self._why or self._obituary(code))
+        batches = list(self.batches)
+        self.batches.clear()
+        self._owner.on_gone(self, batches, self._why or self._obituary(code))
 
     def _obituary(self, code: int) -> str:
         lines = bytes(self._tail).decode(errors="replace").strip().splitlines()

@@ -93,6 +93,13 @@ class Pool:
                 return instance
         return None
 
+    def up(self) -> bool:
+        """Whether any has loaded the model; asked for every call."""
+        for instance in self.instances:  # noqa: SIM110 - a generator costs more than the answer
+            if instance.state in ("free", "busy"):
+                return True
+        return False
+
     @property
     def running(self) -> int:
         """Replicas that have loaded the model."""
@@ -133,7 +140,7 @@ class Pool:
         now, limits = self._loop.time(), self.source.limits
         for instance in list(self.instances):
             late = now - instance.since
-            if instance.state == "busy" and late > limits.hang_after + 20 * expected(instance.batch):
+            if instance.state == "busy" and late > limits.hang_after + 20 * expected(instance.batches[0]):
                 instance.kill(f"it did not answer for {late:.1f} s and was taken for hung")
             elif instance.state == "starting" and late > limits.start_within:
                 instance.kill(f"it did not load the model within {limits.start_within:g} s")

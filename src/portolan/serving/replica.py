@@ -3,13 +3,13 @@
 `python -m portolan.serving.replica SOCKET ARENA MEMORY`: two descriptors and the bytes it may allocate. Frames in:
 
     ["load", {"folder", "cap", "inputs", "outputs", "samples", "measure"}]
-    ["run", rows, [[name, dtype, shape, bytes, places], ...]]
+    ["run", [[name, dtype, shape, bytes, places], ...]]
 
 A tensor's places are null when its bytes are in the frame's body, else pairs of offset and size in the shared memory,
 to be joined along the first axis. Frames out:
 
     ["ready", {"profile", "batches", "facts"}]
-    ["done", seconds, [[name, datatype, shape, bytes, ends], ...]]      ends: of every row, where rows differ in size
+    ["done", [[name, datatype, shape, bytes, ends], ...]]      ends: of every row, where rows differ in size
     ["failed", kind, message]
 """
 
@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from portolan.worker.agent import end_with_parent
 from portolan.worker.memory import limit_memory, ran_out
 
 _COMPILED = "compiled.json"
+_REMEMBERED = 256
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,23 +62,29 @@ class Replica:
         self._reader = wire.Reader()
         self._shared = mmap.mmap(arena, 0)
         self._executable: Executable | None = None
+        self._heads: dict[Hashable, bytes] = {}
 
     def serve(self) -> None:
         """Answers frames until there are no more."""
         while (frame := self._receive()) is not None:
-            header, body = frame
             try:
-                answer = self._load(header[1]) if header[0] == "load" else self._run(header[2], body)
+                if frame.header[0] == "load":
+                    answer = self._load(frame.header[1])
+                else:
+                    answer = self._run(frame.header[1], frame.body)
             except Exception as error:  # whatever a runtime raises costs this batch and no more
                 answer = _failure(error)
             self._send(answer)
         os._exit(0)
 
-    def _receive(self) -> tuple[list[Any], memoryview] | None:
-        while count := self._sock.recv_into(self._reader.space()):
-            if (frame := self._reader.feed(count)) is not None:
-                return frame
-        return None
+    def _receive(self) -> wire.Frame | None:
+        reader = self._reader
+        while (frame := reader.next()) is None:
+            count = self._sock.recv_into(reader.space())
+            if not count:
+                return None
+            reader.feed(count)
+        return frame
 
     def _send(self, pieces: list[Piece]) -> None:
         left = [memoryview(piece) for piece in pieces if len(piece)]
@@ -99,7 +106,7 @@ class Replica:
         self._executable = backend.load(folder, **options)
         warm: Warm = warm_up(self._executable.run, asked)
         ready = {"profile": warm.profile, "batches": warm.batches, "facts": self._executable.facts()}
-        return wire.encode(["ready", ready])
+        return wire.frame(wire.header(["ready", ready]))
 
     def _run(self, tensors: list[Any], body: memoryview) -> list[Piece]:
         if self._executable is None:
@@ -115,13 +122,36 @@ class Replica:
         begin = time.perf_counter()
         outputs = self._executable.run(feeds)
         seconds = time.perf_counter() - begin
+        arrays = {name: np.asarray(value, order="C") for name, value in outputs.items()}
+        layout = tuple([(name, array.dtype, array.shape) for name, array in arrays.items()])
+        head = self._heads.get(layout)
+        if head is None:
+            return self._answer(arrays, layout, seconds)
+        return wire.frame(head, wire.laid_out([[_data(array)] for array in arrays.values()]), seconds)
+
+    def _answer(self, arrays: Mapping[str, np.ndarray], layout: Hashable, seconds: float) -> list[Piece]:
+        """An answer of a layout that is new, or that no header can be remembered for, since rows differ in size."""
+        same = True
         listed: list[list[Any]] = []
         pieces: list[list[Piece]] = []
-        for name, value in outputs.items():
-            word, sizes, piece, ends = _raw(value)
-            listed.append([name, word, sizes, len(piece), ends])
+        for name, array in arrays.items():
+            piece: Piece
+            ends: list[int] | None = None
+            if array.dtype.kind in "OUS":
+                word, same = "BYTES", False
+                piece, ends = strings.raw(array)
+            elif array.dtype.name in WORD:
+                word, piece = WORD[array.dtype.name], _data(array)
+            else:
+                raise PortolanError(f"an output of type {array.dtype} has no word in the protocol")
+            listed.append([name, word, list(array.shape), len(piece), ends])
             pieces.append([piece])
-        return wire.encode(["done", seconds, listed], wire.laid_out(pieces))
+        head = wire.header(["done", listed])
+        if same:
+            if len(self._heads) >= _REMEMBERED:
+                self._heads.clear()
+            self._heads[layout] = head
+        return wire.frame(head, wire.laid_out(pieces), seconds)
 
     def _join(self, dtype: str, shape: list[int], places: list[tuple[int, int]]) -> np.ndarray:
         kind = np.dtype(dtype)
@@ -130,17 +160,8 @@ class Replica:
         return (whole if whole.flags.aligned else whole.copy()).reshape(shape)
 
 
-def _raw(value: Any) -> tuple[str, list[int], Piece, list[int] | None]:
-    array = np.asarray(value, order="C")
-    if array.dtype.kind in "OUS":
-        raw, ends = strings.raw(array)
-        return "BYTES", list(array.shape), raw, ends
-    word = WORD.get(array.dtype.name)
-    if word is None:
-        raise PortolanError(f"an output of type {array.dtype} has no word in the protocol")
-    if not array.size:
-        return word, list(array.shape), b"", None
-    return word, list(array.shape), array.reshape(-1).view(np.uint8).data, None
+def _data(array: np.ndarray) -> Piece:
+    return array.reshape(-1).view(np.uint8).data if array.size else b""
 
 
 def _failure(error: Exception) -> list[Piece]:
@@ -149,7 +170,7 @@ def _failure(error: Exception) -> list[Piece]:
         traceback.print_exc()
     sys.stderr.flush()
     kind = "memory" if isinstance(error, MemoryError) or ran_out(words) else "error"
-    return wire.encode(["failed", kind, words])
+    return wire.frame(wire.header(["failed", kind, words]))
 
 
 if __name__ == "__main__":

@@ -65,15 +65,16 @@ class Batch:
         tickets: the calls.
         rows: all their rows.
         started: when it left, on the loop's clock.
+        begun: when its replica could begin with it, as far as the front can tell.
         places: shared memory taken for it, besides what the calls brought along.
     """
 
-    __slots__ = ("places", "rows", "started", "tickets")
+    __slots__ = ("begun", "places", "rows", "started", "tickets")
 
     def __init__(self, tickets: list[Ticket], started: float) -> None:
         self.tickets = tickets
         self.rows = sum([ticket.rows for ticket in tickets])
-        self.started = started
+        self.started = self.begun = started
         self.places: list[int] = []
 
     def __repr__(self) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from portolan.errors import ModelError
-from portolan.serving import batches
+from portolan.serving import batches, wire
 from portolan.serving.arena import Arena
-from portolan.serving.calls import Call, Refusal
+from portolan.serving.batches import Packer
+from portolan.serving.calls import Answer, Call, Refusal
 from portolan.serving.checks import Checker
 from portolan.serving.counters import Counters
 from portolan.serving.instance import Instance
@@ -50,6 +51,8 @@ class Version:
         self._arena = arena
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
+        self._shared = False
+        self._packer = Packer(source.signature, arena, batches=False)
         self._kicked = False
         self._running = 0
         self._first: asyncio.Future[None] = self._loop.create_future()
@@ -138,7 +141,9 @@ class Version:
             if not self.source.profile:
                 self.cost = Cost({int(rows): s for rows, s in told["profile"].items()}, self.source.limits.max_batch)
             try:
-                self.checker = Checker(self.source.signature, batches=told["batches"])
+                self._shared = bool(told["batches"])
+                self.checker = Checker(self.source.signature, batches=self._shared)
+                self._packer = Packer(self.source.signature, self._arena, batches=self._shared)
             except ValueError as error:
                 return self._fail(str(error))
             if self.state == "loading":
@@ -147,26 +152,29 @@ class Version:
             self._first.set_result(None)
         return self._kick()
 
-    def on_done(self, instance: Instance, batch: Batch, seconds: float, outputs: list[Any], body: memoryview) -> None:
+    def on_done(self, instance: Instance, batch: Batch, frame: wire.Frame) -> None:
         """A batch has run: the next one leaves before its answers do, so that the replica never waits for them."""
         now = self._loop.time()
         self._running -= 1
-        self.cost.observe(batch.rows, now - batch.started)
+        if instance.batches:
+            instance.batches[0].begun = now
+        self.cost.observe(batch.rows, now - batch.begun)
         try:
-            rows = batch.rows if self.checker is not None and self.checker.batches else None
-            divided = batches.Outputs(outputs, body, self.source.signature, rows)
+            rows = batch.rows if self._shared else None
+            divided = batches.Outputs(frame.header[1], frame.body, self.source.signature, rows)
         except (ValueError, KeyError) as error:
             return self._failed(batch, f"the model's outputs are not as its signature says: {error}")
         if self.queue.length:
             self._dispatch()
-        self._count(batch, now, seconds)
+        self._count(batch, now, frame.seconds)
         first = 0
-        for index, ticket in enumerate(batch.tickets):
+        for ticket in batch.tickets:
             if ticket.done is not None:
-                ticket.tell(batches.answer(batch, index, first, divided, self.source.name, self.number))
+                call = ticket.call
+                outputs = divided.part(first, ticket.rows, call.outputs)
+                ticket.tell(Answer(self.source.name, self.number, outputs, call.id))
             first += ticket.rows
         self._let_go(batch)
-        del instance
         return None
 
     def on_failed(self, instance: Instance, batch: Batch | None, kind: str, message: str) -> None:
@@ -185,29 +193,31 @@ class Version:
         self._kick()
         self._check_empty()
 
-    def on_gone(self, instance: Instance, batch: Batch | None, reason: str) -> None:
+    def on_gone(self, instance: Instance, batches: list[Batch], reason: str) -> None:
         """A replica crashed, hung or was stopped: its calls run once more, alone, on another one."""
         self.pool.lost(instance, reason)
         if self.state == "loading":
             return self._fail(reason)
         if reason != "stopped":
             self.counters.replicas_lost += 1
-        if batch is not None:
+        for i, batch in enumerate(batches):
             self._running -= 1
             for ticket in batch.tickets:
-                ticket.tries += 1
-                if ticket.tries > 1 or self.state == "gone":
-                    said = f"the replica that ran this call ended, and so did the one it was tried on again: {reason}"
-                    self._refuse(ticket, Refusal("failed", said), "BACKEND")
-                elif ticket.done is not None:
-                    self.counters.retried += 1
-                    self._again(ticket)
-                else:
-                    ticket.let_go()
+                self._retry(ticket, reason, suspect=i == 0)
             self._give(batch)
         if self.state != "gone":
             self.tick()
         return None
+
+    def _retry(self, ticket: Ticket, reason: str, *, suspect: bool) -> None:
+        """Lets a call wait again whose replica is gone; `suspect` if it was running, and may be what ended it."""
+        ticket.tries += suspect
+        if ticket.tries > 1 or self.state == "gone":
+            said = f"the replica that ran this call ended, and so did the one it was tried on again: {reason}"
+            self._refuse(ticket, Refusal("failed", said), "BACKEND")
+        else:
+            self.counters.retried += ticket.done is not None
+            self._again(ticket)
 
     def wait_seconds(self) -> float:
         """Seconds that what waits will take on the replicas there are."""
@@ -223,7 +233,7 @@ class Version:
     def _patience(self) -> float:
         """The model's own deadline; longer while a replica has to be started first."""
         limit = self.source.limits.deadline
-        return limit if self.pool.running else limit + 1.0 + 2.0 * self.pool.start_seconds
+        return limit if self.pool.up() else limit + 1.0 + 2.0 * self.pool.start_seconds
 
     def _check_room(self, size: int) -> None:
         limits, queue = self.source.limits, self.queue
@@ -233,28 +243,43 @@ class Version:
 
     def _kick(self) -> None:
         """Forms a batch at the end of this turn of the loop, so that calls that arrive together run together."""
-        if not self._kicked and self.queue.length and self.pool.free() is not None:
+        if not self._kicked and self.queue.length:
             self._kicked = True
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._kicked = False
-        while self.queue.length and (instance := self.pool.free()) is not None:
+        while self.queue.length:
             now = self._loop.time()
-            chosen, refused = self.queue.pick(now, self.cost, self.cap)
+            instance, start = self._place(now)
+            if instance is None:
+                return
+            chosen, refused = self.queue.pick(start, self.cost, self.cap)
             if chosen:
                 self._run(instance, chosen, now)
             for ticket in refused:
                 self._refuse(ticket, self._late(ticket), "REJECTED")
+
+    def _place(self, now: float) -> tuple[Instance | None, float]:
+        """Which replica takes the next batch, and when it will start. One that is busy gets a second batch only if that
+        could not grow by waiting: then nothing is lost, and the replica does not sleep in between.
+        """
+        instance = self.pool.free()
+        if instance is not None or self.queue.rows < self.cap:
+            return instance, now
+        for busy in self.pool.instances:
+            if busy.state == "busy" and len(busy.batches) == 1:
+                first: Batch = busy.batches[0]
+                return busy, max(now, first.begun + self.cost(first.rows))
+        return None, now
 
     def _run(self, instance: Instance, chosen: Sequence[Ticket], now: float) -> None:
         batch = Batch(list(chosen), now)
         for ticket in batch.tickets:
             ticket.started = now
         self._running += 1
-        shared = self.checker is not None and self.checker.batches
-        listed, body = batches.pack(batch, self.source.signature, self._arena, batches=shared)
-        instance.run(batch, batch.rows, listed, body)
+        head, body = self._packer.pack(batch)
+        instance.run(batch, head, body)
 
     def _again(self, ticket: Ticket) -> None:
         if ticket.done is None:

@@ -1,10 +1,11 @@
 """How the front and a replica talk over their socket: a small header in JSON, then raw bytes; never pickle.
 
-    header bytes, u32 | body bytes, u64 | header (JSON, padded with spaces) | body
+    header bytes, u32 | body bytes, u64 | seconds, f64 | header (JSON, padded with spaces) | body
 
-The body starts at a multiple of 64 bytes, and so does every tensor in it, so that a runtime can read it where it lies.
-The header is a list whose first item says what the frame is; see portolan.serving.replica. All integers are
-little-endian. One side reads while the other writes: there is one batch at a time.
+The body starts at a multiple of 64 bytes in the frame, and so does every tensor in the body, so that a runtime can
+mostly read it where it lies. The header is a list whose first item says what the frame is; see
+portolan.serving.replica. Headers repeat themselves from batch to batch, so both sides remember what they wrote and
+read; what differs each time, the seconds that a batch took, is beside it. All integers are little-endian.
 """
 
 from __future__ import annotations
@@ -12,23 +13,42 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from portolan.serving.calls import Piece
 
-PREFIX = struct.Struct("<IQ")
+PREFIX = struct.Struct("<IQd")
 ALIGN = 64
 MOST_HEADER = 16 * 2**20
 MOST_BODY = 16 * 2**30
+_REMEMBERED, _LONGEST = 256, 4096
 _SPACES = b" " * ALIGN
 _ZEROS = bytes(ALIGN)
 
 
-def encode(header: Sequence[Any], body: Sequence[Piece] = ()) -> list[Piece]:
-    """The frame as pieces to write one after another. `body` is what `laid_out` gave, or one piece."""
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += _SPACES[: -(PREFIX.size + len(raw)) % ALIGN]
-    return [PREFIX.pack(len(raw), sum(map(len, body))) + raw, *body]
+class Frame(NamedTuple):
+    """What has arrived. The body is a view of the reader's buffer: it is good until the next call of `space`."""
+
+    header: list[Any]
+    body: memoryview
+    seconds: float
+
+
+def header(data: Sequence[Any]) -> bytes:
+    """A frame's header as bytes."""
+    raw = json.dumps(data, separators=(",", ":")).encode()
+    return raw + _SPACES[: -(PREFIX.size + len(raw)) % ALIGN]
+
+
+def frame(head: bytes, body: Sequence[Piece] = (), seconds: float = 0.0) -> list[Piece]:
+    """The frame as pieces to write one after another.
+
+    Args:
+        head: what `header` gave.
+        body: what `laid_out` gave.
+        seconds: beside the header.
+    """
+    return [PREFIX.pack(len(head), sum(map(len, body)), seconds) + head, *body]
 
 
 def laid_out(tensors: Sequence[Sequence[Piece]]) -> list[Piece]:
@@ -47,45 +67,60 @@ def padded(size: int) -> int:
 
 
 class Reader:
-    """Collects frames from what arrives, in one buffer that grows to the largest of them.
-
-    A frame's body is a view of that buffer: it is good until the next call of `space`.
-    """
+    """Collects frames from what arrives, in one buffer that grows to the largest of them."""
 
     def __init__(self, size: int = 1 << 18) -> None:
         self._buffer = bytearray(size)
         self._view = memoryview(self._buffer)
-        self._filled = 0
+        self._start = self._end = 0
         self._need = PREFIX.size
+        self._known: dict[bytes, list[Any]] = {}
 
     def space(self) -> memoryview:
         """Where to read to."""
+        if self._start:
+            rest = self._end - self._start
+            if rest:
+                self._view[:rest] = bytes(self._view[self._start : self._end])
+            self._start, self._end = 0, rest
         if self._need > len(self._buffer):
             larger = bytearray(max(self._need, 2 * len(self._buffer)))
-            larger[: self._filled] = self._view[: self._filled]
+            larger[: self._end] = self._view[: self._end]
             self._buffer, self._view = larger, memoryview(larger)
-        return self._view[self._filled :]
+        return self._view[self._end :]
 
-    def feed(self, count: int) -> tuple[list[Any], memoryview] | None:
-        """Header and body, once `count` more bytes complete a frame.
+    def feed(self, count: int) -> None:
+        """`count` bytes were read to where `space` said."""
+        self._end += count
+
+    def next(self) -> Frame | None:
+        """The next frame, if it is there.
 
         Raises:
             ValueError: what arrives is no frame.
         """
-        self._filled += count
-        if self._filled < PREFIX.size:
+        start, there = self._start, self._end - self._start
+        if there < PREFIX.size:
+            self._need = PREFIX.size
             return None
-        head, body = PREFIX.unpack_from(self._buffer)
+        head, body, seconds = PREFIX.unpack_from(self._buffer, start)
         if head > MOST_HEADER or body > MOST_BODY:
             raise ValueError(f"a frame of {head:,} + {body:,} bytes is over the limit")
         self._need = PREFIX.size + head + body
-        if self._filled < self._need:
+        if there < self._need:
             return None
-        if self._filled > self._need:
-            raise ValueError("bytes after a frame's end")
-        start = PREFIX.size + head
-        self._filled, end, self._need = 0, self._need, PREFIX.size
-        header = json.loads(bytes(self._view[PREFIX.size : start]))
-        if not isinstance(header, list) or not header:
-            raise ValueError("a frame's header is no list")
-        return header, self._view[start:end]
+        self._start += self._need
+        at = start + PREFIX.size
+        return Frame(self._read(bytes(self._view[at : at + head])), self._view[at + head : self._start], seconds)
+
+    def _read(self, raw: bytes) -> list[Any]:
+        found = self._known.get(raw)
+        if found is None:
+            found = json.loads(raw)
+            if not isinstance(found, list) or not found:
+                raise ValueError("a frame's header is no list")
+            if len(raw) <= _LONGEST:
+                if len(self._known) >= _REMEMBERED:
+                    self._known.clear()
+                self._known[raw] = found
+        return found
