@@ -20,7 +20,7 @@ import uvloop
 
 from portolan.errors import PortolanError
 from portolan.serving.bounds import Bounds
-from portolan.serving.http import Door
+from portolan.serving.door import Door
 from portolan.serving.models import Models
 from portolan.serving.opening import Opener
 from portolan.serving.routes import Routes

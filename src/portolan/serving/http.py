@@ -9,71 +9,25 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from portolan.serving.arena import LARGE, Arena
-from portolan.serving.bounds import Bounds, inflate
+from portolan.serving.arena import LARGE
+from portolan.serving.bounds import inflate
 from portolan.serving.calls import Refusal
+from portolan.serving.heads import KNOWN, ONCE, Head
 from portolan.serving.request import Request
 from portolan.serving.responses import Response, error, raw
 
-_KNOWN = frozenset(
-    (
-        *(b"content-length", b"inference-header-content-length", b"content-encoding", b"accept-encoding"),
-        *(b"authorization", b"expect", b"traceparent", b"transfer-encoding", b"accept"),
-    )
-)
-_ONCE = frozenset((b"content-length", b"inference-header-content-length", b"content-encoding", b"authorization"))
+if TYPE_CHECKING:
+    from portolan.serving.door import Door
+
+_END = b"\r\n\r\n"
 _PAUSE_AT = 64
 _LINGER = 2.0
 #: What is read of a large body at a time; a client at the lowest rate sends it within the time for a head.
 _CHUNK = 128 * 1024
-
-
-class Door:
-    """What all connections share.
-
-    Args:
-        route: what to do with a complete request: it answers now or later, or raises Refusal.
-        arena: where large bodies go.
-        bounds: of sizes and times.
-
-    Attributes:
-        admit: asked when a request's head is there, before its body is read; raises Refusal. Tokens, rates and
-            numbers of requests are checked here.
-        connections: those that are open.
-        draining: whether every answer is to be the last of its connection.
-    """
-
-    def __init__(self, route: Callable[[Request], None], arena: Arena, bounds: Bounds | None = None) -> None:
-        self.route = route
-        self.arena = arena
-        self.bounds = bounds or Bounds()
-        self.admit: Callable[[Request], None] | None = None
-        self.connections: set[Connection] = set()
-        self.draining = False
-        # One buffer for all connections: it is read into and emptied in one step of the loop.
-        self.view = memoryview(bytearray(LARGE))
-        self.loop = asyncio.get_running_loop()
-
-    def connection(self) -> Connection:
-        """The protocol of a new connection."""
-        return Connection(self)
-
-    def sweep(self) -> None:
-        """About once a second: ends connections that are too slow or idle for too long."""
-        now = self.loop.time()
-        for connection in list(self.connections):
-            connection.check(now)
-
-    def shut(self) -> None:
-        """Ends the connections on which nothing is under way; the others end with their answers."""
-        self.draining = True
-        for connection in list(self.connections):
-            connection.shut()
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -92,6 +46,7 @@ class Connection(asyncio.BufferedProtocol):
         self._blocked: float | None = None
         self._paused = False
         self._headers: dict[bytes, bytes] = {}
+        self._raw: bytes | None = None  # the head that the parser reads, if it is to be remembered
         self._url = b""
         self._head = 0
         self._parts: list[bytes] = []
@@ -156,10 +111,14 @@ class Connection(asyncio.BufferedProtocol):
             if self._bulk:
                 self._fill(nbytes)
             else:
-                self._parser.feed_data(self._door.view[:nbytes])
-                self._bulk = self._target is not None
+                start = 0 if self._reading else self._take_known(nbytes)
+                if start < nbytes:
+                    self._parser.feed_data(self._door.view[start:nbytes])
                 if self._target is not None:
+                    self._bulk = True
                     self._wake_at(min(len(self._target) - self._got, _CHUNK))
+        except Refusal as refusal:
+            self._refuse(refusal)
         except httptools.HttpParserUpgrade:
             self._refuse(Refusal("invalid", "the connection cannot be upgraded"))
         except httptools.HttpParserCallbackError as wrong:
@@ -197,30 +156,20 @@ class Connection(asyncio.BufferedProtocol):
         value = value or b""
         self._grow(len(name) + len(value) + 4)
         name = name.lower()
-        if name in _KNOWN:
-            if name in _ONCE and name in self._headers:
+        if name in KNOWN:
+            if name in ONCE and name in self._headers:
                 raise Refusal("invalid", f"the header `{name.decode()}` is given twice")
             self._headers[name] = value
 
     def on_headers_complete(self) -> None:
-        """The head is there: what can be refused is refused before the body is read."""
-        headers, door = self._headers, self._door
-        request = Request(self, self._parser.get_method(), self._url, headers)
-        request.close = not self._parser.should_keep_alive()
-        size = whole(headers.get(b"content-length"), "content-length") or 0
-        header = whole(headers.get(b"inference-header-content-length"), "inference-header-content-length") or 0
-        if size > door.bounds.body:
-            raise _too_large(size, door.bounds.body)
-        if len(self._waiting) >= door.bounds.pipelined:
-            raise Refusal("too_many", "too many requests wait for their answers on this connection", 1.0)
-        if door.admit is not None:
-            door.admit(request)
-        self._request, self._got, self._parts = request, 0, []
-        if size >= LARGE and b"content-encoding" not in headers:
-            self._target = request.receive(door.arena, size, header)
-            if self._target is None:
-                raise Refusal("overloaded", "no memory is left for large tensors", 1.0)
-        if b"expect" in headers and self._transport is not None and not self._waiting:
+        """The head is there."""
+        parser = self._parser
+        head = Head.of(parser.get_method(), self._url, self._headers, close=not parser.should_keep_alive())
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            self._door.heads.remember(raw, head)
+        self._begin(head)
+        if b"expect" in head.headers and self._transport is not None and not self._waiting:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -240,6 +189,9 @@ class Connection(asyncio.BufferedProtocol):
         self._reading, self._since = False, self._door.loop.time()
         if request is None:
             return
+        if self._closed:
+            request.give_back(self._door.arena)
+            return
         if self._target is not None:
             request.body, self._target = self._target, None
         else:
@@ -257,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None:
             return
         request.close = request.close or response.close or self._door.draining
-        request.ready = raw(response, close=request.close, body=request.method != b"HEAD")
+        request.ready = raw(response, close=request.close, body=request.head.method != b"HEAD")
         waiting = self._waiting
         while waiting and waiting[0].ready is not None:
             first = waiting.popleft()
@@ -292,7 +244,7 @@ class Connection(asyncio.BufferedProtocol):
     def _route(self, request: Request) -> None:
         door = self._door
         try:
-            if coding := request.headers.get(b"content-encoding"):
+            if coding := request.head.headers.get(b"content-encoding"):
                 request.body = inflate(request.body, coding, door.bounds.inflated)
             door.route(request)
         except Refusal as refusal:
@@ -303,6 +255,54 @@ class Connection(asyncio.BufferedProtocol):
             door.loop.call_exception_handler(context)
         finally:
             request.give_back(door.arena)
+
+    def _take_known(self, count: int) -> int:
+        """Takes requests whose heads are known off the buffer, past the parser; says where it stopped."""
+        door, view, start = self._door, self._door.view, 0
+        while start < count:
+            end = door.buffer.find(_END, start, count) + len(_END)
+            if end < len(_END):
+                break
+            raw = bytes(view[start:end])
+            head = door.heads.get(raw)
+            if head is None:
+                self._raw = raw
+                break
+            there = count - end
+            if there < head.size < LARGE:  # the parser collects it
+                break
+            self._since = door.loop.time()
+            self._begin(head)
+            got = min(there, head.size)
+            start = end + got
+            if self._target is None:
+                self._parts = [bytes(view[end:start])]
+            else:
+                self._target[:got] = view[end:start]
+                self._got = got
+                if got < head.size:
+                    self._reading = True
+                    break
+            self.on_message_complete()
+            if self._closed:
+                return count
+        return start
+
+    def _begin(self, head: Head) -> None:
+        """A request whose head is there: what can be refused is refused before its body is read."""
+        door = self._door
+        if head.size > door.bounds.body:
+            raise _too_large(head.size, door.bounds.body)
+        if len(self._waiting) >= door.bounds.pipelined:
+            raise Refusal("too_many", "too many requests wait for their answers on this connection", 1.0)
+        request = Request(self, head)
+        if door.admit is not None:
+            door.admit(request)
+        self._request, self._got, self._parts = request, 0, []
+        if head.size >= LARGE and b"content-encoding" not in head.headers:
+            self._target = request.receive(door.arena, head.size, head.json)
+            if self._target is None:
+                raise Refusal("overloaded", "no memory is left for large tensors", 1.0)
 
     def _fill(self, count: int) -> None:
         self._got += count
@@ -334,7 +334,7 @@ class Connection(asyncio.BufferedProtocol):
             request.give_back(self._door.arena)
             request.end()
         self._forget_body()
-        last = Request(self, b"", self._url, {})
+        last = Request(self, Head(b"", self._url, {}, True, 0, 0))
         self._closed, self._reading = True, False
         self._waiting.append(last)
         status = 431 if isinstance(refusal, _HeadTooLarge) else status
@@ -375,19 +375,6 @@ class Connection(asyncio.BufferedProtocol):
 
 class _HeadTooLarge(Refusal):
     """A head beyond the bounds has a status of its own."""
-
-
-def whole(value: bytes | None, name: str) -> int | None:
-    """A header that is a whole number.
-
-    Raises:
-        Refusal: it is something else.
-    """
-    if value is None:
-        return None
-    if not value.isdigit() or len(value) > 18:
-        raise Refusal("invalid", f"the header `{name}` is no number")
-    return int(value)
 
 
 def _too_large(size: int, most: int) -> Refusal:

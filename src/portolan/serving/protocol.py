@@ -5,7 +5,7 @@ Binary tensors are views of the body; nothing is copied and nothing is allocated
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -58,16 +58,15 @@ class Wish:
     Attributes:
         default: for outputs that are not named.
         named: by name.
+        heads: the JSON parts of answers that were written for it, by what they say.
     """
 
-    __slots__ = ("default", "named")
+    __slots__ = ("default", "heads", "named")
 
     def __init__(self, default: bool, named: Mapping[str, bool] | None = None) -> None:
         self.default = default
+        self.heads: dict[Hashable, bytes] = {}
         self.named = named
-
-
-_JSON, _BINARY = Wish(False), Wish(True)
 
 
 def decode(model: str, version: str | None, body: Piece, header: int | None, place: int = -1) -> tuple[Call, Wish]:
@@ -124,13 +123,13 @@ def decode_raw(
     name, datatype, shape = signs[0]
     if datatype == "BYTES":
         data = len(body).to_bytes(4, "little") + bytes(body)
-        return Call(model, version, [Tensor(name, datatype, tuple(1 for _ in shape), data)]), _BINARY
+        return Call(model, version, [Tensor(name, datatype, tuple(1 for _ in shape), data)]), Wish(True)
     width, free = datatypes.SIZE[datatype], [i for i, extent in enumerate(shape) if extent < 0]
     rest = count([extent for extent in shape if extent >= 0]) * width
     if len(free) > 1 or (free and (not rest or len(body) % rest)) or (not free and rest != len(body)):
         raise Refusal("invalid", f"a raw body of {len(body):,} bytes does not fit shape {list(shape)} of {datatype}")
     whole = tuple(len(body) // rest if extent < 0 else extent for extent in shape)
-    return Call(model, version, [Tensor(name, datatype, whole, body, place)]), _BINARY
+    return Call(model, version, [Tensor(name, datatype, whole, body, place)]), Wish(True)
 
 
 def encode(answer: Answer, wish: Wish) -> tuple[list[Piece], int | None]:
@@ -217,7 +216,7 @@ def _wish(request: _Request, call: Call) -> Wish:
     if not isinstance(default, bool):
         raise Refusal("invalid", "`binary_data_output` is true or false")
     if not request.outputs:
-        return _BINARY if default else _JSON
+        return Wish(default)
     named = {}
     for item in request.outputs:
         call.outputs.append(item.name)

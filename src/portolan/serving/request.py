@@ -7,6 +7,7 @@ from typing import Protocol
 
 from portolan.serving.arena import Arena
 from portolan.serving.calls import Piece
+from portolan.serving.heads import Head
 from portolan.serving.responses import Response
 
 
@@ -28,8 +29,7 @@ class Request:
     """One request, as routes see it.
 
     Attributes:
-        method, path: as they came.
-        headers: those the server knows, names in lower case.
+        head: method, path and headers.
         body: all of it, uncompressed.
         place: where the body lies in memory shared with the replicas; -1 where it does not.
         close: whether the connection ends with the answer.
@@ -38,17 +38,13 @@ class Request:
         ended: set by whoever counts requests: called when the request has its answer, or its client has gone.
     """
 
-    __slots__ = (
-        "_connection", "_slab", "body", "cancel", "close", "ended", "headers", "method", "path", "place", "ready",
-    )  # fmt: skip
+    __slots__ = ("_connection", "_slab", "body", "cancel", "close", "ended", "head", "place", "ready")
 
-    def __init__(self, connection: Link, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
-        self.method = method
-        self.path = path
-        self.headers = headers
+    def __init__(self, connection: Link, head: Head) -> None:
+        self.head = head
         self.body: Piece = b""
         self.place = -1
-        self.close = False
+        self.close = head.close
         self.cancel: Callable[[], None] | None = None
         self.ended: Callable[[], None] | None = None
         self._connection = connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -40,10 +41,15 @@ class Response:
 def raw(response: Response, *, close: bool, body: bool = True) -> list[Piece]:
     """The answer as it goes over the wire; without its body for HEAD."""
     size = sum([len(piece) for piece in response.pieces])
-    mark = b"" if response.json is None else b"Inference-Header-Content-Length: %d\r\n" % response.json
-    last = _LAST if close else b""
-    head = b"%b%b%b%bContent-Length: %d\r\n\r\n" % (_LINES[response.status], response.headers, mark, last, size)
+    head = _head(response.status, response.headers, close, size, response.json)
     return [head, *response.pieces] if body else [head]
+
+
+@functools.lru_cache(256)
+def _head(status: int, headers: bytes, close: bool, size: int, json: int | None) -> bytes:
+    mark = b"" if json is None else b"Inference-Header-Content-Length: %d\r\n" % json
+    last = _LAST if close else b""
+    return b"%b%b%b%bContent-Length: %d\r\n\r\n" % (_LINES[status], headers, mark, last, size)
 
 
 def error(refusal: Refusal, status: int | None = None, *, close: bool = False) -> Response:

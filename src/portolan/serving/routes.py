@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 
 from portolan.serving import bounds, protocol, responses
 from portolan.serving.calls import Answer, Refusal
-from portolan.serving.http import whole
+from portolan.serving.codec import Codec
 from portolan.serving.models import Models
 from portolan.serving.request import Request
 from portolan.serving.responses import BINARY, JSON, Response
@@ -39,6 +39,7 @@ class Routes:
         self.pages: dict[str, Callable[[], tuple[str, bytes]]] = {}
         self._known: dict[tuple[bytes, bytes], Handler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._codec = Codec()
 
     def __call__(self, request: Request) -> None:
         """Answers `request`, now or later.
@@ -46,7 +47,7 @@ class Routes:
         Raises:
             Refusal: it cannot be answered.
         """
-        handler = self._known.get((request.method, request.path))
+        handler = self._known.get((request.head.method, request.head.path))
         if handler is None:
             found = self._find(request)
             if isinstance(found, Response):
@@ -55,14 +56,14 @@ class Routes:
             handler = found
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[request.method, request.path] = handler
+            self._known[request.head.method, request.head.path] = handler
         handler(request)
 
     def _find(self, request: Request) -> Handler | Response:
-        path = request.path.partition(b"?")[0]
+        path = request.head.path.partition(b"?")[0]
         page = self.pages.get(path.decode("latin-1"))
         if page is not None:
-            return self._page(page) if request.method == b"GET" else _not_allowed(b"GET")
+            return self._page(page) if request.head.method == b"GET" else _not_allowed(b"GET")
         parts = [_text(part) for part in path.strip(b"/").split(b"/")]
         match parts:
             case ["v2"]:
@@ -78,10 +79,10 @@ class Routes:
             case ["v2", "repository", "models", model, verb] if verb in _REPOSITORY:
                 allowed, handler = b"POST", self._repository(model, verb)
             case ["v2", "models", model, *rest]:
-                return self._model(model, rest, request.method)
+                return self._model(model, rest, request.head.method)
             case _:
                 raise Refusal("not_found", f"there is nothing at `{path.decode('latin-1')[:200]}`")
-        return handler if request.method == allowed else _not_allowed(allowed)
+        return handler if request.head.method == allowed else _not_allowed(allowed)
 
     def _model(self, model: str, rest: list[str], method: bytes) -> Handler | Response:
         version = None
@@ -106,27 +107,26 @@ class Routes:
                 return self._told(lambda: models.metadata(model, version))
 
     def _infer(self, model: str, version: str | None) -> Handler:
-        models = self.models
+        models, codec = self.models, self._codec
         arena = models.arena
 
         def handle(request: Request) -> None:
-            headers = request.headers
-            mark = headers.get(b"inference-header-content-length")
-            header = None if mark is None else whole(mark, "inference-header-content-length")
-            if header == 0:
+            head, headers = request.head, request.head.headers
+            if not head.json and b"inference-header-content-length" in headers:
                 told = models.metadata(model, version)["inputs"]
                 signs = [(item["name"], item["datatype"], item["shape"]) for item in told]
                 call, wish = protocol.decode_raw(model, version, request.body, signs, request.place)
             else:
-                call, wish = protocol.decode(model, version, request.body, header, request.place)
-            call.trace = _traced(headers)
+                call, wish = codec.decode(model, version, request.body, head.json or None, request.place)
+            if b"traceparent" in headers:
+                call.trace = headers[b"traceparent"].decode("latin-1")
 
             def done(result: Answer | Refusal) -> None:
                 if isinstance(result, Refusal):
                     request.answer(responses.error(result))
                     return
                 try:
-                    pieces, length = protocol.encode(result, wish)
+                    pieces, length = codec.encode(result, wish)
                 except Refusal as refusal:
                     request.answer(responses.error(refusal))
                     return
@@ -144,8 +144,8 @@ class Routes:
     def _told(self, data: Callable[[], dict[str, Any]]) -> Handler:
         def handle(request: Request) -> None:
             response = responses.json(data())
-            if b"accept-encoding" in request.headers:
-                _compress(response, request.headers[b"accept-encoding"])
+            if b"accept-encoding" in request.head.headers:
+                _compress(response, request.head.headers[b"accept-encoding"])
             request.answer(response)
 
         return handle
@@ -205,11 +205,6 @@ def _compress(response: Response, accepted: bytes) -> None:
     if packed is not None:
         response.pieces = [packed[0]]
         response.headers += b"Content-Encoding: %b\r\n" % packed[1]
-
-
-def _traced(headers: dict[bytes, bytes]) -> str | None:
-    trace = headers.get(b"traceparent")
-    return None if trace is None else trace.decode("latin-1")
 
 
 def _text(part: bytes) -> str:
