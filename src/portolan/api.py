@@ -374,6 +374,18 @@ def serve(
     grace: float = 25.0,
     model_control: bool | None = None,
     native: bool = False,
+    grpc_port: int | None = None,
+    token_file: str | Path | None = None,
+    tls_cert: str | Path | None = None,
+    tls_key: str | Path | None = None,
+    tls_client_ca: str | Path | None = None,
+    max_request: int | None = None,
+    max_rate: float | None = None,
+    max_concurrent: int | None = None,
+    log_file: str | Path | None = None,
+    access_log: bool = False,
+    otlp_endpoint: str | None = None,
+    otlp_share: float = 1.0,
     told: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Result:
     """Serves bundles over the Open Inference Protocol v2, until SIGTERM, SIGINT or Ctrl-C.
@@ -390,6 +402,18 @@ def serve(
         grace: seconds in all for stopping in order.
         model_control: whether clients may load and unload models; on this machine alone by default.
         native: run the compiled code of bundles that hold some: it has your rights, so trust who made them.
+        grpc_port: of gRPC; 0 for any that is free; without it there is no gRPC.
+        token_file: tokens, one per line; requests have to bring one. It is read again when it changes.
+        tls_cert: PEM file of the server's certificate chain; with `tls_key`, both doors speak TLS.
+        tls_key: PEM file of its private key.
+        tls_client_ca: PEM file of authorities; clients have to show a certificate of one of them.
+        max_request: bytes of the largest request; 64 MiB.
+        max_rate: requests per second of one client; any number by default.
+        max_concurrent: requests at once of all clients; any number by default.
+        log_file: where events go, as JSON lines; without it only what went wrong is said, on stderr.
+        access_log: whether every request is a line too.
+        otlp_endpoint: a collector of OpenTelemetry traces; none by default.
+        otlp_share: share of the calls that are traced.
         told: called with what happens: `{"ready": ..., "url": ...}` and so on.
 
     Raises:
@@ -398,6 +422,10 @@ def serve(
         ModelError: a model cannot be loaded.
     """
     from portolan import hosting
+    from portolan.serving.surroundings import Asked
+
+    def absolute(path: str | Path | None) -> str | None:
+        return None if path is None else str(Path(path).absolute())
 
     found = hosting.serve(
         [str(bundle) for bundle in bundles],
@@ -411,6 +439,21 @@ def serve(
         grace=grace,
         control=model_control,
         native=native,
+        doors=Asked(
+            grpc_port=grpc_port,
+            token_file=absolute(token_file),
+            tls_cert=absolute(tls_cert),
+            tls_key=absolute(tls_key),
+            tls_client_ca=absolute(tls_client_ca),
+            rate=max_rate,
+            concurrent=max_concurrent,
+            message=max_request or Asked.message,
+            log_file=absolute(log_file),
+            access_log=access_log,
+            otlp_endpoint=otlp_endpoint,
+            otlp_share=otlp_share,
+        ),
+        largest=max_request,
     )
     return Result("serve", found)
 

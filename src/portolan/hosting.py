@@ -11,7 +11,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from portolan.serving.source import Limits, Source
 
 if TYPE_CHECKING:
     from portolan.bundle import Bundle
+    from portolan.serving.surroundings import Asked
 
 _NEEDED = ("httptools", "msgspec", "uvloop")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -40,12 +42,21 @@ def serve(
     grace: float,
     control: bool | None,
     native: bool,
-    doors: Mapping[str, Any] | None = None,
+    doors: Asked | None = None,
+    largest: int | None = None,
 ) -> dict[str, Any]:
     """Serves until it is told to stop. See `portolan.api.serve`."""
     from portolan.serving.supervisor import Supervisor, listen
 
     _check_extra()
+    from portolan.serving.surroundings import Asked
+
+    asked = doors or Asked()
+    asked.check()
+    if asked.grpc_port is not None:
+        # It is opened by the front, and again by its successors: the port has to be the same each time.
+        with listen(host, asked.grpc_port) as probe:
+            asked = replace(asked, grpc_port=probe.getsockname()[1])
     opener = (sys.executable, "-P", "-m", "portolan.hosting")
     named = _named(bundles, opener)
     sock = listen(host, port)
@@ -59,12 +70,30 @@ def serve(
         control=host in _LOOPBACK if control is None else control,
         drain=drain,
         grace=grace,
-        doors=doors or {},
+        doors=asked.to_json(),
+        bounds={} if largest is None else {"body": largest, "inflated": largest},
     )
-    url = f"http://{'[' + host + ']' if ':' in host else host}:{settings.port}"
-    about = {"url": url, "models": list(named), "replicas": replicas and list(replicas)}
+    name = f"[{host}]" if ":" in host else host
+    about = {
+        "url": f"http{'' if asked.tls_cert is None else 's'}://{name}:{settings.port}",
+        "grpc": None if asked.grpc_port is None else f"{name}:{asked.grpc_port}",
+        "models": list(named),
+        "replicas": replicas and list(replicas),
+    }
+    for warning in _warnings(host, asked):
+        told({"warning": warning})
     Supervisor(settings, [sock], lambda data: told({**data, **about})).run()
     return about
+
+
+def _warnings(host: str, asked: Asked) -> Iterator[str]:
+    """What whoever lets others in should know."""
+    if host in _LOOPBACK:
+        return
+    if asked.token_file is None and asked.tls_client_ca is None:
+        yield f"whoever reaches `{host}` may ask this server: --token-file or --tls-client-ca limits that"
+    elif asked.token_file is not None and asked.tls_cert is None:
+        yield "tokens travel as plain text: --tls-cert and --tls-key hide them"
 
 
 def _check_extra() -> None:

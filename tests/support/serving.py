@@ -28,11 +28,12 @@ class Server:
     process: subprocess.Popen[bytes]
     url: str
     models: list[str]
+    grpc: str | None = None
 
     @property
     def address(self) -> str:
         """Host and port."""
-        return self.url.removeprefix("http://")
+        return self.url.partition("://")[2]
 
     @property
     def port(self) -> int:
@@ -79,7 +80,7 @@ def serving(*arguments: str | Path, **environment: str) -> Iterator[Server]:
         assert process.stdout is not None
         line = process.stdout.readline()
         told = json.loads(line)
-        yield Server(process, told["url"], told["models"])
+        yield Server(process, told["url"], told["models"], told["grpc"])
     finally:
         if process.poll() is None:
             process.terminate()

@@ -23,7 +23,9 @@ from typing import Any
 from portolan.errors import UnknownName, UsageError
 
 #: Flags whose value is a path; a relative one in a file is relative to that file.
-PATHS = frozenset({"data", "out", "study", "recipe", "metric"})
+PATHS = frozenset(
+    {"data", "out", "study", "recipe", "metric"} | {"token-file", "tls-cert", "tls-key", "tls-client-ca", "log-file"}
+)
 #: Flags that are no keys: they are about one run, and no project's file may decide that a bundle's code runs.
 NO_KEYS = frozenset({"config", "help", "version", "check", "force", "native"})
 

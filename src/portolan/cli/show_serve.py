@@ -9,11 +9,14 @@ from typing import Any
 def ready(data: Mapping[str, Any]) -> str:
     """The one line of a server that takes requests."""
     names = ", ".join(f"`{item['name']}`" for item in data["ready"])
-    return f"serving {names or 'nothing'} at {data['url']}"
+    grpc = f", gRPC at {data['grpc']}" if data["grpc"] else ""
+    return f"serving {names or 'nothing'} at {data['url']}{grpc}"
 
 
 def note(data: Mapping[str, Any]) -> str | None:
     """What happened meanwhile, as one line; None for what needs none."""
+    if "warning" in data:
+        return str(data["warning"])
     if "closing" in data:
         return "stopping: what was taken is answered"
     if "restarting" in data:

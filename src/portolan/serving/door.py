@@ -10,6 +10,7 @@ from portolan.serving.bounds import Bounds
 from portolan.serving.heads import Heads
 from portolan.serving.http import Connection
 from portolan.serving.request import Request
+from portolan.serving.responses import Response
 
 
 class Door:
@@ -23,6 +24,7 @@ class Door:
     Attributes:
         admit: asked when a request's head is there, before its body is read; raises Refusal. Tokens, rates and
             numbers of requests are checked here.
+        noted: told of every answer, with the request it is for; for the log.
         connections: those that are open.
         draining: whether every answer is to be the last of its connection.
     """
@@ -32,6 +34,7 @@ class Door:
         self.arena = arena
         self.bounds = bounds or Bounds()
         self.admit: Callable[[Request], None] | None = None
+        self.noted: Callable[[Request, Response], None] | None = None
         self.connections: set[Connection] = set()
         self.draining = False
         # One buffer for all connections: it is read into and emptied in one step of the loop.

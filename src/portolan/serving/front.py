@@ -12,8 +12,11 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
+import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -25,11 +28,14 @@ from portolan.serving.models import Models
 from portolan.serving.opening import Opener
 from portolan.serving.routes import Routes
 from portolan.serving.settings import Settings
+from portolan.serving.surroundings import Asked, Surroundings
 
 _SWEEP = 1.0
 #: Seconds that an idle connection is kept during a drain, in case its next request is on the way.
 _LATE_REQUESTS = 0.5
 _BACKLOG = 1024
+#: Seconds for the handshake of TLS.
+_HANDSHAKE = 10.0
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,10 +45,16 @@ def main(argv: Sequence[str]) -> None:
         asked = json.loads(file.read())
     listening = [socket.socket(fileno=fd) for fd in sockets]
     front = Front(Settings.from_json(asked["settings"]), status, lifeline, listening, first=asked["first"])
-    code = uvloop.run(front.run())
+    code = uvloop.run(front.run(), loop_factory=Loop)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+class Loop(uvloop.Loop):
+    """uvloop's own clock stands still during a turn and counts milliseconds, which is longer than many batches take."""
+
+    time = staticmethod(time.monotonic)
 
 
 class Front:
@@ -64,6 +76,7 @@ class Front:
         self._lifeline = lifeline
         self._sockets = sockets
         self._first = first
+        self._around: Surroundings | None = None
 
     async def run(self) -> int:
         """Serves; gives the exit code."""
@@ -72,9 +85,18 @@ class Front:
         models = Models(Opener(self._settings), arena_bytes=self._settings.arena)
         for name in self._settings.bundles:
             models.name(name)
-        door = Door(Routes(models, control=self._settings.control), models.arena, Bounds(**self._settings.bounds))
+        routes = Routes(models, control=self._settings.control)
+        door = Door(routes, models.arena, Bounds(**self._settings.bounds))
+        try:
+            around = Surroundings(Asked(**self._settings.doors), self._settings.host, models, routes, door)
+            self._around = around
+            await around.start()
+        except PortolanError as error:
+            self._say({"failed": None, **error.to_json()})
+            return 1
         self._watch(loop, models)
-        servers = [await loop.create_server(door.connection, sock=s.dup(), backlog=_BACKLOG) for s in self._sockets]
+        listen = partial(loop.create_server, door.connection, backlog=_BACKLOG, **_secure(around.tls))
+        servers = [await listen(sock=sock.dup()) for sock in self._sockets]
         sweeper = loop.create_task(_sweep(door))
         try:
             if not await self._load(models):
@@ -84,11 +106,12 @@ class Front:
             await self._stop.wait()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.grace):
-                    await self._drain(models, door, servers)
+                    await self._drain(models, door, servers, around)
             return 0
         finally:
             sweeper.cancel()
             models.close()
+            around.close()
 
     def _watch(self, loop: asyncio.AbstractEventLoop, models: Models) -> None:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
@@ -130,30 +153,39 @@ class Front:
             else:
                 self._say({"loaded": name})
 
-    async def _drain(self, models: Models, door: Door, servers: list[Any]) -> None:
+    async def _drain(self, models: Models, door: Door, servers: list[Any], around: Surroundings) -> None:
         """Readiness first, then no new connections, then every answer is its connection's last, then the end."""
         loop = asyncio.get_running_loop()
         models.unready()
         await asyncio.sleep(self._settings.drain)
         for server in servers:
             server.close()
+        others = loop.create_task(around.close_doors(self._settings.grace))
         self._say({"closing": True})  # the supervisor's copies of the sockets must close too
         for sock in self._sockets:
             sock.setblocking(False)
             with contextlib.suppress(BlockingIOError, OSError):
                 while True:  # what the kernel has accepted already is answered
-                    await loop.connect_accepted_socket(door.connection, sock.accept()[0])
+                    await loop.connect_accepted_socket(door.connection, sock.accept()[0], **_secure(around.tls))
             sock.close()
         door.draining = True
         await asyncio.sleep(_LATE_REQUESTS)
         while door.connections:
             door.shut()
             await asyncio.sleep(0.02)
+        await others
         await models.drain()
 
     def _say(self, data: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more
             os.write(self._status, json.dumps(data).encode() + b"\n")
+        if self._around is not None:
+            self._around.event("server", **data)
+
+
+def _secure(tls: ssl.SSLContext | None) -> dict[str, Any]:
+    """What a server and a connection of its own want to know of TLS."""
+    return {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": _HANDSHAKE}
 
 
 async def _sweep(door: Door) -> None:

@@ -39,6 +39,8 @@ _STREAM_WINDOW = 64
 _HEADROOM = 1 << 20
 #: Whoever asks whether the server lives is a probe, which holds no token.
 _OPEN = frozenset({"ServerLive", "ServerReady", "Check"})
+#: Seconds: how long calls are still answered and then refused while closing; and quiet turns.
+_STILL_ANSWERED, _STILL_REFUSED, _TURN, _QUIET_TURNS = 5.0, 1.0, 0.01, 10
 _FAILED = "the server failed; its log says why"
 Window = asyncio.Queue[asyncio.Task[Any] | None]
 
@@ -81,6 +83,9 @@ class Door:
         self._messages = messages()
         self._service = Service(models, self._messages)
         self._server: Any = None
+        self._closing = False
+        self._inside = 0
+        self._came = 0
 
     async def start(self) -> int:
         """Listens; the port.
@@ -117,9 +122,29 @@ class Door:
         return int(port)
 
     async def stop(self, grace: float) -> None:
-        """Takes no more calls; those inside have `grace` seconds to be answered."""
-        if self._server is not None:
-            await self._server.stop(grace)
+        """Takes no more calls; returns when those that came are answered, or after `grace` seconds.
+
+        gRPC drops the calls that it has read and not yet handed over. So calls are answered until none has come for a
+        moment; a client that goes on sending is told to go elsewhere; and only then the server is shut.
+        """
+        if self._server is None:
+            return
+        begin = time.monotonic()
+        await self._quiet(min(_STILL_ANSWERED, grace / 3))
+        self._closing = True
+        await self._quiet(min(_STILL_REFUSED, grace / 3))
+        await self._server.stop(max(begin + grace - time.monotonic(), 0))
+
+    async def _quiet(self, seconds: float) -> None:
+        """Until nothing is inside and nothing has come for a moment, for so long at most.
+
+        The moment is counted in turns of the loop, since one turn may take long when there is much to do.
+        """
+        end, seen, turns = time.monotonic() + seconds, -1, 0
+        while turns < _QUIET_TURNS and time.monotonic() < end:
+            await asyncio.sleep(_TURN)
+            turns = turns + 1 if self._came == seen and not self._inside else 0
+            seen = self._came
 
     def _handler(self, method: Method) -> Any:
         read, write = method.request.FromString, method.response.SerializeToString
@@ -140,7 +165,7 @@ class Door:
                     found = await body(request, context)
                 finally:
                     if not public:
-                        self._guard.leave()
+                        self._leave()
             except Refusal as refusal:
                 code, trailing = self._status(refusal, context)
                 self._note(method, request, context, code.name, begin, refusal.message)
@@ -200,7 +225,7 @@ class Door:
             try:
                 await self._service.infer_into(request, context, made.infer_response)
             finally:
-                self._guard.leave()
+                self._leave()
         except Refusal as refusal:
             code, error = self._codes[refusal.kind].name, refusal.message
         except Exception as wrong:
@@ -220,10 +245,18 @@ class Door:
 
     def _enter(self, context: Any) -> None:
         guard = self._guard
+        self._came += 1
+        if self._closing:
+            raise Refusal("overloaded", "the server is stopping", 1.0)
         if guard.tokens is None and guard.rate is None:
             guard.enter(None, "")
         else:
             guard.enter(metadata(context, "authorization"), address(context))
+        self._inside += 1
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        self._guard.leave()
 
     def _status(self, refusal: Refusal, context: Any) -> tuple[Any, tuple[tuple[str, str], ...]]:
         """The code and trailing metadata; a deadline that was the call's own has a code of its own."""

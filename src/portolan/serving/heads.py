@@ -12,11 +12,13 @@ _REMEMBERED, _LONGEST = 512, 4096
 KNOWN = frozenset(
     (
         *(b"content-length", b"inference-header-content-length", b"content-encoding", b"accept-encoding"),
-        *(b"authorization", b"expect", b"traceparent", b"transfer-encoding", b"accept"),
+        *(b"authorization", b"expect", b"traceparent", b"transfer-encoding", b"accept", b"host", b"origin"),
     )
 )
 #: Headers of which there must be one at most.
-ONCE = frozenset((b"content-length", b"inference-header-content-length", b"content-encoding", b"authorization"))
+ONCE = frozenset(
+    (b"content-length", b"inference-header-content-length", b"content-encoding", b"authorization", b"host", b"origin")
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None:
             return
         request.close = request.close or response.close or self._door.draining
+        if self._door.noted is not None:
+            self._door.noted(request, response)
         request.ready = raw(response, close=request.close, body=request.head.method != b"HEAD")
         waiting = self._waiting
         while waiting and waiting[0].ready is not None:
@@ -296,6 +298,7 @@ class Connection(asyncio.BufferedProtocol):
         if len(self._waiting) >= door.bounds.pipelined:
             raise Refusal("too_many", "too many requests wait for their answers on this connection", 1.0)
         request = Request(self, head)
+        request.since = self._since
         if door.admit is not None:
             door.admit(request)
         self._request, self._got, self._parts = request, 0, []
@@ -335,6 +338,7 @@ class Connection(asyncio.BufferedProtocol):
             request.end()
         self._forget_body()
         last = Request(self, Head(b"", self._url, {}, True, 0, 0))
+        last.since = self._since
         self._closed, self._reading = True, False
         self._waiting.append(last)
         status = 431 if isinstance(refusal, _HeadTooLarge) else status

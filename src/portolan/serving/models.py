@@ -16,7 +16,7 @@ from portolan.serving.arena import Arena
 from portolan.serving.calls import Answer, Call, Refusal
 from portolan.serving.source import Source
 from portolan.serving.ticket import Done, Ticket
-from portolan.serving.version import Version
+from portolan.serving.version import Observer, Version
 
 #: Opens what lies behind a model's name, checks it, and gives what a replica loads. Raises PortolanError.
 Opener = Callable[[str], Awaitable[Source]]
@@ -52,10 +52,14 @@ class Models:
     Args:
         opener: how `load` finds a model by its name; None where only `add` brings models.
         arena_bytes: memory shared with replicas, for large tensors; it is taken as it is touched.
+
+    Attributes:
+        observer: told of calls and replicas of the versions that are loaded from now on.
     """
 
     def __init__(self, opener: Opener | None = None, *, arena_bytes: int = 2**30) -> None:
         self.arena = Arena(arena_bytes)
+        self.observer: Observer | None = None
         self._entries: dict[str, Entry] = {}
         self._opener = opener
         self._loop = asyncio.get_running_loop()
@@ -203,7 +207,7 @@ class Models:
         entry = self.name(source.name)
         async with entry.lock:
             entry.number += 1
-            version = Version(source, str(entry.number), self.arena)
+            version = Version(source, str(entry.number), self.arena, self.observer)
             try:
                 await version.load()
             except BaseException as error:

@@ -30,6 +30,7 @@ class Request:
 
     Attributes:
         head: method, path and headers.
+        since: when it began to arrive, on the loop's clock; only where somebody keeps a log of requests.
         body: all of it, uncompressed.
         place: where the body lies in memory shared with the replicas; -1 where it does not.
         close: whether the connection ends with the answer.
@@ -38,10 +39,11 @@ class Request:
         ended: set by whoever counts requests: called when the request has its answer, or its client has gone.
     """
 
-    __slots__ = ("_connection", "_slab", "body", "cancel", "close", "ended", "head", "place", "ready")
+    __slots__ = ("_connection", "_slab", "body", "cancel", "close", "ended", "head", "place", "ready", "since")
 
     def __init__(self, connection: Link, head: Head) -> None:
         self.head = head
+        self.since = 0.0
         self.body: Piece = b""
         self.place = -1
         self.close = head.close

@@ -87,5 +87,5 @@ def of(cert: str | Path | None, key: str | Path | None, client_ca: str | Path | 
 
 def _why(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).lower().replace("_", " ")
+        return (error.reason or "no certificate in PEM").lower().replace("_", " ")
     return getattr(error, "strerror", None) or str(error)

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from portolan.errors import ModelError
 from portolan.serving import batches, wire
@@ -24,6 +24,16 @@ from portolan.serving.ticket import Batch, Done, Ticket
 _LONGEST_TIMEOUT = 3600.0
 
 
+class Observer(Protocol):
+    """Whoever wants to know what happens to calls and replicas; told on the loop, so it must be quick."""
+
+    def ended(self, version: Version, ticket: Ticket, result: Answer | Refusal, now: float) -> None:
+        """A call that was let wait got its answer or its refusal; `now` is on the loop's clock."""
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Something that whoever runs the server wants to know."""
+
+
 class Version:
     """One version of a model.
 
@@ -31,14 +41,15 @@ class Version:
         source: what is served.
         number: the version, as clients write it.
         arena: memory shared with the replicas.
+        observer: told of every call that ended and of replicas that come and go; for logs and traces.
 
     Attributes:
         state: loading until a replica is warm; draining when it takes no more calls; gone.
         counters: what happened.
-        listeners: told of every call that ended, with its ticket and what it got; for logs and traces.
     """
 
-    def __init__(self, source: Source, number: str, arena: Arena) -> None:
+    def __init__(self, source: Source, number: str, arena: Arena, observer: Observer | None = None) -> None:
+        self._observer = observer
         self.source = source
         self.number = number
         self.state: Literal["loading", "ready", "draining", "gone"] = "loading"
@@ -136,6 +147,7 @@ class Version:
     def on_ready(self, instance: Instance, told: dict[str, Any]) -> None:
         """A replica is warm; the first one also tells how batches behave."""
         self.pool.loaded(instance, told)
+        self._note("replica_ready", pid=instance.pid, seconds=round(self.pool.start_seconds, 3))
         if self.checker is None:
             self.cap = self.source.limits.max_batch if told["batches"] else 1
             if not self.source.profile:
@@ -172,7 +184,7 @@ class Version:
             if ticket.done is not None:
                 call = ticket.call
                 outputs = divided.part(first, ticket.rows, call.outputs)
-                ticket.tell(Answer(self.source.name, self.number, outputs, call.id))
+                self._tell(ticket, Answer(self.source.name, self.number, outputs, call.id), now)
             first += ticket.rows
         self._let_go(batch)
         return None
@@ -200,6 +212,7 @@ class Version:
             return self._fail(reason)
         if reason != "stopped":
             self.counters.replicas_lost += 1
+            self._note("replica_lost", pid=instance.pid, reason=reason)
         for i, batch in enumerate(batches):
             self._running -= 1
             for ticket in batch.tickets:
@@ -306,9 +319,19 @@ class Version:
     def _refuse(self, ticket: Ticket, refusal: Refusal, reason: str) -> None:
         if ticket.done is not None:
             self.counters.request_failure[reason] += 1
-            self.counters.failure_duration += self._loop.time() - ticket.arrived
-            ticket.tell(refusal)
+            now = self._loop.time()
+            self.counters.failure_duration += now - ticket.arrived
+            self._tell(ticket, refusal, now)
         ticket.let_go()
+
+    def _tell(self, ticket: Ticket, result: Answer | Refusal, now: float) -> None:
+        if self._observer is not None:
+            self._observer.ended(self, ticket, result, now)
+        ticket.tell(result)
+
+    def _note(self, event: str, **fields: Any) -> None:
+        if self._observer is not None:
+            self._observer.event(event, model=self.source.name, version=self.number, **fields)
 
     def _count(self, batch: Batch, now: float, seconds: float) -> None:
         counters, calls = self.counters, 0
