@@ -266,10 +266,10 @@ def _text(value: Any) -> str:
 
 def metrics() -> str:
     """The metrics, the goal grammar and the units."""
-    from portolan.study.optimize import _UNMEASURED
+    from portolan.study.wanted import UNMEASURED
 
     rows = [
-        (f"`{m.name}`", m.about, m.unit or "-", m.better, _yes(m.quality), _yes(m.name not in _UNMEASURED))
+        (f"`{m.name}`", m.about, m.unit or "-", m.better, _yes(m.quality), _yes(m.name not in UNMEASURED))
         for m in METRICS.values()
     ]
     dimensions = {

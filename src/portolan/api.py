@@ -154,6 +154,7 @@ def optimize(
     jobs: int = 1,
     seed: int = 0,
     target: str = "local",
+    price: str | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Study | Result:
@@ -174,6 +175,7 @@ def optimize(
         jobs: processes that build ahead of the timing.
         seed: of everything random.
         target: where it is to run.
+        price: what an hour of the target costs, such as `0.10USD`; goals on `cost` need it.
         dry_run: return what would be tried, write nothing.
         progress: told one line at a time.
 
@@ -201,6 +203,7 @@ def optimize(
         jobs=jobs,
         seed=seed,
         target=target,
+        price=price,
     )
     if dry_run:
         return Result("plan", search.plan(settings))

@@ -54,7 +54,7 @@ class Skeleton(HTMLParser):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_every_text_stays_text(attack: str) -> None:
-    study = json.loads((GOLDEN / "study.json").read_text())
+    study = json.loads((GOLDEN / "study_served.json").read_text())
     harmless = Skeleton(render([poison(study, "x")])).tags
     page = render([poison(study, attack)])
     # A name in backticks may be shown as code; no other element may appear.

@@ -235,7 +235,8 @@ class Api(types.ModuleType):
 
     def optimize(
         self, model: str, *, goals: Any, data: Any, metric: Any, shapes: Any, study: Any, backend: Any, passes: Any,
-        recipe: Any, budget: Any, jobs: int, seed: int, target: str, dry_run: bool, progress: Callable[[str], None],
+        recipe: Any, budget: Any, jobs: int, seed: int, target: str, price: Any, dry_run: bool,
+        progress: Callable[[str], None],
     ) -> Answered:  # fmt: skip
         progress("screening 3 of 18")
         given = {k: v for k, v in locals().items() if k not in ("self", "model")}

@@ -11,7 +11,7 @@ from scripted import PLAN, STUDY, Api, run
 
 DEFAULTS = {
     "goals": (), "data": None, "metric": None, "shapes": None, "study": None, "backend": None, "passes": None,
-    "recipe": None, "budget": None, "jobs": 1, "seed": 0, "target": "local", "dry_run": False,
+    "recipe": None, "budget": None, "jobs": 1, "seed": 0, "target": "local", "price": None, "dry_run": False,
 }  # fmt: skip
 
 
@@ -27,7 +27,8 @@ def test_optimize_with_every_flag(api: Api) -> None:
         "optimize", "m.onnx", "-g", "latency_p95 < 8ms", "--goal", "min size", "--data", "val/",  "--metric",
         "f.py:top5",
         "--shapes", "x:1x3,y:2", "--shapes", "in:0:4x4", "--backend", "openvino, torch", "--backend", "reference",
-        "--passes", "quantize,simplify", "--recipe", "r.toml", "--budget", "300s, 40 trials", "--jobs", "2",
+        "--passes", "quantize,simplify", "--price", "1USD", "--recipe", "r.toml", "--jobs", "2",
+        "--budget", "300s, 40 trials",
         "--seed", "7", "-t", "local", "--study", "s", "--dry-run",
     )  # fmt: skip
     assert run(*args).code == 0
@@ -35,7 +36,7 @@ def test_optimize_with_every_flag(api: Api) -> None:
         "goals": ("latency_p95 < 8ms", "min size"), "data": "val/", "metric": "f.py:top5",
         "shapes": {"x": (1, 3), "y": (2,), "in:0": (4, 4)}, "backend": ["openvino", "torch", "reference"],
         "passes": ["quantize", "simplify"], "recipe": "r.toml", "budget": "300s, 40 trials", "jobs": 2, "seed": 7,
-        "target": "local", "study": "s", "dry_run": True,
+        "target": "local", "study": "s", "price": "1USD", "dry_run": True,
     }  # fmt: skip
 
 

@@ -56,6 +56,29 @@ def _baseline_wins() -> dict[str, Any]:
     return _with(scripted.STUDY, goals=["min latency_p50"], best=base, baseline=base, trials=[base], ratios=[])
 
 
+def _served() -> dict[str, Any]:
+    study = _with(scripted.STUDY, goals=["latency_p99 < 50ms at 200 qps"], ratios=[], noise=None)
+    best = study["trials"][3]
+    batches = {"1": scripted.metric("latency_p95", 0.0069), "8": scripted.metric("latency_p95", 0.0212)}
+    recipe = best["recipe"]
+    study["serving"] = {
+        "loads": [200.0], "choices": [], "runs": [],
+        "profiles": [{"trial": 14, "recipe": recipe, "profile": {"quantile": 0.95, "unit": "s", "batches": batches}}],
+    }  # fmt: skip
+    serving = {"max_batch": 8, "replicas": [2, 2], "deadline": 0.05}
+    best["recipe"], best["stages"] = {**recipe, "serving": serving}, ["loaded"]
+    words = {"passes": "quantize(mode=static)", "backend": "openvino(threads=2)"}
+    best["label"] = {**words, "serving": "batch 8, 2 replicas, deadline 50 ms"}
+    best["metrics"]["latency_p99@200qps"] = {**scripted.metric("latency_p99", 31.5, 4.0, 1800)}
+    base = study["trials"][0]
+    base["stages"] = ["screened", "loaded"]
+    base["metrics"]["latency_p99@200qps"] = {**scripted.metric("latency_p99", 91.0, 9.0, 1800)}
+    crashed = study["trials"][2]
+    crashed["reason"] = "cannot hold 200 qps: 31.0% of the calls got no answer (too late to be answered in time)"
+    study["baseline"], study["best"] = base, best
+    return study
+
+
 def _three_arms(verdict: str | None = None) -> dict[str, Any]:
     data = _with(scripted.COMPARISON)
     third = {**data["ratios"][0], "a": "m.onnx@torch", "ratio": 1.3, "lo": 1.2, "hi": 1.4, "verdict": "slower"}
@@ -71,6 +94,7 @@ CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
     "optimize": (("optimize", "resnet50.onnx"), "optimize", scripted.STUDY),
     "optimize-not-met": (("optimize", "resnet50.onnx"), "optimize", scripted.UNMET),
     "optimize-same-speed": (("optimize", "resnet50.onnx"), "optimize", _same_study()),
+    "optimize-served": (("optimize", "resnet50.onnx"), "optimize", _served()),
     "optimize-unlabelled": (("optimize", "resnet50.onnx"), "optimize", _unlabelled()),
     "optimize-many": (("optimize", "resnet50.onnx"), "optimize", _many()),
     "optimize-many-verbose": (("optimize", "resnet50.onnx", "-v"), "optimize", _many()),

@@ -37,6 +37,8 @@ USAGE: dict[str, tuple[str, ...]] = {
     "unknown-metric": ("optimize", "m.onnx", "-g", "latency_p59 < 8ms"),
     "unreadable-goal": ("optimize", "m.onnx", "-g", "be quick"),
     "goal-with-a-wrong-unit": ("optimize", "m.onnx", "-g", "latency_p95 < 8 MiB"),
+    "goal-at-no-load": ("optimize", "m.onnx", "-g", "latency_p99 < 50ms at 0 qps"),
+    "goal-without-a-load": ("optimize", "m.onnx", "-g", "min size at 200 qps"),
     "bad-shape": ("inspect", "m.onnx", "--shapes", "x:1x3x0"),
     "shape-without-name": ("inspect", "m.onnx", "--shapes", "1x3"),
     "shape-twice": ("inspect", "m.onnx", "--shapes", "x:1x3", "--shapes", "x:2x3"),

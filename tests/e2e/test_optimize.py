@@ -199,7 +199,7 @@ def test_times_below_the_roofline_are_rejected(lab: Lab, monkeypatch: pytest.Mon
         ("latency_p50 ~ 3ms", "the goal `latency_p50 ~ 3ms` cannot be read"),
         ("latncy_p50 < 3ms", "no metric named `latncy_p50`"),
         ("latency_p50 < 3MB", "MB"),
-        ("min cost", "`cost` cannot be measured on this target"),
+        ("min cost", "`cost` cannot be measured on this target: it has no price"),
         ("energy < 1 J", "`energy` cannot be measured on this target"),
         ("accuracy >= 90%", "the goal on `accuracy` needs labels, and the data has none"),
         ("accuracy_drop <= 1%", "the goal on `accuracy_drop` needs labels, and the data has none"),

@@ -389,3 +389,66 @@ def test_no_study_at_all() -> None:
     with pytest.raises(UsageError) as caught:
         render([])
     assert caught.value.hint == "run `portolan optimize` first"
+
+
+class TestServing:
+    @pytest.fixture
+    def served(self) -> dict[str, Any]:
+        return json.loads((GOLDEN / "study_served.json").read_text())
+
+    def test_it_says_how_the_best_result_was_served(self, served: dict[str, Any]) -> None:
+        text = Page(render([served])).text
+        assert "The shown result was served with batch 8, 1 to 2 replicas, deadline 50 ms." in text
+        assert "latency counts from when its call was due" in text
+
+    def test_the_profile_is_drawn_and_written(self, served: dict[str, Any]) -> None:
+        html = render([served])
+        assert html.count('<rect class="after" x="0" y="2"') == 4
+        assert "12.0 ms" in Page(html).text
+        assert 'width="120.0"' in html
+
+    def test_predictions_stand_beside_what_was_measured_with_their_mark(self, served: dict[str, Any]) -> None:
+        html = render([served])
+        assert "<td>≈27.0 ms</td><td>32 ms ±4</td>" in html
+        assert "≈200 1/s" in html
+
+    def test_every_run_is_listed_with_loadgens_verdict(self, served: dict[str, Any]) -> None:
+        html = render([served])
+        assert "<td>valid</td>" in html
+        assert "<td>no answer</td><td>Early stopping satisfied: NO</td>" in html
+        assert "late by up to 0.400 ms (p99)" in html
+
+    def test_a_goal_under_load_is_judged_and_titled(self, served: dict[str, Any]) -> None:
+        text = Page(render([served])).text
+        assert "latency p99 at 200 qps" in text
+        assert "latency_p99 < 50ms at 200 qps" in text
+
+    def test_a_study_without_serving_has_no_such_part(self, study: dict[str, Any]) -> None:
+        assert "<h3>Serving</h3>" not in render([study])
+        assert "<h3>Serving</h3>" not in render([study | {"serving": None}])
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            (("profiles",), {}), (("profiles", 0), 3), (("profiles", 0, "profile", "batches"), {"x": {}}),
+            (("profiles", 0, "profile", "batches"), {"1": 3}), (("choices",), "x"), (("choices", 0), None),
+            (("choices", 0, "predicted"), []), (("runs", 0), []), (("runs", 0, "calls"), "many"),
+            (("runs", 0, "why"), 3), (("runs", 0, "quantiles"), []),
+            (("choices", 0, "recipe"), {"serving": {"max_batch": 0}}),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_is_refused_with_its_place(
+        self, served: dict[str, Any], path: tuple[Any, ...], value: Any
+    ) -> None:
+        place = served["serving"]
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        with pytest.raises(UsageError) as caught:
+            render([served])
+        assert "serving" in str(caught.value.where)
+
+    @pytest.mark.parametrize(("key", "value"), [("rate", None), ("late", "x"), ("asked", []), ("scenario", 3)])
+    def test_a_number_that_is_none_is_shown_as_such(self, served: dict[str, Any], key: str, value: Any) -> None:
+        served["serving"]["runs"][0][key] = value
+        assert "<h3>Serving</h3>" in render([served])

@@ -38,6 +38,7 @@ from portolan.cli.console import Console
 )
 @options.seed
 @options.target
+@click.option("--price", metavar="MONEY", help="What an hour of the target costs, such as 0.10USD; `cost` needs it.")
 @click.option(
     "--study",
     type=click.Path(),

@@ -231,10 +231,16 @@ def gains(data: Json, best: Json, goals: Goals) -> str:
         return "the untouched model on the default runtime is the best found"
     before, after = read(baseline), read(best)
     asked: list[Limit | Objective] = [*goals.limits, *goals.objectives]
-    latency = next((g.metric for g in asked if g.metric.startswith("latency")), "latency_p50")
-    words = [_speed(data, best, baseline, latency, before, after)]
+    latency = next((g.metric for g in asked if g.metric.startswith("latency")), None)
+    # Where serving was searched, only what was asked of it is compared: nothing else was measured side by side.
+    words = (
+        []
+        if latency is None and data.get("serving")
+        else [_speed(data, best, baseline, latency or "latency_p50", before, after)]
+    )
     words.append(_gain(before.get("size"), after.get("size"), "smaller", "larger"))
     rest = {"throughput": ("more per second", "fewer per second"), "memory": ("less memory", "more memory")}
+    rest["cost"] = ("cheaper", "dearer")
     for name in dict.fromkeys(g.metric for g in asked):
         if name in rest:
             words.append(_gain(before.get(name), after.get(name), *rest[name], higher=METRICS[name].better == "higher"))

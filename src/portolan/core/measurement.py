@@ -45,7 +45,13 @@ METRICS: dict[str, Metric] = {
         Metric("cosine", "", "share", "higher", True, "mean cosine of outputs with the original's"),
         Metric("max_abs_error", "", "share", "lower", True, "largest absolute difference from the original"),
         Metric("max_rel_error", "", "share", "lower", True, "largest difference over the original's RMS"),
-        Metric("cost", "USD", "money", "lower", about="USD per million inferences"),
+        Metric(
+            "cost",
+            "USD",
+            "money",
+            "lower",
+            about="USD per million inferences, served; needs `--price`",
+        ),
         Metric("energy", "J", "energy", "lower", about="joules per inference"),
         Metric("carbon", "gCO2e", "carbon", "lower", about="grams of CO2e per thousand inferences"),
     )

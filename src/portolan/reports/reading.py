@@ -45,10 +45,14 @@ class Trial:
 
     @property
     def options(self) -> str:
-        """The backend's options on one line; those at their defaults are left out where the study says which are."""
+        """The backend's options on one line, and how it is served; where the study says which are at their defaults,
+        those are left out.
+        """
         if self.label is not None:
-            return clean(self.label[1].removeprefix(self.recipe.backend).strip("()"))
-        return clean(", ".join(f"{k}={v}" for k, v in self.recipe.options.items()))
+            said = self.label[1].removeprefix(self.recipe.backend).strip("()")
+        else:
+            said = ", ".join(f"{k}={v}" for k, v in self.recipe.options.items())
+        return clean("; ".join(filter(None, (said, str(self.recipe.served) if self.recipe.serving else ""))))
 
     @property
     def title(self) -> str:

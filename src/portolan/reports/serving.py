@@ -10,7 +10,6 @@ from portolan.core.measurement import Measurement, load_of
 from portolan.reports import words
 from portolan.reports.html import esc, table, tag
 from portolan.reports.reading import Reading, Trial
-from portolan.reports.sections import duration
 from portolan.reports.served import Batch, Run, Serving, key
 
 #: Rows of the tables.
@@ -68,7 +67,7 @@ def _choices(serving: Serving, trials: Mapping[int, Trial]) -> str:
     rows = []
     for choice in serving.choices[:_MOST]:
         trial = trials.get(choice.trial) if choice.trial is not None else None
-        backend = esc(choice.recipe.backend) if trial is None else esc(f"{trial.backend} {trial.options}")
+        backend = esc(" ".join([choice.recipe.backend, *(f"{k}={v}" for k, v in choice.recipe.options.items())]))
         cells = [esc(choice.recipe.served), backend, f"#{choice.trial}" if trial is not None else ""]
         for name in names:
             found = None if trial is None else trial.metrics.get(name)
@@ -100,7 +99,7 @@ def _runs(serving: Serving) -> str:
     ]
     late = max((run.late for run in serving.runs if math.isfinite(run.late)), default=0.0)
     more = f" {len(serving.runs) - _MOST} more are in the raw data." if len(serving.runs) > _MOST else ""
-    note = f"The load generator itself was late by up to {duration(late / 1e3)} (p99); part of the latencies.{more}"
+    note = f"The load generator itself was late by up to {units.write(late, 'ms')} (p99); part of the latencies.{more}"
     return table([*head, "LoadGen says"], rows, class_="runs") + tag("p", esc(note)) if rows else ""
 
 

@@ -77,7 +77,7 @@ def best_of(trials: Sequence[Trial], goals: Goals, baseline: Trial, race: Race |
 def _same_under_load(best: Trial, baseline: Trial, goals: Goals) -> bool:
     """Whether only speed under load counts, and what `best` was measured to do overlaps with the untouched model."""
     names = [o.metric for o in goals.objectives]
-    if not all(load_of(name) is not None or name == "throughput" for name in names):
+    if not all(load_of(name) is not None or name in ("throughput", "cost") for name in names):
         return False
     return all(
         name in best.metrics and name in baseline.metrics and best.metrics[name].overlaps(baseline.metrics[name])

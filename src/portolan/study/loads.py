@@ -37,6 +37,16 @@ def measured(tests: Sequence[LoadResult]) -> Metrics:
     return found
 
 
+def priced(metrics: Metrics, price: float | None) -> Metrics:
+    """The metrics with what a million inferences cost at their throughput, where an hour of the target has a price."""
+    found = metrics.get("throughput")
+    if price is None or found is None or found.value <= 0:
+        return metrics
+    rates = (found.value, found.hi, found.lo)  # the fastest is the cheapest
+    value, lo, hi = (None if rate is None or rate <= 0 else price / 3600 / rate * 1e6 for rate in rates)
+    return {**metrics, "cost": Measurement(float(value or 0.0), "USD", lo, hi, found.n, found.kind)}
+
+
 def unsustained(tests: Sequence[LoadResult], goals: Goals) -> str | None:
     """Why a load was not held: more calls without an answer than the goals' percentiles leave room for, or a crash."""
     if lost := sum(test.lost for test in tests):

@@ -17,15 +17,14 @@ from portolan.core.analysis import analyse
 from portolan.core.backend import Backend
 from portolan.core.data import generate, load_data, save_npz
 from portolan.core.frontend import Shapes
-from portolan.core.goal import Goals, parse_goals
-from portolan.core.measurement import METRICS
+from portolan.core.goal import Goals
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe, digest
 from portolan.core.serving import sizes_up_to
 from portolan.core.target import Target
 from portolan.errors import Interrupted, UsageError
 from portolan.frontends.demo import demo_data, is_demo
-from portolan.measure import load, profile
+from portolan.measure import profile
 from portolan.measure.environment import Ticks, environment, ticks
 from portolan.measure.metric import load_metric
 from portolan.search.serving import check_pinned, tightest
@@ -39,12 +38,12 @@ from portolan.study.served import CLAIMED, TRIED, Served
 from portolan.study.study import Study
 from portolan.study.task import Task
 from portolan.study.trial import Trial
+from portolan.study.wanted import about_serving, checked_goals, checked_price, is_served
 from portolan.study.workspace import Workspace, explained
 from portolan.targets.local import local
 from portolan.worker.environments import backends as find_backends
 
 _SYNTHETIC = 64
-_UNMEASURED = ("cost", "energy", "carbon")
 #: The share of the budget that the search for recipes leaves to what comes after it: the race, or the loads.
 _RESERVE, _RESERVED = 0.25, 0.55
 
@@ -66,6 +65,7 @@ class Settings:
     jobs: int = 1
     seed: int = 0
     target: str = "local"
+    price: str | None = None
 
     @property
     def command(self) -> str:
@@ -73,7 +73,7 @@ class Settings:
         words = ["portolan", "optimize", self.model]
         for goal in self.goals:
             words += ["-g", goal]
-        for flag in ("data", "metric", "study"):
+        for flag in ("data", "metric", "study", "price"):
             if getattr(self, flag):
                 words += [f"--{flag}", getattr(self, flag)]
         for name, shape in (self.shapes or {}).items():
@@ -115,16 +115,18 @@ class Setting:
     key: str
     served: bool
     serving: Mapping[str, Any]
+    price: float | None
 
 
 def optimize(settings: Settings, progress: Progress) -> Study:
     """Searches for the best recipe under the goals; see `portolan.api.optimize`."""
-    goals = _goals(settings.goals)
+    goals = checked_goals(settings.goals)
     # From here on: reading a model of a framework takes its time.
-    spending = Spending(Budget.parse(settings.budget), _RESERVED if _about_serving(goals) else _RESERVE)
+    price = checked_price(settings.price, goals)
+    spending = Spending(Budget.parse(settings.budget), _RESERVED if about_serving(goals) else _RESERVE)
     folder = study_folder(settings)
     with explained(folder), closing(Workspace(folder)) as workspace:
-        setting = _read(settings, goals, workspace)
+        setting = _read(settings, goals, workspace, price)
         kept = workspace.ledger.latest("finished", setting.key)
         if kept is not None:
             progress("answered from the ledger: nothing was measured again")
@@ -134,11 +136,12 @@ def optimize(settings: Settings, progress: Progress) -> Study:
 
 def plan(settings: Settings) -> dict[str, Any]:
     """What `optimize` would try, with nothing written and nothing run (`--dry-run`)."""
-    goals, budget = _goals(settings.goals), Budget.parse(settings.budget)
+    goals, budget = checked_goals(settings.goals), Budget.parse(settings.budget)
+    price = checked_price(settings.price, goals)
     with tempfile.TemporaryDirectory(prefix="portolan-plan-") as scratch:
         workspace = Workspace(Path(scratch))
         try:
-            setting = _read(settings, goals, workspace)
+            setting = _read(settings, goals, workspace, price)
         finally:
             workspace.close()
     return {
@@ -167,33 +170,7 @@ def study_folder(settings: Settings) -> Path:
     return Path(f"study-{stem or 'model'}")
 
 
-def _goals(texts: Sequence[str]) -> Goals:
-    goals = parse_goals(texts)
-    for name in goals.metrics:
-        if name in _UNMEASURED:
-            known = ", ".join(m for m in METRICS if m not in _UNMEASURED)
-            raise UsageError(f"`{name}` cannot be measured on this target", hint=f"measured here: {known}")
-    return goals
-
-
-def _about_serving(goals: Goals) -> bool:
-    """Whether goals can ask how the model does when it is served."""
-    return bool(goals.loads) or "throughput" in goals.metrics
-
-
-def _is_served(goals: Goals, model: Model) -> bool:
-    """Whether serving is searched: always for a goal at a load; for throughput where it can be, and can pay.
-
-    Raises:
-        NoBackend: a goal names a load, and LoadGen is not installed.
-    """
-    if goals.loads:
-        load.require()
-        return True
-    return "throughput" in goals.metrics and isinstance(model.signature.batch, str) and load.ready()
-
-
-def _read(settings: Settings, goals: Goals, workspace: Workspace) -> Setting:
+def _read(settings: Settings, goals: Goals, workspace: Workspace, price: float | None) -> Setting:
     if settings.target != "local":
         raise UsageError(f"no target named `{settings.target}`", hint="known: local")
     target = local.detect()
@@ -203,7 +180,7 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace) -> Setting:
     metric = load_metric(settings.metric) if settings.metric else None
     asked = settings.backend or (read_recipe(settings.recipe).get("backend") if settings.recipe else None)
     names = [asked] if isinstance(asked, str) else asked
-    fixed, served = read_recipe(settings.recipe), _is_served(goals, model)
+    fixed, served = read_recipe(settings.recipe), is_served(goals, model)
     # What is searched later is pinned later: a recipe of one process holds no serving.
     serving = fixed.pop("serving", {}) if served else {}
     found = find_backends(target, None if names is None else list(dict.fromkeys([*names, DEFAULT_BACKEND])))
@@ -227,11 +204,12 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace) -> Setting:
         [
             __version__, model.sha256, sorted(goals.texts), samples.data.sha256, samples.synthetic, settings.seed,
             getattr(metric, "sha256", None), target.fingerprint, versions, [c.key for c in space],
-            settings.budget, *([serving, "served"] if served else []),
+            settings.budget, *([serving, price, "served"] if served else []),
         ]
     )  # fmt: skip
     return Setting(
-        model, goals, target, samples, found, space, metric, analysis.flops, analysis.parameters, key, served, serving
+        model, goals, target, samples, found, space, metric, analysis.flops, analysis.parameters, key, served, serving,
+        price,
     )  # fmt: skip
 
 
@@ -308,7 +286,7 @@ def _search(
     task = Task(
         setting.model, setting.target, setting.goals, setting.samples, setting.backends, setting.space,
         remembered.prior(setting.target, setting.space), setting.metric, setting.flops, settings.seed,
-        settings.command, setting.served, setting.serving,
+        settings.command, setting.served, setting.serving, setting.price,
     )  # fmt: skip
     before = ticks()
     runner = Runner(task, workspace, spending, progress)
@@ -380,5 +358,6 @@ def _result(
             "sha256": samples.data.sha256,
         },
         "samples": {str(t.id): [list(start) for start in t.samples] for t in tried if t.samples},
+        "price": None if setting.price is None else {"usd_per_hour": setting.price, "source": "--price"},
         "asked": settings.asked,
     }

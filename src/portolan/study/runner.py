@@ -58,7 +58,7 @@ class Runner:
         self._builder = Builder(workspace, task.model, task.target, task.backends, task.samples)
         rows = task.samples.evaluation[:_FEEDS]
         self.feeds = [sample(task.samples.data, row, task.model.signature) for row in rows]
-        self._searcher = Searcher(task.candidates, task.goals.unloaded, seed=task.seed, prior=task.prior)
+        self._searcher = Searcher(task.candidates, task.unserved, seed=task.seed, prior=task.prior)
         self._quality: dict[str, Metrics] = {}
         self._reference: tuple[tuple[int, ...], Outputs] | None = None
         self._pace: Pace | None = None
@@ -303,7 +303,7 @@ class Runner:
         """
         if broken(metrics, candidate.exact):
             return True
-        limits = [limit for limit in self.task.goals.unloaded.limits if METRICS[limit.metric].quality]
+        limits = [limit for limit in self.task.unserved.limits if METRICS[limit.metric].quality]
         missed = any(limit.metric in metrics and not limit.holds(metrics[limit.metric]) for limit in limits)
         return missed and candidate is not self.task.live[0]
 
@@ -375,7 +375,7 @@ class Runner:
             self.say(f"first usable answer after {self._first:.1f} s: trial {trial.id}, {_brief(trial.metrics)}")
 
     def _tell(self, trial: Trial) -> None:
-        goals = self.task.goals.unloaded
+        goals = self.task.unserved
         unmet = goals.unmet(trial.metrics) if trial.status == "ok" else [trial.reason or "failed"]
         if not unmet and not self.task.served:
             self.usable(trial)

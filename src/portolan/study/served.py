@@ -37,6 +37,7 @@ from portolan.study.loads import (
     asked_of,
     family,
     measured,
+    priced,
     shown_choice,
     shown_run,
     source_of,
@@ -123,7 +124,8 @@ class Served:
         self._say(f"{len(found)} ways to serve {len(self.outcome.profiles)} compiled models, predicted from profiles")
         usual = self._usual(baseline)
         tried = [usual] if usual is not None and self._try(usual) else []
-        self.outcome.predicted = ranked(self._corrected(found, usual), self._goals)
+        found = [replace(c, predicted=priced(c.predicted, self._task.price)) for c in self._corrected(found, usual)]
+        self.outcome.predicted = ranked(found, self._goals)
         for choice in self._promising():
             # Room for one start each of what would be claimed; what is left makes it more.
             if tried and self._left() < self._seconds(LEVELS[0], 1) + self._seconds(LEVELS[1], 1):
@@ -314,7 +316,7 @@ class Served:
         trial = replace(trial, seconds=trial.seconds + sum(kept.get("seconds", 0.0) for kept in records))
         failed = next((kept for kept in records if kept["reason"]), None)
         tests = [LoadResult.from_json(kept["test"]) for kept in records if not kept["reason"]]
-        metrics = measured(tests) if tests else {}
+        metrics = priced(measured(tests), self._task.price) if tests else {}
         reason = failed["reason"] if failed else unsustained(tests, self._goals)
         self.outcome.tests[candidate.key] = [run for test in tests for run in test.runs]
         if reason is None or candidate is self._task.live[0]:  # without a baseline there is nothing to compare with

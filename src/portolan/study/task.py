@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from portolan.core.backend import Backend
-from portolan.core.goal import Goals
+from portolan.core.goal import DEFAULT_OBJECTIVES, Goals
 from portolan.core.measurement import load_of
 from portolan.core.model import Model
 from portolan.core.target import Target
@@ -16,6 +16,8 @@ from portolan.study.builder import Samples
 
 #: Metrics of one process that a race decides, by their first word.
 _RACED = ("latency", "cold_start")
+#: Metrics without a load that serving decides: one process says little about them.
+_SERVED = ("memory", "throughput", "cost")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Task:
     Attributes:
         served: whether the goals are about the model as it is served, so that serving is searched too.
         serving: the `serving` of the recipe file: what is pinned of it, or a range.
+        price: USD that an hour of the target costs.
     """
 
     model: Model
@@ -40,11 +43,22 @@ class Task:
     command: str
     served: bool = False
     serving: Mapping[str, Any] = field(default_factory=dict)
+    price: float | None = None
 
     @property
     def live(self) -> list[Candidate]:
         """What may be tried; the baseline first."""
         return [c for c in self.candidates if c.refused is None]
+
+    @property
+    def unserved(self) -> Goals:
+        """What the search for recipes is to reach: where serving comes after it, what serving does not decide."""
+        if not self.served:
+            return self.goals
+        goals = self.goals.unloaded
+        limits = tuple(x for x in goals.limits if x.metric not in _SERVED)
+        objectives = tuple(o for o in goals.objectives if o.metric != "cost")
+        return Goals(limits, objectives or DEFAULT_OBJECTIVES)
 
     @property
     def raced(self) -> bool:
