@@ -57,13 +57,13 @@ def _baseline_wins() -> dict[str, Any]:
 
 
 def _served() -> dict[str, Any]:
-    study = _with(scripted.STUDY, goals=["latency_p99 < 50ms at 200 qps"], ratios=[], noise=None)
+    study = _with(scripted.STUDY, goals=["latency_p99 < 50ms at 200 qps", "accuracy_drop <= 1%"], ratios=[], noise=None)
     best = study["trials"][3]
     batches = {"1": scripted.metric("latency_p95", 0.0069), "8": scripted.metric("latency_p95", 0.0212)}
     recipe = best["recipe"]
     study["serving"] = {
         "loads": [200.0], "choices": [], "runs": [],
-        "profiles": [{"trial": 14, "recipe": recipe, "profile": {"quantile": 0.95, "unit": "s", "batches": batches}}],
+        "profiles": [{"trial": 14, "recipe": recipe, "note": None, "profile": {"quantile": 0.95, "unit": "s", "batches": batches}}],
     }  # fmt: skip
     serving = {"max_batch": 8, "replicas": [2, 2], "deadline": 0.05}
     best["recipe"], best["stages"] = {**recipe, "serving": serving}, ["loaded"]

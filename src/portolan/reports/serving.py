@@ -99,7 +99,8 @@ def _runs(serving: Serving) -> str:
     ]
     late = max((run.late for run in serving.runs if math.isfinite(run.late)), default=0.0)
     more = f" {len(serving.runs) - _MOST} more are in the raw data." if len(serving.runs) > _MOST else ""
-    note = f"The load generator itself was late by up to {units.write(late, 'ms')} (p99); part of the latencies.{more}"
+    behind = units.write(late, "ms")
+    note = f"The load generator itself was late by up to {behind} (p99), which is part of the latencies.{more}"
     return table([*head, "LoadGen says"], rows, class_="runs") + tag("p", esc(note)) if rows else ""
 
 
