@@ -61,10 +61,9 @@ def _served() -> dict[str, Any]:
     best = study["trials"][3]
     batches = {"1": scripted.metric("latency_p95", 0.0069), "8": scripted.metric("latency_p95", 0.0212)}
     recipe = best["recipe"]
-    study["serving"] = {
-        "loads": [200.0], "choices": [], "runs": [],
-        "profiles": [{"trial": 14, "recipe": recipe, "note": None, "profile": {"quantile": 0.95, "unit": "s", "batches": batches}}],
-    }  # fmt: skip
+    profile = {"quantile": 0.95, "unit": "s", "batches": batches}
+    profiles = [{"trial": 14, "recipe": recipe, "note": None, "profile": profile}]
+    study["serving"] = {"loads": [200.0], "choices": [], "runs": [], "profiles": profiles}
     serving = {"max_batch": 8, "replicas": [2, 2], "deadline": 0.05}
     best["recipe"], best["stages"] = {**recipe, "serving": serving}, ["loaded"]
     words = {"passes": "quantize(mode=static)", "backend": "openvino(threads=2)"}
