@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from portolan.serving.settings import Settings
 from portolan.serving.source import Limits, Source
 
 if TYPE_CHECKING:
-    from portolan.bundle import Bundle
+    from portolan.core.serving import Serving
     from portolan.serving.surroundings import Asked
 
 _NEEDED = ("httptools", "msgspec", "uvloop")
@@ -162,8 +162,8 @@ def open_source(path: str | Path, into: Path, *, native: bool = False) -> Source
             signature=manifest.signature,
             platform=manifest.recipe.backend,
             python=None if python is None else tuple(python),
-            limits=_limits(manifest.recipe.serving),
-            profile=_profile(bundle),
+            limits=_limits(manifest.recipe.served),
+            profile={} if manifest.profile is None else manifest.profile.seconds,
             sha256=bundle.sha256,
             private=True,
             samples=str(samples),
@@ -174,17 +174,10 @@ def _plain(array: Any) -> Any:
     return array.astype(str) if array.dtype.kind == "O" else array
 
 
-def _limits(serving: Mapping[str, Any]) -> Limits:
-    known = {key: serving[key] for key in ("max_batch", "deadline") if key in serving}
-    if "replicas" in serving:
-        least, most = serving["replicas"]
-        known["replicas"] = (int(least), int(most))
-    return Limits(**known)
-
-
-def _profile(bundle: Bundle) -> dict[int, float]:
-    profile = getattr(bundle.manifest, "profile", None) or {}
-    return {int(rows): float(metric["value"]) for rows, metric in profile.get("batches", {}).items()}
+def _limits(serving: Serving) -> Limits:
+    """What the recipe chose; what it left open is the server's default."""
+    chosen = {"max_batch": serving.max_batch, "replicas": serving.replicas, "deadline": serving.deadline}
+    return Limits(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from portolan.bundle import open_bundle
 from portolan.cli import show_study
 from portolan.core.measurement import load_of
 from portolan.errors import Interrupted, WorkerCrashed
+from portolan.hosting import open_source
 from portolan.study import served
 from support.studies import Lab
 
@@ -143,6 +144,13 @@ def test_the_bundle_carries_the_choice_and_the_profile(place: Lab, study: Any) -
         assert bundle.manifest.profile is not None
         assert bundle.manifest.profile.largest >= bundle.manifest.recipe.served.max_batch
         assert KEY in bundle.manifest.claims
+        seconds = bundle.manifest.profile.seconds
+    (place.folder / "opened").mkdir()
+    source = open_source(found.bundle, place.folder / "opened")
+    assert source.profile == seconds
+    chosen = study.best.recipe.served
+    limits = source.limits
+    assert (limits.max_batch, limits.replicas, limits.deadline) == (chosen.max_batch, chosen.replicas, chosen.deadline)
 
 
 def test_the_report_shows_it(place: Lab, study: Any) -> None:
