@@ -59,8 +59,14 @@ browser:
 test: lint browser
 	$(BIN)/python -m pytest $$(command -v chromium chromium-browser google-chrome >/dev/null || echo "-m 'not slow and not hardware and not browser'")
 
-test-all: lint browser
-	$(BIN)/python -m pytest -m "not hardware"
+# Ray's packages clash with ours, so it has an environment of its own.
+$(VENV)/ray: $(VENV)/test
+	$(PYTHON) -m venv $(VENV)/ray-env
+	$(VENV)/ray-env/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[serve,ray]'
+	touch $@
+
+test-all: lint browser $(VENV)/ray
+	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python $(BIN)/python -m pytest -m "not hardware"
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py

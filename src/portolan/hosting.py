@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -22,10 +23,13 @@ from portolan.serving.source import Limits, Source
 
 if TYPE_CHECKING:
     from portolan.core.serving import Serving
+    from portolan.serving.gateway import Gateway
     from portolan.serving.surroundings import Asked
 
 _NEEDED = ("httptools", "msgspec", "uvloop")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+#: The command that opens a bundle, in a process of its own.
+_OPENER = (sys.executable, "-P", "-m", "portolan.hosting")
 Told = Callable[[dict[str, Any]], None]
 
 
@@ -57,12 +61,11 @@ def serve(
         # It is opened by the front, and again by its successors: the port has to be the same each time.
         with listen(host, asked.grpc_port) as probe:
             asked = replace(asked, grpc_port=probe.getsockname()[1])
-    opener = (sys.executable, "-P", "-m", "portolan.hosting")
-    named = _named(bundles, opener)
+    named = _named(bundles, _OPENER)
     sock = listen(host, port)
     settings = Settings(
         bundles=named,
-        opener=opener,
+        opener=_OPENER,
         native=native,
         host=host,
         port=sock.getsockname()[1],
@@ -94,6 +97,38 @@ def _warnings(host: str, asked: Asked) -> Iterator[str]:
         yield f"whoever reaches `{host}` may ask this server: --token-file or --tls-client-ca limits that"
     elif asked.token_file is not None and asked.tls_cert is None:
         yield "tokens travel as plain text: --tls-cert and --tls-key hide them"
+
+
+async def gateway(
+    bundle: str | Path, *, replicas: tuple[int, int] | None = None, native: bool = False, max_batch: int | None = None
+) -> Gateway:
+    """One bundle for a platform that brings its own HTTP, loaded and warm; to be called on the loop that answers.
+
+    Args:
+        bundle: a folder or a `.portolan` file.
+        replicas: fewest and most processes; those of the recipe, else one.
+        native: run its compiled code.
+        max_batch: rows of the largest batch; that of the recipe, else 16.
+
+    Raises:
+        PortolanError: the bundle is damaged, or cannot run here.
+    """
+    from portolan.serving.gateway import Gateway
+    from portolan.serving.models import Models
+    from portolan.serving.opening import Opener
+
+    _check_extra()
+    named = await asyncio.to_thread(_named, [str(bundle)], _OPENER)
+    limits = {"replicas": replicas, "max_batch": max_batch}
+    opener = Opener(Settings(bundles=named, opener=_OPENER, native=native, limits=limits))
+    models = Models()
+    try:
+        for name in named:
+            await models.add(await opener(name))
+    except BaseException:
+        models.close()
+        raise
+    return Gateway(models)
 
 
 def _check_extra() -> None:

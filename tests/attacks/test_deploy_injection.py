@@ -31,7 +31,7 @@ NAMES = [
     "name\\",
 ]
 UNPRINTABLE = ["a\nUSER root", "a: b\u2028c: d", "# comment\u0085USER root", "\u202egnp.exe", "a\0b", "a\ud800"]
-PLATFORMS = ["docker", "kserve", "triton"]
+PLATFORMS = ["docker", "kserve", "ray-serve", "triton"]
 
 
 def _files(out: Path) -> dict[str, str]:
@@ -75,7 +75,9 @@ def test_the_default_names_are_as_tame(name: str, tmp_path: Path) -> None:
     assert {p.name for p in out.iterdir()} == set(PLATFORMS)
     assert {p.name for p in tmp_path.iterdir()} == {"out", "product", "compiled", "built"}
     for path, text in _files(out).items():
-        if path.endswith(".yaml"):
+        if path == "ray-serve/config.yaml":
+            assert yaml.safe_load(text)["applications"][0]["name"].replace("-", "").isalnum()
+        elif path.endswith(".yaml"):
             document = check_kserve(text)
             assert document["metadata"]["name"].replace("-", "").isalnum()
         elif path.endswith(".pbtxt"):

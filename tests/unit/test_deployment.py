@@ -346,6 +346,56 @@ def test_another_user_can_read_the_files(tmp_path: Path) -> None:
     assert modes == {0o644}
 
 
+# --- Ray Serve
+
+
+def _ray(bundle: Path, out: Path, **choices: Any) -> Any:
+    return yaml.safe_load((emit(bundle, "ray-serve", out, **choices) / "config.yaml").read_text())["applications"][0]
+
+
+def test_ray_gets_what_was_measured(tmp_path: Path) -> None:
+    application = _ray(measured_bundle(tmp_path), tmp_path / "out")
+    assert application["args"] == {"bundle": "bundle", "max_batch": 4}
+    (deployment,) = application["deployments"]
+    assert deployment["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 8}
+    assert deployment["max_ongoing_requests"] == deployment["max_queued_requests"] == 38
+    assert deployment["ray_actor_options"] == {"num_cpus": 1, "memory": 310 * 2**20 + sizing.SERVER_BYTES}
+
+
+def test_ray_scales_nothing_that_is_to_stay(tmp_path: Path) -> None:
+    application = _ray(onnx_bundle(tmp_path), tmp_path / "out", replicas=(2, 2))
+    (deployment,) = application["deployments"]
+    assert deployment["num_replicas"] == 2
+    assert "autoscaling_config" not in deployment
+    assert "memory" not in deployment["ray_actor_options"]
+    assert application["args"] == {"bundle": "bundle"}
+
+
+def test_rays_module_is_the_one_that_is_tested(tmp_path: Path) -> None:
+    from portolan import deployment
+
+    folder = emit(onnx_bundle(tmp_path), "ray-serve", tmp_path / "out")
+    source = Path(str(deployment.__file__)).with_name("_ray_app.py")
+    assert (folder / "portolan_app.py").read_bytes() == source.read_bytes()
+
+
+# --- the command
+
+
+def _command(bundle: Path, out: Path) -> list[str]:
+    lines = (emit(bundle, "docker", out) / "Dockerfile").read_text().splitlines()
+    return list(json.loads(lines[-1].removeprefix("CMD ")))
+
+
+def test_the_server_is_told_what_its_bundle_does_not_say(tmp_path: Path) -> None:
+    said = _command(measured_bundle(tmp_path / "a"), tmp_path / "a" / "out")
+    assert "--max-batch" not in said  # it reads the recipe
+    assert said[said.index("--grace") + 1] == "25s"
+    profiled = _command(measured_bundle(tmp_path / "b", serving={}), tmp_path / "b" / "out")
+    assert profiled[profiled.index("--max-batch") + 1] == "8"
+    assert "--max-batch" not in _command(onnx_bundle(tmp_path / "c"), tmp_path / "c" / "out")
+
+
 # --- writing
 
 

@@ -32,7 +32,7 @@ VERBS: dict[str, Entry] = {
     "report": Entry("Check", "[STUDY...]", "the HTML report"),
     "pack": Entry("Deliver", "STUDY|MODEL", "make, verify, export a bundle"),
     "serve": Entry("Deliver", "BUNDLE...", "answer requests: Open Inference Protocol v2"),
-    "deploy": Entry("Deliver", "BUNDLE --to PLATFORM", "files for KServe, Triton, Docker"),
+    "deploy": Entry("Deliver", "BUNDLE --to PLATFORM", "files for KServe, Ray Serve, Triton, Docker"),
     "completion": Entry("Manage", "bash|zsh|fish", "print the script that completes commands in a shell"),
 }
 

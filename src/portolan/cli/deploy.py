@@ -10,7 +10,7 @@ from portolan.cli import options
 from portolan.cli.console import Console
 
 
-@click.command("deploy", short_help="files for KServe, Triton, Docker")
+@click.command("deploy", short_help="files for KServe, Ray Serve, Triton, Docker")
 @click.argument("bundle", type=click.Path(), metavar="BUNDLE")
 @click.option(
     "--to",
@@ -19,7 +19,7 @@ from portolan.cli.console import Console
     type=options.Names("platforms", "platform"),
     callback=options.flat,
     metavar="PLATFORM[,PLATFORM...]",
-    help="Where it is to run: docker, kserve, triton.",
+    help="Where it is to run: docker, kserve, ray-serve, triton.",
 )
 @options.out("The folder that gets one folder per platform.  [default: deploy-NAME]")
 @click.option("--service", metavar="NAME", help="What the service is called.  [default: made from the bundle's name]")
@@ -39,7 +39,7 @@ from portolan.cli.console import Console
 @options.common
 @click.pass_obj
 def command(console: Console, /, bundle: str, dry_run: bool, **rest: Any) -> int:
-    """Write files for KServe, Triton, Docker that run a bundle there.
+    """Write files for KServe, Ray Serve, Triton, Docker that run a bundle there.
 
     Resources, batching, scaling and probes are filled in from what was measured; the files say what was not.
     Nothing of the bundle is run.

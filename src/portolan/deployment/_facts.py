@@ -14,6 +14,7 @@ from portolan.bundle.names import show
 from portolan.core.measurement import Measurement
 from portolan.core.serving import MOST_REPLICAS, Profile, Serving
 from portolan.errors import UsageError
+from portolan.serving.source import DEFAULT_BATCH
 
 ScaleOn = Literal["cpu", "concurrency", "qps"]
 _LABEL = re.compile(r"[a-z](?:[a-z0-9-]{0,51}[a-z0-9])?\Z")
@@ -111,9 +112,16 @@ class Facts:
         return self.choices.replicas or self.serving.replicas or (1, 1)
 
     @property
+    def batch(self) -> int | None:
+        """Most rows that run together: the recipe's limit, else the largest measured; None where nothing says so."""
+        return self.serving.max_batch or (self.profile.largest if self.profile else None)
+
+    @property
     def max_batch(self) -> int:
-        """Most calls that run together, as the server takes it: the recipe's, else the largest measured, else one."""
-        return self.serving.max_batch or (self.profile.largest if self.profile else 1)
+        """The same as the server takes it: it has a limit of its own, and joins nothing whose first axis is fixed."""
+        if not isinstance(self.manifest.signature.batch, str):
+            return 1
+        return self.batch or DEFAULT_BATCH
 
     @property
     def threads(self) -> int:

@@ -30,7 +30,7 @@ class Said:
 def dump(data: Mapping[str, Any], head: Sequence[str] = ()) -> str:
     """One document: the lines of `head` as a comment, then `data`."""
     lines = [line for text in head for line in comment(text)]
-    return "\n".join([*lines, *_mapping(data, "")]) + "\n"
+    return "\n".join([*lines, *([""] if lines else []), *_mapping(data, "")]) + "\n"
 
 
 def comment(text: str, indent: str = "") -> list[str]:

@@ -36,7 +36,7 @@ class Docker(Platform):
             "requirements.txt": "\n".join(requirements(facts)) + "\n",
         }
         build = f"docker build -t {facts.image} {{folder}}"
-        return Emitted(texts, bundle=BUNDLE, next=[build, _run(facts)], notes=_notes(facts))
+        return Emitted(texts, bundle=BUNDLE, next=[build, _run(facts)], notes=notes(facts))
 
 
 #: Nothing reaches the image that is not named here.
@@ -101,7 +101,8 @@ def _run(facts: Facts) -> str:
     return " ".join([*words, facts.image])
 
 
-def _notes(facts: Facts) -> list[str]:
+def notes(facts: Facts) -> list[str]:
+    """What the files ask nothing for, since it was not measured."""
     found = sizing.memory(facts)
     return [found.why] if found.value is None else []
 

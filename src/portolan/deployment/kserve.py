@@ -22,6 +22,8 @@ _PORT = 8080
 _FETCHED = "/mnt/models"
 #: Percent of the asked-for processors at which another replica is added; Kubernetes' usual target.
 _CPU_TARGET = 80
+#: Seconds until every node has taken a pod that is not ready out of its balancing.
+_DRAIN = 5
 _METRICS = {"cpu": "cpu", "concurrency": "concurrency", "qps": "rps"}
 
 
@@ -66,7 +68,7 @@ def _notes(facts: Facts) -> list[str]:
 def _runtime(facts: Facts, knative: bool) -> dict[str, Any]:
     place = f"{docker.HOME}/{docker.BUNDLE}" if facts.choices.storage is None else _FETCHED
     # The platform scales by pods, so a pod has one replica.
-    words = ["portolan", *arguments(facts, place, port=_PORT, grpc=None, replicas=(1, 1))]
+    words = ["portolan", *arguments(facts, place, port=_PORT, grpc=None, replicas=(1, 1), drain=_DRAIN)]
     container = {
         "name": "kserve-container",
         "image": facts.image,

@@ -94,7 +94,7 @@ def _dims(shape: Sequence[int | str]) -> str:
 def _batched(facts: Facts) -> bool:
     """Whether Triton may join requests: a measured limit, and a first axis that is free everywhere."""
     free = all(spec.shape and isinstance(spec.shape[0], str) for spec in _specs(facts))
-    return free and facts.max_batch > 1 and isinstance(facts.manifest.signature.batch, str)
+    return free and (facts.batch or 1) > 1 and isinstance(facts.manifest.signature.batch, str)
 
 
 def _specs(facts: Facts) -> tuple[TensorSpec, ...]:
