@@ -99,6 +99,15 @@ def test_grpc_and_what_the_metrics_say_of_it(bundle: Path) -> None:
         assert server.stop() == 0
 
 
+def test_every_metric_stands_in_the_reference(bundle: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "serving-metrics.md").read_text()
+    with serving(bundle) as server:
+        told = ask(f"{server.url}/metrics")[2].decode()
+    names = {line.split()[2] for line in told.splitlines() if line.startswith("# TYPE")}
+    assert len(names) > 20
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
 def test_calls_over_grpc_survive_the_order_to_stop(bundle: Path) -> None:
     classes = messages().classes  # tritonclient's own asynchronous calls cancel themselves now and then
     request = classes["inference.ModelInferRequest"](model_name="same", raw_input_contents=[ROWS.tobytes()])

@@ -168,7 +168,10 @@ class Routes:
 
     def _index(self, request: Request) -> None:
         asked = protocol.read_plain(request.body)
-        request.answer(responses.json(self.models.index(bool(asked.get("ready")))))
+        ready = asked.get("ready", False)
+        if not isinstance(ready, bool):
+            raise Refusal("invalid", "`ready` is true or false")
+        request.answer(responses.json(self.models.index(ready)))
 
     def _repository(self, model: str, verb: str) -> Handler:
         async def work(request: Request, parameters: dict[str, Any]) -> None:
