@@ -251,3 +251,43 @@ def test_every_metric_can_be_an_objective() -> None:
         best = best_of(settle(trials, goals), goals, trials[0], None)
         assert best is not None
         assert best.id == 0, name
+
+
+class TestUnderLoad:
+    """What serves best, among trials that were served; the untouched model wins where nothing tells them apart."""
+
+    GOALS = parse_goals(["latency_p99 < 50ms at 200 qps", "cosine > 0"])
+
+    def served(self, number: int, value: float, half: float, stage: str = "loaded") -> Trial:
+        found = trial(number, stages=("screened", stage), cosine=1.0, latency_p50=5.0)
+        p99 = Measurement(value, "ms", value - half, value + half, 1800)
+        return replace(found, metrics={**found.metrics, "latency_p99@200qps": p99})
+
+    def best(self, *trials: Trial) -> int | None:
+        settled = settle(trials, self.GOALS)
+        found = best_of(settled, self.GOALS, settled[0], None)
+        return None if found is None else found.id
+
+    def test_the_fastest_that_was_measured_to_the_end(self) -> None:
+        assert self.best(self.served(0, 30, 2), self.served(1, 20, 2), self.served(2, 10, 1, "tried")) == 1
+
+    def test_within_the_noise_the_untouched_model_wins(self) -> None:
+        assert self.best(self.served(0, 22, 3), self.served(1, 20, 2)) == 0
+
+    def test_an_untouched_model_that_misses_the_limit_does_not_win(self) -> None:
+        assert self.best(self.served(0, 48, 12), self.served(1, 40, 5)) == 1
+
+    def test_what_was_not_served_meets_no_goal_under_load(self) -> None:
+        alone = trial(0, latency_p50=1.0, cosine=1.0)
+        assert self.best(alone) is None
+        (settled,) = settle([alone], self.GOALS)
+        assert settled.reason == "latency_p99 at 200 qps not measured"
+
+    def test_other_objectives_are_not_those_of_speed(self) -> None:
+        goals = parse_goals(["latency_p99 < 50ms at 200 qps", "cosine > 0", "min size"])
+        first, second = (replace(t, metrics={**t.metrics, "size": Measurement(size, "B")})
+                         for t, size in ((self.served(0, 22, 3), 9.0), (self.served(1, 22, 3), 5.0)))  # fmt: skip
+        settled = settle([first, second], goals)
+        found = best_of(settled, goals, settled[0], None)
+        assert found is not None
+        assert found.id == 1

@@ -152,6 +152,17 @@ def test_a_call_takes_at_least_its_latency(write: Write, case: Case, monkeypatch
     assert slept == [pytest.approx(0.0397, abs=1e-4)]
 
 
+def test_a_batch_takes_longer_for_each_row(write: Write, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(slow={"latency_ms": 10.0, "row_ms": 4.0})
+    waits: list[int] = []
+    executable = compiled(case, "slow")
+    monkeypatch.setattr("portolan.backends.fake.time.perf_counter_ns", lambda: 0)
+    monkeypatch.setattr("portolan.backends.fake._until", waits.append)
+    for rows in (1, 3):
+        executable.run({name: np.concatenate([array[:1]] * rows) for name, array in case.inputs.items()})
+    assert waits == [10_000_000, 18_000_000]
+
+
 def test_exploited_features_change_the_latency_and_are_not_refused(write: Write, case: Case, tmp_path: Path) -> None:
     write({"int8:dynamic": 0.5}, fast={"latency_ms": 4.0})
     model = replace(case.model, features=("int8:dynamic",))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from searching import MODEL
+from searching import MODEL, TARGET
 
 from portolan.core.goal import parse_goals
 from portolan.core.measurement import Measurement
@@ -25,7 +25,8 @@ from portolan.search.serving import Choice, check_pinned, choices, predict, rank
 from portolan.serving.source import Limits
 from portolan.serving.trial import LoadResult
 from portolan.study.builder import Compiled
-from portolan.study.loads import alone, asked_of, family, measured, source_of, unsustained
+from portolan.study.loads import alone, asked_of, family, measured, priced, source_of, unsustained
+from portolan.study.task import Task
 
 #: Seconds of a batch, GPU-like and CPU-like, as in the table of policies that the scheduler was chosen by.
 GPU = {b: (2 + 0.15 * b) / 1e3 for b in (1, 2, 4, 8, 16, 32, 64)}
@@ -217,7 +218,33 @@ def result(*runs: Loaded, memory: int = 1000, lost: int = 0) -> LoadResult:
     return LoadResult(runs, memory, lost, 0.5)
 
 
+class TestTask:
+    def task(self, *texts: str, served: bool = True) -> Task:
+        samples: Any = None
+        return Task(MODEL, TARGET, parse_goals(texts), samples, {}, [], {}, None, None, 0, "", served)
+
+    def test_recipes_are_not_held_to_what_serving_decides(self) -> None:
+        goals = self.task("latency_p99 < 5ms at 9 qps", "memory < 1GiB", "size < 9MiB", "min cost").unserved
+        assert [x.metric for x in goals.limits] == ["size", "max_rel_error"]
+        assert [o.metric for o in goals.objectives] == ["latency_p50"]
+        assert self.task("max throughput").unserved.objectives == parse_goals(["max throughput"]).objectives
+        plain = self.task("memory < 1GiB", served=False)
+        assert plain.unserved is plain.goals
+
+    def test_only_what_one_process_decides_is_raced(self) -> None:
+        assert not self.task("latency_p99 < 5ms at 9 qps", "min memory").raced
+        assert self.task("latency_p99 < 5ms at 9 qps", "latency_p50 < 5ms").raced
+        assert self.task("max throughput", served=False).raced
+
+
 class TestLoads:
+    def test_a_price_makes_a_cost_of_a_throughput(self) -> None:
+        metrics = {"throughput": Measurement(1000.0, "1/s", 500.0, 2000.0, 9)}
+        assert priced(metrics, 3.6)["cost"] == Measurement(1.0, "USD", 0.5, 2.0, 9)
+        assert priced({"throughput": Measurement(10.0, "1/s", kind="predicted")}, 1.0)["cost"].kind == "predicted"
+        assert priced(metrics, None) is metrics
+        assert priced({}, 3.6) == {}
+
     def test_metrics(self) -> None:
         found = measured([result(run(np.full(500, 0.01)), run(np.full(90, 0.5), "Offline"), memory=m) for m in (9, 7)])
         assert set(found) == {"latency_p50@200qps", "latency_p95@200qps", "latency_p99@200qps", "throughput", "memory"}
