@@ -193,10 +193,12 @@ class TestPredictions:
         assert held < 50
         assert first.serving.replicas == (2, 2)
 
-    def test_among_equals_the_smaller_comes_first(self) -> None:
+    def test_among_equals_the_smallest_batch_that_is_nearly_the_fastest_comes_first(self) -> None:
         goals = parse_goals(["latency_p99 < 50ms at 1 qps", "min size"])
         found = list(choices(CANDIDATE, known(GPU), goals, METRICS, cores=2, threads=1, pinned={}))
-        assert ranked(found[::-1], goals)[0].serving == Serving(1, (1, 1), 0.05)
+        assert ranked(found[::-1], goals)[0].serving == Serving(64, (1, 1), 0.05)
+        flat = list(choices(CANDIDATE, known(CPU), goals, METRICS, cores=2, threads=1, pinned={}))
+        assert ranked(flat, goals)[0].serving == Serving(16, (1, 1), 0.05)
 
     def test_memory_is_corrected_by_what_was_seen(self) -> None:
         first = self.options()[0]

@@ -26,6 +26,8 @@ from portolan.serving.scheduler import Cost, Queue
 CALLS = 2000
 #: A load this close to what all replicas can do at best is one that they cannot hold.
 _FULL = 0.98
+#: Predictions within this share are equal, and a batch within this share of the fastest is fast enough.
+_SAME, _NEARLY = 0.2, 0.9
 
 
 @dataclass(slots=True)
@@ -195,14 +197,18 @@ def tightest(goals: Goals) -> float | None:
 def ranked(found: Sequence[Choice], goals: Goals) -> list[Choice]:
     """The most promising first: those predicted to meet every limit, by the objectives; then those that miss by least.
 
-    A smaller batch and fewer replicas come first among equals. Equal is what differs by less than a fiftieth.
+    Equal is what differs by less than a fifth: no prediction is better than that. Among equals fewer replicas come
+    first, and then the smallest batch that is nearly as fast as any: batches are formed only of calls that wait, so a
+    larger limit costs nothing while there are few, and is what holds when the load is heavier than the profile says.
     """
 
     def key(choice: Choice) -> tuple[object, ...]:
         short = goals.shortfall(choice.predicted)
         costs = tuple(_rough(c) for c in goals.costs(choice.predicted))
         serving = choice.serving
-        return (short, costs, (serving.replicas or (1, 1))[1], serving.max_batch or 0, choice.candidate.key)
+        replicas, batch = (serving.replicas or (1, 1))[1], serving.max_batch or 1
+        room = min(choice.profile.rate(batch) / choice.profile.rate(choice.profile.largest), _NEARLY)
+        return short, costs, replicas, -round(room, 2), batch, choice.candidate.key
 
     return sorted(found, key=key)
 
@@ -210,4 +216,4 @@ def ranked(found: Sequence[Choice], goals: Goals) -> list[Choice]:
 def _rough(cost: float) -> float:
     if not math.isfinite(cost) or cost == 0:
         return cost
-    return round(math.copysign(1.0, cost) * math.log(abs(cost)) / 0.02)
+    return round(math.copysign(1.0, cost) * math.log(abs(cost)) / _SAME)
