@@ -64,7 +64,7 @@ def shorten(setattr_: Callable[..., None], starts: int = 5) -> None:
     """
     from portolan.measure import lock, profile, roofline
     from portolan.search import space
-    from portolan.study import finals, optimize, runner, served
+    from portolan.study import finals, optimize, probe, runner, served
 
     setattr_(runner, "LEVELS", ((0.03, 1), (0.06, 1)))
     setattr_(profile, "SECONDS", 0.01)
@@ -72,6 +72,7 @@ def shorten(setattr_: Callable[..., None], starts: int = 5) -> None:
     setattr_(served, "LEVELS", LOADS)
     setattr_(served, "TRIED", 2)
     setattr_(served, "CLAIMED", 1)
+    setattr_(probe.Session, "throughput", functools.partialmethod(probe.Session.throughput, seconds=0.05))
     setattr_(finals, "WARM_UP", 0.02)
     setattr_(finals, "STARTS", starts)
     setattr_(finals, "MOST_STARTS", starts)
