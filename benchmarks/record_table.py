@@ -331,8 +331,8 @@ class Recorder:
 
 
 def drawn(found: Sequence[Candidate], most: int) -> list[Candidate]:
-    """A part of a space: every backend's defaults, and others at random (the same ones each time)."""
-    first = [c for i, c in enumerate(found) if c.recipe.backend not in {x.recipe.backend for x in found[:i]}]
+    """A part of a space: all that keeps the arithmetic, a case of its own, and others at random, always the same."""
+    first = [c for i, c in enumerate(found) if c.exact or c.recipe.backend not in {x.recipe.backend for x in found[:i]}]
     others = [c for c in found if c not in first]
     chosen = {c.key for c in random.Random(0).sample(others, max(0, min(most - len(first), len(others))))}
     return [c for c in found if c in first or c.key in chosen]
