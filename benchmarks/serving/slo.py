@@ -19,9 +19,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from load import Open, arrivals, closed, poisson
+from load import Open, arrivals, poisson
 from runtime import CORES
-from servers import Server, bundle, portolan, say
+from servers import Server, bundle, during, portolan, say
 from workloads import Workload, make
 
 GOALS = {"minilm": 0.25, "mlp": 0.05}
@@ -50,8 +50,7 @@ def main() -> int:
 def measure(server: Server, work: Workload) -> float:
     """Requests answered per second in a closed loop."""
     body, headers = work.body(binary=True)
-    closed(server.url, body, headers, 32, 2.0)
-    return closed(server.url, body, headers, 32, 6.0).rate
+    return during(server, body, headers, 64, 10.0)[1]
 
 
 def steady(server: Server, work: Workload, capacity: float, goal: float, seconds: float, seed: int) -> int:

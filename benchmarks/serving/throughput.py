@@ -16,9 +16,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from load import closed
 from runtime import CORES, alone
-from servers import Server, bundle, portolan, say
+from servers import Server, bundle, during, portolan, say
 from workloads import Workload, make
 
 BOUNDS = {"minilm": 0.9, "mlp": 0.5}
@@ -61,14 +60,9 @@ def serve(server: Server, work: Workload, seconds: float) -> tuple[float, float]
     """CPU us per request, and requests per second."""
     body, headers = work.body(binary=True)
     server.ask(body, headers)
-    closed(server.url, body, headers, CONNECTIONS, 2.0)
-    before = server.cpu()
-    found = closed(server.url, body, headers, CONNECTIONS, seconds)
-    us = (server.cpu() - before) / found.answered * 1e6
-    if found.errors:
-        raise SystemExit(f"{found.errors} of {found.answered} requests were refused:\n{server.tail()}")
-    print(f"{work.name:8} served            {us:9.1f} us per request  {found.rate:8.0f} items/s", flush=True)
-    return us, found.rate
+    us, rate = during(server, body, headers, CONNECTIONS, seconds)
+    print(f"{work.name:8} served            {us:9.1f} us per request  {rate:8.0f} items/s", flush=True)
+    return us, rate
 
 
 if __name__ == "__main__":
