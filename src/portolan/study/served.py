@@ -76,6 +76,8 @@ ARTEFACTS, TRIED, CLAIMED = 3, 5, 2
 OFFLINE = 3
 #: Queries and seconds of the two Stream scenarios, which are told and not judged.
 _STREAM = (20, 0.3)
+#: Starts that there has to be time for; else there is one longer one, and fewer are measured.
+_FEWEST = 2
 #: What starting a server takes besides its replicas' cold starts, seconds.
 _SETUP = 1.0
 #: Predictions shown in the study.
@@ -130,8 +132,8 @@ class Served:
         found = [replace(c, predicted=priced(c.predicted, self._task.price)) for c in self._corrected(found, usual)]
         self.outcome.predicted = ranked(found, self._goals)
         for choice in self._promising():
-            # Room for one start each of what would be claimed; what is left makes it more.
-            if tried and self._left() < self._seconds(LEVELS[0], 1) + self._seconds(LEVELS[1], 1):
+            # Room for two starts of the best and the untouched model; what is left makes it more.
+            if tried and self._left() < self._seconds(LEVELS[0], 1) + 1.5 * self._seconds(LEVELS[1], 1):
                 break
             if self._try(choice):
                 tried.append(choice)
@@ -259,11 +261,16 @@ class Served:
     def _claim(self, tried: Sequence[Choice], usual: Choice | None) -> None:
         """Measures the best again to the end and the untouched model beside them: in turn, in a new order each time."""
         best = sorted((c for c in tried if c is not usual), key=self._rank)[:CLAIMED]
-        claimed = [*best, *(c for c in tried if c is usual)]
+        beside, plan = [c for c in tried if c is usual], LEVELS[1]
+        while len(best) > 1 and self._left() < _FEWEST * self._round([*best, *beside], plan):
+            best.pop()
+        claimed = [*best, *beside]
+        if self._left() < _FEWEST * self._round(claimed, plan):
+            plan = replace(plan, queries=max(plan.queries, LEVELS[0].queries), starts=1)
         records: dict[str, list[dict[str, Any]]] = {c.candidate.key: [] for c in claimed}
-        plan, rng = LEVELS[1], np.random.default_rng(self._task.seed)
+        rng = np.random.default_rng(self._task.seed)
         for start in range(plan.starts):
-            if start and self._left() < sum(self._estimate(c, plan) for c in claimed) / plan.starts:
+            if start and self._left() < self._round(claimed, plan):
                 self._say(f"no time for more than {start} of {plan.starts} starts")
                 break
             for place in rng.permutation(len(claimed)):
@@ -345,7 +352,7 @@ class Served:
     def _loads(self, choice: Choice, plan: Level, start: int = 0) -> list[Load]:
         """What a start is to hold: the goals' loads, and once for each that is claimed MLPerf's other scenarios."""
         loads, seed = [], self._task.seed + start
-        whole = plan is LEVELS[-1] and start == 0
+        whole = plan.stage == LEVELS[-1].stage and start == 0
         for rate in self._goals.loads:
             longest = plan.longest
             queries = plan.queries if longest is None else max(20, min(plan.queries, round(rate * longest)))
@@ -360,6 +367,10 @@ class Served:
             loads.append(Load("SingleStream", *_STREAM, latency=one, seed=seed))
             loads.append(Load("MultiStream", *_STREAM, latency=one * STREAMS, seed=seed))
         return loads
+
+    def _round(self, claimed: Sequence[Choice], plan: Level) -> float:
+        """Seconds of one start of each."""
+        return sum(self._estimate(choice, plan) for choice in claimed) / plan.starts
 
     def _estimate(self, choice: Choice, plan: Level) -> float:
         replicas = (choice.serving.replicas or (1, 1))[1]
