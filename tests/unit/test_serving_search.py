@@ -26,6 +26,7 @@ from portolan.serving.source import Limits
 from portolan.serving.trial import LoadResult
 from portolan.study.builder import Compiled
 from portolan.study.loads import alone, asked_of, family, measured, priced, source_of, unsustained
+from portolan.study.served import Level, Served
 from portolan.study.task import Task
 
 #: Seconds of a batch, GPU-like and CPU-like, as in the table of policies that the scheduler was chosen by.
@@ -298,3 +299,36 @@ def test_a_run_comes_back(latencies: list[float]) -> None:
     again = LoadResult.from_json(first.to_json())
     assert again.runs[0].answered == first.runs[0].answered
     np.testing.assert_allclose(again.runs[0].latencies, first.runs[0].latencies, atol=1e-6)
+
+
+class TestClaims:
+    """What is measured to the end fits into the time that is left."""
+
+    def claimed(self, left: float, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int | None, int, int]]:
+        found = list(choices(CANDIDATE, known(GPU), GOALS, METRICS, cores=2, threads=1, pinned={"replicas": 1}))[:3]
+        usual, seen = found[0], []
+        search = Served.__new__(Served)
+        search._task = TestTask().task("latency_p99 < 50ms at 200 qps")
+        monkeypatch.setattr(search, "_left", lambda: left, raising=False)
+        monkeypatch.setattr(search, "_estimate", lambda choice, plan: 10.0 * plan.starts, raising=False)
+        monkeypatch.setattr(search, "_rank", lambda choice: choice.serving.max_batch, raising=False)
+        monkeypatch.setattr(search, "_settle", lambda *args: True, raising=False)
+        monkeypatch.setattr(search, "_say", lambda line: None, raising=False)
+
+        def test(choice: Choice, plan: Level, start: int) -> dict[str, Any]:
+            seen.append((choice.serving.max_batch, plan.queries, start))
+            return {}
+
+        monkeypatch.setattr(search, "_test", test, raising=False)
+        search._claim(found, usual)
+        return sorted(seen, key=lambda x: (x[2], x[0] or 0))
+
+    def test_with_time_all_starts_of_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = self.claimed(1000.0, monkeypatch)
+        assert found == [(batch, 300, start) for start in range(3) for batch in (1, 2, 4)]
+
+    def test_with_less_time_fewer_choices(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.claimed(45.0, monkeypatch) == [(batch, 300, start) for start in range(3) for batch in (1, 2)]
+
+    def test_with_hardly_any_one_longer_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.claimed(25.0, monkeypatch) == [(1, 500, 0), (2, 500, 0)]
