@@ -373,9 +373,11 @@ def serve(
     replicas: tuple[int, int] | None = None,
     max_batch: int | None = None,
     deadline: float | None = None,
+    hang_after: float | None = None,
     drain: float = 0.0,
     grace: float = 25.0,
     model_control: bool | None = None,
+    canary: float | None = None,
     native: bool = False,
     grpc_port: int | None = None,
     token_file: str | Path | None = None,
@@ -401,9 +403,12 @@ def serve(
             one when nobody asks.
         max_batch: rows of the largest batch; that of the recipe, else 16.
         deadline: seconds a call may take if it brings no `timeout`; that of the recipe, else 30.
+        hang_after: seconds beyond what its batch should take after which a replica is taken for hung; 10 by default.
         drain: seconds between "not ready" and the end of listening.
         grace: seconds in all for stopping in order.
         model_control: whether clients may load and unload models; on this machine alone by default.
+        canary: share of the calls that a new version gets at first when a bundle is loaded again; it takes over after
+            200 calls, unless it has more errors or a longer p99 than the version before. At once by default.
         native: run the compiled code of bundles that hold some: it has your rights, so trust who made them.
         grpc_port: of gRPC; 0 for any that is free; without it there is no gRPC.
         token_file: tokens, one per line; requests have to bring one. It is read again when it changes.
@@ -438,6 +443,7 @@ def serve(
         replicas=replicas,
         max_batch=max_batch,
         deadline=deadline,
+        hang_after=hang_after,
         drain=drain,
         grace=grace,
         control=model_control,
@@ -457,6 +463,7 @@ def serve(
             otlp_share=otlp_share,
         ),
         largest=max_request,
+        canary=canary,
     )
     return Result("serve", found)
 

@@ -42,12 +42,14 @@ def serve(
     replicas: tuple[int, int] | None,
     max_batch: int | None,
     deadline: float | None,
+    hang_after: float | None,
     drain: float,
     grace: float,
     control: bool | None,
     native: bool,
     doors: Asked | None = None,
     largest: int | None = None,
+    canary: float | None = None,
 ) -> dict[str, Any]:
     """Serves until it is told to stop. See `portolan.api.serve`."""
     from portolan.serving.supervisor import Supervisor, listen
@@ -69,12 +71,13 @@ def serve(
         native=native,
         host=host,
         port=sock.getsockname()[1],
-        limits={"replicas": replicas, "max_batch": max_batch, "deadline": deadline},
+        limits={"replicas": replicas, "max_batch": max_batch, "deadline": deadline, "hang_after": hang_after},
         control=host in _LOOPBACK if control is None else control,
         drain=drain,
         grace=grace,
         doors=asked.to_json(),
         bounds={} if largest is None else {"body": largest, "inflated": largest},
+        terms={} if canary is None else {"canary": canary},
     )
     name = f"[{host}]" if ":" in host else host
     about = {

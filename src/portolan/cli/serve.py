@@ -65,6 +65,12 @@ def _path(flag: str, said: str) -> Callable[[Any], Any]:
     help="Answer within this, or refuse; a request's `timeout` replaces it.  [default: the recipe's, else 30s]",
 )
 @click.option(
+    "--hang-after",
+    type=Quantity("time"),
+    metavar="TIME",
+    help="Replace a replica that is so much later than its batch should take.  [default: 10s]",
+)
+@click.option(
     "--drain",
     type=Quantity("time"),
     default="0s",
@@ -104,6 +110,12 @@ def _path(flag: str, said: str) -> Callable[[Any], Any]:
     default=1.0,
     metavar="N",
     help="Share of calls to trace.  [default: 1]",
+)
+@click.option(
+    "--canary",
+    type=Quantity("share", above=True, most=1.0),
+    metavar="SHARE",
+    help="Try a bundle that is loaded again on this share of the calls, and roll it back on errors or a longer p99.",
 )
 @options.native
 @options.common

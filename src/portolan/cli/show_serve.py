@@ -21,8 +21,13 @@ def note(data: Mapping[str, Any]) -> str | None:
         return "stopping: what was taken is answered"
     if "restarting" in data:
         return f"the server's front ended with code {data['code']}; another one starts"
-    if "loaded" in data:
-        return f"`{data['loaded']}` was loaded again"
+    if "loaded" in data and data["version"] != "1":
+        how = "" if data["reason"] == "swap" else f", on trial as {data['reason']}"
+        return f"`{data['loaded']}` version {data['version']} is loaded{how}"
+    if "promoted" in data:
+        return f"`{data['promoted']}` version {data['version']} takes over"
+    if "rolled_back" in data:
+        return f"`{data['rolled_back']}` version {data['version']} is rolled back: {data['reason']}"
     if "kept" in data:
         return f"`{data['kept']}` was not loaded again, the old version serves on: {data['reason']}"
     if "failed" in data:

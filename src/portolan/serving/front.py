@@ -26,6 +26,7 @@ from portolan.serving.bounds import Bounds
 from portolan.serving.door import Door
 from portolan.serving.models import Models
 from portolan.serving.opening import Opener
+from portolan.serving.rollout import Terms
 from portolan.serving.routes import Routes
 from portolan.serving.settings import Settings
 from portolan.serving.surroundings import Asked, Surroundings
@@ -82,7 +83,12 @@ class Front:
         """Serves; gives the exit code."""
         loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        models = Models(Opener(self._settings), arena_bytes=self._settings.arena)
+        models = Models(
+            Opener(self._settings),
+            arena_bytes=self._settings.arena,
+            terms=Terms.read(self._settings.terms),
+            told=self._say,
+        )
         for name in self._settings.bundles:
             models.name(name)
         routes = Routes(models, control=self._settings.control)
@@ -150,8 +156,6 @@ class Front:
                 await models.load(name, {})
             except Exception as error:  # whatever it is, what served before serves on
                 self._say({"kept": name, "reason": str(error)})
-            else:
-                self._say({"loaded": name})
 
     async def _drain(self, models: Models, door: Door, servers: list[Any], around: Surroundings) -> None:
         """Readiness first, then no new connections, then every answer is its connection's last, then the end."""

@@ -90,12 +90,8 @@ class Connection(asyncio.BufferedProtocol):
             self._waiting.popleft().end(gone=True)
 
     def eof_received(self) -> bool:
-        """The client sends no more; it may still read the answers it waits for."""
-        if not self._waiting or self._reading:
-            return False
-        for request in self._waiting:
-            request.close = True
-        return True
+        """The client sends no more. Who closes a connection cannot be told from who closes half of it: it has gone."""
+        return False
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""

@@ -14,6 +14,8 @@ from portolan.errors import ModelError, PortolanError, nearest
 from portolan.serving import describe
 from portolan.serving.arena import Arena
 from portolan.serving.calls import Answer, Call, Refusal
+from portolan.serving.entry import Entry, Trial
+from portolan.serving.rollout import Terms
 from portolan.serving.source import Source
 from portolan.serving.ticket import Done, Ticket
 from portolan.serving.version import Observer, Version
@@ -23,45 +25,34 @@ Opener = Callable[[str], Awaitable[Source]]
 _TICK = 0.1
 
 
-class Entry:
-    """One name of the repository.
-
-    Attributes:
-        current: the version that serves, if any.
-        old: versions that finish what they have.
-        reason: why it does not serve.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.current: Version | None = None
-        self.old: list[Version] = []
-        self.reason = ""
-        self.number = 0
-        self.lock = asyncio.Lock()
-
-    @property
-    def versions(self) -> list[str]:
-        """The versions that take calls."""
-        return [self.current.number] if self.current is not None else []
-
-
 class Models:
     """Models by name. Everything is to be called on the loop it was made on.
 
     Args:
         opener: how `load` finds a model by its name; None where only `add` brings models.
+        terms: how new versions take over, where a request to load says nothing else.
+        told: called with what happens to versions: one of `loaded`, `promoted`, `rolled_back` with the model's name,
+            `version` and `reason`.
         arena_bytes: memory shared with replicas, for large tensors; it is taken as it is touched.
 
     Attributes:
         observer: told of calls and replicas of the versions that are loaded from now on.
     """
 
-    def __init__(self, opener: Opener | None = None, *, arena_bytes: int = 2**30) -> None:
+    def __init__(
+        self,
+        opener: Opener | None = None,
+        *,
+        arena_bytes: int = 2**30,
+        terms: Terms | None = None,
+        told: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self.arena = Arena(arena_bytes)
         self.observer: Observer | None = None
         self._entries: dict[str, Entry] = {}
         self._opener = opener
+        self._terms = terms or Terms()
+        self._told = told or (lambda data: None)
         self._loop = asyncio.get_running_loop()
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -73,8 +64,7 @@ class Models:
         Raises:
             Refusal: at once.
         """
-        version = self.find(call.model, call.version)
-        return version, version.submit(call, done)
+        return self._entry(call.model).submit(call, done)
 
     def infer(self, call: Call) -> asyncio.Future[Answer]:
         """The answer to `call`; cancelling the future takes it out of the queue.
@@ -107,14 +97,7 @@ class Models:
         Raises:
             Refusal: `not_found`, or `not_ready` for a model that is known.
         """
-        entry = self._entry(model)
-        found = entry.current
-        if found is None:
-            why = f": {entry.reason}" if entry.reason else ""
-            raise Refusal("not_ready", f"the model `{model}` is not ready{why}")
-        if version is not None and version != found.number:
-            raise Refusal("not_found", f"the model `{model}` has no version `{version}`; it serves `{found.number}`")
-        return found
+        return self._entry(model).find(version)
 
     def server(self) -> dict[str, Any]:
         """The protocol's server metadata."""
@@ -147,7 +130,8 @@ class Models:
         Raises:
             Refusal: `not_found`, or `not_ready`.
         """
-        return describe.metadata(self.find(model, version), self._entry(model).versions)
+        numbers = [found.number for found in self._entry(model).serving]
+        return describe.metadata(self.find(model, version), numbers)
 
     def config(self, model: str, version: str | None = None) -> dict[str, Any]:
         """As much of Triton's model configuration as is true.
@@ -163,48 +147,58 @@ class Models:
         Raises:
             Refusal: `not_found`, or `not_ready`.
         """
-        chosen = self.versions() if model is None else [self.find(model, version)]
+        if model is None:
+            chosen = self.versions()
+        else:
+            chosen = self._entry(model).serving if version is None else []
+            chosen = chosen or [self.find(model, version)]
         return {"model_stats": [describe.statistics(v) for v in chosen]}
 
     def versions(self) -> list[Version]:
         """Every version that takes calls, for metrics."""
-        return [entry.current for entry in self._entries.values() if entry.current is not None]
+        return [version for entry in self._entries.values() for version in entry.serving]
 
     def index(self, ready_only: bool = False) -> list[dict[str, Any]]:
         """The repository's index, as Triton shapes it."""
         found = []
         for entry in self._entries.values():
-            if entry.current is not None:
-                found.append({"name": entry.name, "version": entry.current.number, "state": "READY", "reason": ""})
-            elif not ready_only:
+            for version in entry.serving:
+                found.append({"name": entry.name, "version": version.number, "state": "READY", "reason": ""})
+            if not entry.serving and not ready_only:
                 found.append({"name": entry.name, "version": "", "state": "UNAVAILABLE", "reason": entry.reason})
         return found
 
     async def load(self, model: str, parameters: Mapping[str, Any]) -> None:
         """Loads a model of the repository, or loads it again as it lies there now: the old version serves on until the
-        new one is warm, and longer if that one cannot be loaded.
+        new one is warm, longer while it is tried, and on if it cannot be loaded or fails its trial.
+
+        Args:
+            model: its name.
+            parameters: `canary` or `shadow` with a share, and further terms; see portolan.serving.rollout.Terms.
 
         Raises:
             Refusal: `not_found`; `invalid`, with what is wrong.
         """
         if self._opener is None:
             raise Refusal("invalid", "this server loads no models by name")
-        del parameters
         entry = self._entry(model)
+        asked = Terms.read(parameters)
+        terms = asked if asked.mode != "swap" or "swap" in parameters else self._terms
         try:
-            await self.add(await self._opener(model))
+            await self.add(await self._opener(model), terms)
         except PortolanError as error:
             if entry.current is None:
                 entry.reason = error.message
             raise Refusal("invalid", f"the model `{model}` was not loaded: {error.message}") from error
 
-    async def add(self, source: Source) -> Version:
-        """Loads `source` and lets it serve in the place of the version before, which finishes what it has.
+    async def add(self, source: Source, terms: Terms | None = None) -> Version:
+        """Loads `source` and lets it serve in the place of the version before, at once or after a trial; the version
+        before finishes what it has.
 
         Raises:
             ModelError: it cannot be loaded; the version before serves on.
         """
-        entry = self.name(source.name)
+        entry, terms = self.name(source.name), terms or Terms()
         async with entry.lock:
             entry.number += 1
             version = Version(source, str(entry.number), self.arena, self.observer)
@@ -215,10 +209,37 @@ class Models:
                 if entry.current is None:
                     entry.reason = error.message if isinstance(error, ModelError) else "loading was interrupted"
                 raise
-            before, entry.current, entry.reason = entry.current, version, ""
-            if before is not None:
-                self._retire(entry, before)
+            self._end_trial(entry, "a newer version came")
+            if entry.current is None or terms.mode == "swap":
+                self._promote(entry, version)
+            else:
+                entry.trial = Trial(version, entry.current, terms, self._loop.time())
+            self._told({"loaded": entry.name, "version": version.number, "reason": terms.mode})
             return version
+
+    def _promote(self, entry: Entry, version: Version) -> None:
+        before, entry.current, entry.reason = entry.current, version, ""
+        if before is not None:
+            self._retire(entry, before)
+
+    def _end_trial(self, entry: Entry, why: str) -> None:
+        trial, entry.trial = entry.trial, None
+        if trial is not None:
+            self._retire(entry, trial.version)
+            self._told({"rolled_back": entry.name, "version": trial.version.number, "reason": why})
+
+    def _judge(self, entry: Entry) -> None:
+        """Ends the trial of a version that has proved itself, or the opposite."""
+        trial = entry.trial
+        if trial is None:
+            return
+        verdict = trial.verdict(self._loop.time())
+        if verdict.what == "promote":
+            entry.trial = None
+            self._promote(entry, trial.version)
+            self._told({"promoted": entry.name, "version": trial.version.number, "reason": ""})
+        elif verdict.what == "roll back":
+            self._end_trial(entry, verdict.why)
 
     async def unload(self, model: str) -> None:
         """Takes a model out of service; the calls it has are answered.
@@ -228,6 +249,7 @@ class Models:
         """
         entry = self._entry(model)
         async with entry.lock:
+            self._end_trial(entry, "the model is unloaded")
             version, entry.current = entry.current, None
             entry.reason = "unloaded"
         if version is not None:
@@ -244,7 +266,7 @@ class Models:
     async def drain(self) -> None:
         """Returns when every call that came is answered, and ends the replicas."""
         self._draining = True
-        versions = [v for entry in self._entries.values() for v in (*entry.old, entry.current) if v is not None]
+        versions = [version for entry in self._entries.values() for version in entry.all]
         await asyncio.gather(*(version.drain() for version in versions))
 
     def close(self) -> None:
@@ -253,11 +275,10 @@ class Models:
         for task in self._tasks:
             task.cancel()
         for entry in self._entries.values():
-            for version in (*entry.old, entry.current):
-                if version is not None:
-                    version.close()
-                    self._discard(version.source)
-            entry.current = None
+            for version in entry.all:
+                version.close()
+                self._discard(version.source)
+            entry.current = entry.trial = None
 
     def _entry(self, model: str) -> Entry:
         entry = self._entries.get(model)
@@ -268,9 +289,9 @@ class Models:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK, self._tick)
         for entry in self._entries.values():
-            for version in (*entry.old, entry.current):
-                if version is not None:
-                    version.tick()
+            for version in entry.all:
+                version.tick()
+            self._judge(entry)
 
     def _retire(self, entry: Entry, version: Version) -> None:
         task = self._loop.create_task(self._retired(entry, version))

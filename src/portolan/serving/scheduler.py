@@ -31,6 +31,7 @@ class Cost:
         self.cap = cap
         self._base = [0.0, *_interpolate(profile, cap)]
         self._factors = [1.0] * (cap.bit_length() + 1)
+        self._applied = list(self._factors)
         self._table = list(self._base)
         self._apply()
 
@@ -59,7 +60,7 @@ class Cost:
         ratio = min(max(seconds * _MARGIN / self._base[rows], _LEAST), _MOST)
         after = before + (_UP if ratio > before else _DOWN) * (ratio - before)
         self._factors[bucket] = after
-        if abs(after - before) > 0.01 * before:
+        if abs(after - self._applied[bucket]) > 0.02 * after:
             self._apply()
 
     def profile(self) -> dict[int, float]:
@@ -68,6 +69,7 @@ class Cost:
         return {rows: self._table[rows] for rows in sizes}
 
     def _apply(self) -> None:
+        self._applied = list(self._factors)
         most = 0.0
         for rows in range(1, self.cap + 1):
             most = max(most, self._base[rows] * self._factors[(rows - 1).bit_length()])

@@ -22,6 +22,7 @@ class Settings:
         control: whether clients may load and unload models.
         drain: seconds between "not ready" and the end of listening, for balancers to notice.
         grace: seconds in all that may pass between the order to stop and the end.
+        terms: how new versions take over; see portolan.serving.rollout.Terms.read.
         arena: bytes of memory shared with replicas.
         doors: settings of further doors and of what watches them, by their names.
     """
@@ -36,6 +37,7 @@ class Settings:
     control: bool = True
     drain: float = 0.0
     grace: float = 25.0
+    terms: Mapping[str, Any] = field(default_factory=dict)
     arena: int = 2**30
     doors: Mapping[str, Any] = field(default_factory=dict)
 
