@@ -170,7 +170,7 @@ def exchange(server: Server, raw: bytes, seconds: float = 20.0) -> bytes:
         (b"POST /v2/models/identity/infer HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
         (b"POST /v2 HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"POST /v2/models/identity/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", 400),
-        (b"GET /v2 HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 400),
+        (b"CONNECT other:443 HTTP/1.1\r\n\r\n", 404),
         (b"DELETE /v2 HTTP/1.1\r\n\r\n", 405),
         (b"PUT /v2/models/identity/infer HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 405),
         (b"GET /v2/models/%ff HTTP/1.1\r\n\r\n", 404),
@@ -247,11 +247,22 @@ def test_slow_clients_are_sent_away_and_hold_up_nobody(server: Server) -> None:
         try:
             while part := sock.recv(65536):
                 got += part
-        except OSError:
+        except ConnectionResetError:  # the rest of what it sent came after the end
             pass
         assert got == b"" or got.startswith(b"HTTP/1.1 408 ")
         sock.close()
     answered(server)
+
+
+def test_a_wish_to_upgrade_is_ignored(server: Server) -> None:
+    one = b"GET /v2 HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock:
+        for raw in (one, one + one):
+            got = b""
+            sock.sendall(raw)
+            while got.count(b"portolan") < raw.count(b"GET"):
+                got += sock.recv(65536)
+            assert got.count(b"HTTP/1.1 200 OK") == raw.count(b"GET")
 
 
 def test_pipelined_requests_are_answered_in_order(server: Server) -> None:

@@ -108,15 +108,13 @@ class Connection(asyncio.BufferedProtocol):
                 self._fill(nbytes)
             else:
                 start = 0 if self._reading else self._take_known(nbytes)
-                if start < nbytes:
-                    self._parser.feed_data(self._door.view[start:nbytes])
+                while start < nbytes and not self._closed:
+                    start = self._feed(start, nbytes)
                 if self._target is not None:
                     self._bulk = True
                     self._wake_at(min(len(self._target) - self._got, _CHUNK))
         except Refusal as refusal:
             self._refuse(refusal)
-        except httptools.HttpParserUpgrade:
-            self._refuse(Refusal("invalid", "the connection cannot be upgraded"))
         except httptools.HttpParserCallbackError as wrong:
             if not isinstance(wrong.__context__, Refusal):
                 raise
@@ -253,6 +251,17 @@ class Connection(asyncio.BufferedProtocol):
             door.loop.call_exception_handler(context)
         finally:
             request.give_back(door.arena)
+
+    def _feed(self, start: int, end: int) -> int:
+        """Has the parser read what is in the buffer; says how far it came. A wish to upgrade is ignored, as any server
+        may: some clients send one with every request.
+        """
+        try:
+            self._parser.feed_data(self._door.view[start:end])
+        except httptools.HttpParserUpgrade as wish:
+            self._parser = httptools.HttpRequestParser(self)
+            return start + max(int(wish.args[0]), 1)
+        return end
 
     def _take_known(self, count: int) -> int:
         """Takes requests whose heads are known off the buffer, past the parser; says where it stopped."""
