@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from portolan.api import bench, compress, deploy, doctor, inspect, load, open, optimize, pack, report, serve
     from portolan.errors import PortolanError
+    from portolan.kernels import kernel, shapes
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,18 +24,22 @@ __all__ = [
     "deploy",
     "doctor",
     "inspect",
+    "kernel",
     "load",
     "open",
     "optimize",
     "pack",
     "report",
     "serve",
+    "shapes",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name == "PortolanError":
         return importlib.import_module("portolan.errors").PortolanError
+    if name in ("kernel", "shapes"):
+        return getattr(importlib.import_module("portolan.kernels"), name)
     if name in __all__:
         return getattr(importlib.import_module("portolan.api"), name)
     raise AttributeError(f"module `portolan` has no attribute `{name}`")

@@ -13,23 +13,37 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from portolan.core.silence import silence
 from portolan.errors import PortolanError
 from portolan.worker import frames
+from portolan.worker.frames import Frame
 from portolan.worker.memory import limit_memory, ran_out
-from portolan.worker.operations import Operations
+from portolan.worker.operations import Answer, Operations
 
 _PR_SET_PDEATHSIG = 1
 
 
+class Answers(Protocol):
+    """What answers requests: `Operations`, or those of another kind of worker."""
+
+    def answer(self, request: Frame) -> Answer:
+        """Does what `request` asks for."""
+        ...
+
+
 def main(argv: Sequence[str]) -> None:
     """Serves until the controller closes stdin. `argv` is `--memory BYTES`."""
+    serve(argv, Operations)
+
+
+def serve(argv: Sequence[str], made: Callable[[], Answers]) -> None:
+    """Serves with the operations that `made` gives, until the controller closes stdin."""
     end_with_parent(os.getppid())
     limit_memory(int(argv[argv.index("--memory") + 1]))
     source, sink = os.dup(0), os.dup(1)
@@ -37,14 +51,14 @@ def main(argv: Sequence[str]) -> None:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     silence()
-    operations = Operations()
+    operations = made()
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             _answer(operations, source, sink)
     os._exit(0)
 
 
-def _answer(operations: Operations, source: int, sink: int) -> None:
+def _answer(operations: Answers, source: int, sink: int) -> None:
     request = frames.decode(lambda size: _read(source, size))
     try:
         fields, tensors = operations.answer(request)

@@ -20,7 +20,7 @@ from portolan.errors import OutOfMemory, PortolanError, WorkerCrashed, WorkerErr
 from portolan.worker import frames
 from portolan.worker.frames import Frame
 from portolan.worker.memory import default_memory_limit, ran_out
-from portolan.worker.transport import command, environment
+from portolan.worker.transport import WORKER, command, environment
 
 Reply = Frame
 _TAIL = 4000
@@ -33,6 +33,7 @@ class Worker:
         python: argv that starts a Python interpreter, through any transport; None for this one.
         memory_limit: bytes of memory the process may allocate; None for the default of `default_memory_limit`.
         env: further environment variables.
+        module: the package module that serves there.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Worker:
         python: Sequence[str] | None = None,
         memory_limit: int | None = None,
         env: Mapping[str, str] | None = None,
+        module: str = WORKER,
     ) -> None:
         self.memory_limit = memory_limit or default_memory_limit()
         self.started = time.monotonic()
@@ -48,7 +50,7 @@ class Worker:
         self._op = "start"
         try:
             self._process = subprocess.Popen(
-                command(python, self.memory_limit),
+                command(python, self.memory_limit, module),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,

@@ -23,9 +23,9 @@ _BOOT = (
 WORKER = "portolan.worker.agent"
 
 
-def command(python: Sequence[str] | None, memory_limit: int) -> list[str]:
+def command(python: Sequence[str] | None, memory_limit: int, module: str = WORKER) -> list[str]:
     """The argv of a worker behind `python`, an interpreter's argv; None for this interpreter."""
-    return started(python, WORKER, ["--memory", str(memory_limit)])
+    return started(python, module, ["--memory", str(memory_limit)])
 
 
 def started(python: Sequence[str] | None, module: str, arguments: Sequence[str]) -> list[str]:

@@ -1,0 +1,105 @@
+"""The process in which compiled kernels run before they are trusted: whatever they do costs one trial.
+
+load  {name, path, kernel, symbols}             a library under a name
+run   {name, sizes, results}, tensors           one call; the results' bytes
+hold  {sizes, results}, tensors                 arguments to time with
+block {name, seconds, threads} -> {ms: [...]}   times calls on the arguments held
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from portolan.errors import WorkerError
+from portolan.kernels.library import Library, Pool
+from portolan.worker.agent import serve
+from portolan.worker.frames import Frame
+
+Array = np.ndarray[Any, Any]
+Answer = tuple[dict[str, Any], Mapping[str, Array]]
+_MOST_CALLS = 100_000
+_GUARD = 64
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serves until the controller closes stdin."""
+    serve(argv, Trials)
+
+
+@dataclass(frozen=True)
+class _Held:
+    arrays: list[Array]
+    sizes: dict[str, int]
+
+
+class Trials:
+    """Libraries by name, and the arguments that are held to time them with."""
+
+    def __init__(self) -> None:
+        self._libraries: dict[str, Library] = {}
+        self._held: _Held | None = None
+        self._pools: dict[int, Pool] = {}
+
+    def answer(self, request: Frame) -> Answer:
+        """Does what `request` asks for."""
+        fields = dict(request.fields)
+        match fields["op"]:
+            case "load":
+                path = Path(fields["path"])
+                self._libraries[fields["name"]] = Library(path, fields["kernel"], fields["symbols"])
+                return {}, {}
+            case "run":
+                return self._run(fields, request.tensors)
+            case "hold":
+                self._held = _Held([*_given(request.tensors), *map(_result, fields["results"])], fields["sizes"])
+                return {}, {}
+            case "block":
+                return {"ms": self._block(fields["name"], fields["seconds"], fields["threads"])}, {}
+            case other:
+                raise WorkerError(f"unknown operation `{other}`")
+
+    def _run(self, fields: Mapping[str, Any], tensors: Mapping[str, Array]) -> Answer:
+        guarded = [_guarded(spec) for spec in fields["results"]]
+        results = [inner for _, inner in guarded]
+        self._libraries[fields["name"]]([*_given(tensors), *results], fields["sizes"])
+        for whole, _ in guarded:
+            if (whole[:_GUARD] != 0xA5).any() or (whole[-_GUARD:] != 0xA5).any():
+                raise WorkerError("it wrote outside of its result")
+        return {}, {f"r{n}": np.asarray(r) for n, r in enumerate(results)}
+
+    def _block(self, name: str, seconds: float, threads: int) -> list[float]:
+        held, library = self._held, self._libraries[name]
+        if held is None:
+            raise WorkerError("no arguments are held")
+        if threads not in self._pools:
+            self._pools[threads] = Pool(threads)
+        pool, end = self._pools[threads], time.perf_counter() + seconds
+        readings: list[float] = []
+        while not readings or (time.perf_counter() < end and len(readings) < _MOST_CALLS):
+            begun = time.perf_counter()
+            library(held.arrays, held.sizes, pool)
+            readings.append((time.perf_counter() - begun) * 1000)
+        return readings
+
+
+def _given(tensors: Mapping[str, Array]) -> list[Array]:
+    return [tensors[f"a{n}"] for n in range(len(tensors))]
+
+
+def _result(spec: Sequence[Any]) -> Array:
+    shape, dtype = spec
+    return np.zeros(shape, dtype)
+
+
+def _guarded(spec: Sequence[Any]) -> tuple[Array, Array]:
+    """A result with known bytes on both sides, all of it set to them."""
+    shape, dtype = spec
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    whole = np.full(size + 2 * _GUARD, 0xA5, np.uint8)
+    return whole, whole[_GUARD : _GUARD + size].view(dtype).reshape(shape)

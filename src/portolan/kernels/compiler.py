@@ -1,0 +1,101 @@
+"""The system's C compiler: found, asked for its version, and run in the cache folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from portolan.errors import NoBackend, PortolanError
+from portolan.kernels.place import digest, folder, write_whole
+
+#: No -ffast-math: it breaks infinities and NaN, and linked into a library it turns denormals off for the whole process.
+FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
+_NAMES = ("gcc", "clang", "cc")
+_SECONDS = 60.0
+
+
+class CompilerError(PortolanError):
+    """The compiler refused a program, crashed or took too long."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C compiler.
+
+    Attributes:
+        argv: how it is started.
+        version: the first line of what it says of itself.
+        flags: for every kernel.
+    """
+
+    argv: tuple[str, ...]
+    version: str
+    flags: tuple[str, ...] = (*FLAGS, "-march=native")
+
+    def build(self, source: str, extra: Sequence[str] = ()) -> Path:
+        """The shared library of `source`, from the cache or compiled now.
+
+        Raises:
+            CompilerError: it could not be compiled.
+        """
+        key = digest(source, self.argv, self.version, self.flags, list(extra), _machine())
+        path = folder() / "lib" / f"{key}.so"
+        if not path.is_file():
+            self._compile(source, path, extra)
+        return path
+
+    def _compile(self, source: str, path: Path, extra: Sequence[str]) -> None:
+        with tempfile.TemporaryDirectory(prefix="portolan-kernel-") as name:
+            code, made = Path(name) / "kernel.c", Path(name) / "kernel.so"
+            code.write_text(source, encoding="utf-8")
+            command = [*self.argv, *self.flags, *extra, "-o", str(made), str(code), "-lm"]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+            except subprocess.TimeoutExpired:
+                raise CompilerError(f"`{self.argv[0]}` did not finish within {_SECONDS:.0f} s") from None
+            except OSError as error:
+                raise CompilerError(f"`{self.argv[0]}` could not be started: {error.strerror}") from error
+            if done.returncode or not made.is_file():
+                said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:])
+                raise CompilerError(f"`{self.argv[0]}` ended with code {done.returncode}: {said or 'it said nothing'}")
+            write_whole(path.with_suffix(".c"), source.encode())
+            write_whole(path, made.read_bytes())
+
+
+def find() -> Compiler:
+    """The compiler that PORTOLAN_CC names, else the first of gcc, clang and cc.
+
+    Raises:
+        NoBackend: there is none.
+    """
+    asked = os.environ.get("PORTOLAN_CC", "").split()
+    if asked and shutil.which(asked[0]) is None:
+        raise NoBackend(f"the compiler `{asked[0]}` that PORTOLAN_CC names is not there", hint="unset PORTOLAN_CC")
+    for argv in [asked] if asked else [[name] for name in _NAMES]:
+        if (path := shutil.which(argv[0])) is not None:
+            return Compiler((path, *argv[1:]), _version(path))
+    raise NoBackend("no C compiler was found", hint="apt install gcc (or clang), or name one: PORTOLAN_CC=/path/to/cc")
+
+
+@lru_cache(maxsize=8)
+def _version(path: str) -> str:
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return (said.splitlines() or ["unknown"])[0]
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """What `-march=native` stands for: a cache that moves to another processor must not be believed there."""
+    from portolan.targets.local import local
+
+    found = local.detect()
+    return f"{found.arch} {' '.join(found.features)}"

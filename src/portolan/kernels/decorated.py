@@ -1,0 +1,190 @@
+"""A kernel as its user holds it: called on arrays, printed as loops, tuned for sizes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from portolan.core.target import Target
+from portolan.errors import UsageError
+from portolan.kernels import place
+from portolan.kernels.arrays import checked_results, narrowed, results, taken, widened
+from portolan.kernels.candidates import default
+from portolan.kernels.compiler import Compiler, find
+from portolan.kernels.library import Library, Pool
+from portolan.kernels.lower.nest import groups, lower
+from portolan.kernels.lower.schedule import Schedule
+from portolan.kernels.oracle import evaluate
+from portolan.kernels.printers.text import text
+from portolan.kernels.source import complete, from_function
+from portolan.kernels.tree import Program
+from portolan.kernels.tune import recalled, shape_class, source
+from portolan.kernels.verify import AGENT, Judge, odd_cases
+from portolan.worker.session import Worker
+
+Array = np.ndarray[Any, Any]
+_MOST_THREADS = 1024
+
+
+class Kernel:
+    """A tensor computation in index notation.
+
+    Call it with one NumPy array for each argument; it gives the result, or a tuple of them. The first call for sizes of
+    a new class compiles the kernel (the best layout that tuning found, else the likeliest), and checks it against the
+    oracle in a process of its own.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.sizes: list[Mapping[str, int]] = []
+        self._ready: dict[str, Library] = {}
+        self._pools: dict[int, Pool] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.program.name
+
+    def __call__(self, *arrays: Any, out: Any = None, threads: int = 1) -> Any:
+        """The results.
+
+        Args:
+            arrays: one for each argument, of the annotated type. Others than contiguous ones are copied.
+            out: arrays for the results, contiguous and apart from all others.
+            threads: to share the work among.
+
+        Raises:
+            UsageError: arrays that do not fit.
+            NoBackend: there is no C compiler.
+            VerificationFailed: the compiled kernel differs from the oracle.
+        """
+        given, sizes = taken(self.program, arrays)
+        if not 1 <= threads <= _MOST_THREADS:
+            raise UsageError(f"`threads` is {threads}, and has to be from 1 to {_MOST_THREADS}")
+        program = self.program
+        made = results(program, sizes) if out is None else checked_results(program, out, given, sizes)
+        if any(a.size == 0 for a in made):
+            pass
+        elif any(a.size == 0 for a in given):
+            for array, value, tensor in zip(made, self.oracle(*given), program.outputs, strict=True):
+                array[...] = narrowed(tensor, value)
+        else:
+            self._library(sizes)([*given, *made], sizes, self._pool(threads))
+        return made[0] if len(made) == 1 else tuple(made)
+
+    def oracle(self, *arrays: Any) -> list[Array]:
+        """The results in float64 and int64, by NumPy, from the same text. For small arrays."""
+        given, _ = taken(self.program, arrays)
+        return evaluate(self.program, [widened(t, a) for t, a in zip(self.program.inputs, given, strict=True)])
+
+    def schedules(self, sizes: Mapping[str, int], target: Target | None = None) -> list[Schedule]:
+        """The layout for sizes: what tuning found, else the likeliest."""
+        place_, compiler = target or _local(), _compiler()
+        if compiler is not None and (tuned := recalled(self.program, sizes, place_, compiler)) is not None:
+            return list(tuned.schedules)
+        return [default(self.program, g, place_, sizes) for g in groups(self.program)]
+
+    def loops(self, sizes: Mapping[str, int] | None = None) -> str:
+        """The loop program for sizes."""
+        return text(lower(self.program, self.schedules(sizes or self.usual())))
+
+    def code(self, sizes: Mapping[str, int] | None = None) -> str:
+        """The C code for sizes."""
+        return source(self.program, self.schedules(sizes or self.usual()))
+
+    def usual(self) -> Mapping[str, int]:
+        """Sizes to work for: those that a `shapes` line names, else likely ones."""
+        return self.sizes[0] if self.sizes else likely_sizes(self.program)
+
+    def __str__(self) -> str:
+        return self.loops()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{t.name}: {' '.join(map(str, t.axes))}" for t in self.program.inputs)
+        return f"kernel {self.name}({inputs})"
+
+    def _library(self, sizes: Mapping[str, int]) -> Library:
+        known = shape_class(sizes)
+        with self._lock:
+            if known not in self._ready:
+                self._ready[known] = prepared(self.program, self.schedules(sizes))
+            return self._ready[known]
+
+    def _pool(self, threads: int) -> Pool:
+        with self._lock:
+            if threads not in self._pools:
+                self._pools[threads] = Pool(threads)
+            return self._pools[threads]
+
+
+def _local() -> Target:
+    from portolan.targets.local import local
+
+    return local.detect()
+
+
+def _compiler() -> Compiler | None:
+    from portolan.errors import NoBackend
+
+    try:
+        return find()
+    except NoBackend:
+        return None
+
+
+def prepared(program: Program, schedules: Sequence[Schedule]) -> Library:
+    """The compiled kernel in this process, once it has agreed with the oracle in another.
+
+    Raises:
+        NoBackend: there is no C compiler.
+        VerificationFailed: it differs from the oracle.
+        WorkerError: it crashed.
+    """
+    path = find().build(source(program, schedules))
+    key = f"checked-{path.stem}"
+    if place.recall(key) is None:
+        with Worker(module=AGENT) as worker:
+            cases = odd_cases(program, schedules[0], np.random.default_rng(0))
+            error = Judge(program, cases, worker).error("checked", path)
+        place.remember(key, {"error": error})
+    return Library(path, program.name, program.symbols)
+
+
+def likely_sizes(program: Program) -> dict[str, int]:
+    """Sizes to tune for where none are named: as large as a fraction of a second of work allows."""
+    from portolan.kernels.candidates import flops
+
+    sizes = dict.fromkeys(program.symbols, 512)
+    for stage in program.stages:
+        if isinstance(stage.extent, str):
+            sizes[stage.extent] = 8
+    while flops(program, sizes) > 5e8 and max(sizes.values()) > 16:
+        name = max(sizes, key=lambda s: (sizes[s], s))
+        sizes[name] //= 2
+    return sizes
+
+
+def kernel(function: Callable[..., Any]) -> Kernel:
+    """Makes a function in index notation a kernel. Its body is read, never executed.
+
+    Raises:
+        KernelError: it cannot be read as a kernel; the error names the line and what to write.
+    """
+    return Kernel(from_function(function))
+
+
+def shapes(kernel: Kernel, **sizes: int) -> None:
+    """Names sizes to tune a kernel for.
+
+    Raises:
+        UsageError: a size for every axis of the arguments and for nothing else.
+    """
+    if not isinstance(kernel, Kernel):
+        raise UsageError(
+            "`shapes` takes a kernel and sizes by axis", hint="write `shapes(tropical, i=512, k=512, j=512)`"
+        )
+    kernel.sizes.append(complete(kernel.program, sizes))

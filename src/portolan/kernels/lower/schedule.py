@@ -1,0 +1,62 @@
+"""How a kernel's loops are laid out: plain data, the thing that tuning chooses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A layout of the loops of one nest.
+
+    Attributes:
+        vector: the axis whose neighbours share a vector; None for no vectors.
+        rows: the axis that is tiled together with it; None for none.
+        lanes: numbers in a vector.
+        tile_rows: rows of a tile.
+        tile_vectors: vectors of a tile.
+        chunk: rows of one task; 0 for all.
+        block: elements of a staged reduction kept in a buffer.
+        stage_vectors: vectors side by side while a block is filled.
+        pack: whether what is read with stride 1 is packed too, where rows share it.
+    """
+
+    vector: str | None
+    rows: str | None
+    lanes: int
+    tile_rows: int = 1
+    tile_vectors: int = 1
+    chunk: int = 0
+    block: int = 128
+    stage_vectors: int = 2
+    pack: bool = True
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile."""
+        return self.lanes * self.tile_vectors
+
+    def plain(self, lanes: int) -> Schedule:
+        """The same axes for sizes below a tile: one row, one vector of `lanes`."""
+        vector = self.vector if lanes > 1 else None
+        return replace(
+            self,
+            vector=vector,
+            rows=None,
+            lanes=lanes,
+            tile_rows=1,
+            tile_vectors=1,
+            chunk=0,
+            stage_vectors=1,
+            pack=False,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Schedule:
+        """Reads what `to_json` wrote."""
+        return cls(**data)

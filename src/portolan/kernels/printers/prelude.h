@@ -1,0 +1,183 @@
+/* What every printed kernel builds on: vectors of the compiler's own, element functions, reads of narrow types.
+ * LANES is the number of 32-bit numbers in a vector; 1 for no vectors. The floating-point mode is never touched. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#define IN static inline __attribute__((always_inline, unused))
+#define BITS(T, x) ({ __typeof__(x) b_ = (x); T r_; memcpy(&r_, &b_, sizeof r_); r_; })
+
+/* Numbers alone ---------------------------------------------------------------------------------------------------- */
+IN int64_t p_min(int64_t a, int64_t b) { return a < b ? a : b; }
+IN int64_t p_max(int64_t a, int64_t b) { return a > b ? a : b; }
+IN int64_t p_floordiv(int64_t a, int64_t b) { if (!b) return 0; int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
+IN int64_t p_mod(int64_t a, int64_t b) { if (!b) return 0; int64_t r = a % b; return r && (r < 0) != (b < 0) ? r + b : r; }
+IN int64_t p_abs(int64_t a) { return a < 0 ? -a : a; }
+IN int64_t p_int(float x) { return x != x ? 0 : x <= -2147483648.f ? INT32_MIN : x >= 2147483648.f ? INT32_MAX : (int64_t)x; }
+IN float f_larger(float a, float b) { return a > b ? a : b; }
+IN float f_smaller(float a, float b) { return a < b ? a : b; }
+IN float f_min(float a, float b) { return a < b || a != a ? a : b; }
+IN float f_max(float a, float b) { return a > b || a != a ? a : b; }
+IN float f_sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+IN float f_of_bf16(uint16_t x) { uint32_t u = (uint32_t)x << 16; return BITS(float, u); }
+IN uint16_t bf16_of_f(float x) {
+  uint32_t u = BITS(uint32_t, x);
+  return x != x ? (uint16_t)(u >> 16 | 64) : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+/* IEEE half by hand: no target needs a type for it. Denormals and rounding to even are exact. */
+IN float f_of_f16(uint16_t h) {
+  uint32_t u = (uint32_t)(h & 0x7fff) << 13, s = (uint32_t)(h & 0x8000) << 16;
+  float x = BITS(float, u) * 0x1p112f;
+  uint32_t r = BITS(uint32_t, x) | s;
+  if ((h & 0x7c00) == 0x7c00) r = s | 0x7f800000 | (uint32_t)(h & 0x3ff) << 13;
+  return BITS(float, r);
+}
+IN uint16_t f16_of_f(float x) {
+  uint32_t u = BITS(uint32_t, x), s = u >> 16 & 0x8000, a = u & 0x7fffffff;
+  if (a > 0x7f800000) return (uint16_t)(s | 0x7e00);
+  if (a >= 0x477ff000) return (uint16_t)(s | 0x7c00);
+  if (a < 0x38800000) { float t = BITS(float, a) + 0.5f; return (uint16_t)(s | (BITS(uint32_t, t) - 0x3f000000)); }
+  return (uint16_t)(s | ((a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13));
+}
+
+#if LANES > 1
+/* Vectors. aligned(4): loads of any place are legal. ---------------------------------------------------------------- */
+typedef float V __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t VI __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t VU __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#define EACH for (int l = 0; l < LANES; l++)
+#define VF(x) ((x) - (V){})
+#define VN(x) ((int32_t)(x) + (VI){})
+/* A macro, and on the mask's bits: as a function gcc 12 selects by xor. */
+#define SEL(T, m, a, b) ({ VI m_ = (VI)(m); T a_ = (a), b_ = (b); (T)((m_ & (VI)a_) | (~m_ & (VI)b_)); })
+IN VI vi_iota(VI x) { VI i; EACH i[l] = l; return x + i; }
+#define LANEWISE(name, call) IN V name(V a) { V r; EACH r[l] = call(a[l]); return r; }
+LANEWISE(v_erf, erff) LANEWISE(v_sin, sinf) LANEWISE(v_cos, cosf)
+IN V v_pow(V a, V b) { V r; EACH r[l] = powf(a[l], b[l]); return r; }
+/* Instructions that gcc does not find by itself. By its builtins: reading immintrin.h takes longer than all the rest. */
+#if defined(__AVX512F__) && LANES == 16 && !defined(__clang__)
+#define HAVE_LARGER
+typedef float V64 __attribute__((vector_size(64)));
+IN V v_larger(V a, V b) { return (V)__builtin_ia32_maxps512_mask((V64)a, (V64)b, (V64){}, -1, 4); }
+IN V v_smaller(V a, V b) { return (V)__builtin_ia32_minps512_mask((V64)a, (V64)b, (V64){}, -1, 4); }
+IN int v_any_below(V a, V b) { return __builtin_ia32_cmpps512_mask((V64)a, (V64)b, 17, -1, 4) != 0; }
+IN V v_sqrt(V a) { return (V)__builtin_ia32_sqrtps512_mask((V64)a, (V64){}, -1, 4); }
+IN V v_floor(V a) { return (V)__builtin_ia32_rndscaleps_mask((V64)a, 9, (V64){}, -1, 4); }
+IN V v_ceil(V a) { return (V)__builtin_ia32_rndscaleps_mask((V64)a, 10, (V64){}, -1, 4); }
+#elif defined(__AVX__) && LANES == 8 && !defined(__clang__)
+#define HAVE_LARGER
+typedef float V32 __attribute__((vector_size(32)));
+IN V v_larger(V a, V b) { return (V)__builtin_ia32_maxps256((V32)a, (V32)b); }
+IN V v_smaller(V a, V b) { return (V)__builtin_ia32_minps256((V32)a, (V32)b); }
+IN int v_any_below(V a, V b) { return __builtin_ia32_movmskps256(__builtin_ia32_cmpps256((V32)a, (V32)b, 17)) != 0; }
+IN V v_sqrt(V a) { return (V)__builtin_ia32_sqrtps256((V32)a); }
+IN V v_floor(V a) { return (V)__builtin_ia32_roundps256((V32)a, 9); }
+IN V v_ceil(V a) { return (V)__builtin_ia32_roundps256((V32)a, 10); }
+#else
+LANEWISE(v_sqrt, sqrtf) LANEWISE(v_floor, floorf) LANEWISE(v_ceil, ceilf)
+#endif
+IN V v_abs(V a) { return (V)((VI)a & 0x7fffffff); }
+IN VI vi_abs(VI a) { return SEL(VI, a < 0, -a, a); }
+IN V v_min(V a, V b) { return SEL(V, (a < b) | (a != a), a, b); }
+IN V v_max(V a, V b) { return SEL(V, (a > b) | (a != a), a, b); }
+IN VI vi_min(VI a, VI b) { return SEL(VI, a < b, a, b); }
+IN VI vi_max(VI a, VI b) { return SEL(VI, a > b, a, b); }
+IN VI vi_floordiv(VI a, VI b) { VI r; EACH r[l] = (int32_t)p_floordiv(a[l], b[l]); return r; }
+IN VI vi_mod(VI a, VI b) { VI r; EACH r[l] = (int32_t)p_mod(a[l], b[l]); return r; }
+IN VI vi_of_v(V x) {
+  V c = SEL(V, x == x, x, (V){});
+  VI r = __builtin_convertvector(SEL(V, c < VF(-2147483648.f), VF(-2147483648.f), SEL(V, c > VF(2147483520.f), (V){}, c)), VI);
+  return SEL(VI, c > VF(2147483520.f), VN(INT32_MAX), r);
+}
+/* exp to 1 ulp: x = n ln 2 + f. n stands in the low bits of the rounded product, ready to be shifted into the exponent.
+ * Below -87.34 it gives 0 (no denormals), above 88.72 infinity; NaN stays NaN through the polynomial. */
+IN V v_exp(V x) {
+  V t = x * 1.44269504f + 12582912.f, n = t - 12582912.f;
+  V f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  V p = f * 1.9875691e-4f + 1.3981999e-3f; p = p * f + 8.3334519e-3f; p = p * f + 4.1665796e-2f;
+  p = p * f + 1.66666655e-1f; p = p * f + 0.5f; p = p * (f * f) + (f + 1.f);
+  V y = (V)((VI)p + ((VI)t << 23));
+  y = SEL(V, x < VF(-87.33654f), (V){}, y);
+  return SEL(V, x > VF(88.72283f), VF(INFINITY), y);
+}
+/* log to 1 ulp, after Cephes; 0 gives -inf, below it NaN. Denormals are scaled up first. */
+IN V v_log(V x) {
+  VI tiny = x < VF(1.17549435e-38f);
+  V s = SEL(V, tiny, x * 8388608.f, x);
+  VI i = (VI)s, e = (VI)((VU)i >> 23) - 126;
+  V m = (V)((i & 0x7fffff) | 0x3f000000), k = __builtin_convertvector(e - (tiny & 23), V);
+  VI low = m < VF(0.707106781f);
+  k = k - SEL(V, low, VF(1.f), (V){}); m = m - 1.f + SEL(V, low, m, (V){});
+  V z = m * m, p = m * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f; p = p * m - 1.2420140846e-1f; p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f; p = p * m + 2.0000714765e-1f; p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f; p = p * m * z + k * -2.12194440e-4f - z * 0.5f;
+  V y = m + p + k * 0.693359375f;
+  y = SEL(V, x == (V){}, VF(-INFINITY), y); y = SEL(V, x < (V){}, VF(NAN), y);
+  y = SEL(V, x == VF(INFINITY), x, y); return SEL(V, x == x, y, x);
+}
+IN V v_sigmoid(V x) { return 1.f / (1.f + v_exp(-x)); }
+/* Near 0 the quotient loses digits: there a polynomial (Cephes). */
+IN V v_tanh(V x) {
+  V a = v_abs(x), z = x * x, e = v_exp(a + a), big = 1.f - 2.f / (e + 1.f);
+  V p = z * -5.70498872745e-3f + 2.06390887954e-2f; p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f; p = p * z - 3.33332819422e-1f;
+  return SEL(V, a < VF(0.625f), x * z * p + x, SEL(V, x < (V){}, -big, big));
+}
+/* Lanes joined into one number, halving. */
+#define ACROSS(name, T, E, join) IN E name(T a) { \
+  for (int w = LANES / 2; w; w /= 2) for (int l = 0; l < w; l++) { E x = a[l], y = a[l + w]; a[l] = join; } return a[0]; }
+ACROSS(v_across_sum, V, float, x + y) ACROSS(v_across_prod, V, float, x * y)
+ACROSS(v_across_max, V, float, y > x ? y : x) ACROSS(v_across_min, V, float, y < x ? y : x)
+ACROSS(vi_across_sum, VI, int32_t, x + y) ACROSS(vi_across_prod, VI, int32_t, x * y)
+ACROSS(vi_across_max, VI, int32_t, y > x ? y : x) ACROSS(vi_across_min, VI, int32_t, y < x ? y : x)
+ACROSS(vi_across_any, VI, int32_t, x | y) ACROSS(vi_across_all, VI, int32_t, x & y)
+/* The larger (smaller) of two, the second where the first is NaN: what x86 has an instruction for. */
+#ifndef HAVE_LARGER
+IN V v_larger(V a, V b) { return SEL(V, a > b, a, b); }
+IN V v_smaller(V a, V b) { return SEL(V, a < b, a, b); }
+IN int v_any_below(V a, V b) {
+  VI m = (VI)(a < b);
+  int64_t r = 0, h[LANES / 2];
+  memcpy(h, &m, sizeof m);
+  for (int l = 0; l < LANES / 2; l++) r |= h[l];
+  return r != 0;
+}
+#endif
+IN VI vi_larger(VI a, VI b) { return SEL(VI, a > b, a, b); }
+IN VI vi_smaller(VI a, VI b) { return SEL(VI, a < b, a, b); }
+
+/* Reads. f32 and i32 lanes lie ready; narrow types are widened lane by lane. */
+#define GET_f32(x) (x)
+#define GET_i32(x) (x)
+#define GET_i8(x) (x)
+#define GET_f16(x) f_of_f16(x)
+#define GET_bf16(x) f_of_bf16(x)
+#define READS(d, E, T) \
+  IN T plain_##d(const E *p) { T r; if (sizeof(E) == 4) { memcpy(&r, p, sizeof r); } else { EACH r[l] = GET_##d(p[l]); } return r; } \
+  IN T strided_##d(const E *p, int64_t s) { T r; EACH r[l] = GET_##d(p[l * s]); return r; } \
+  IN T guarded_##d(const E *p, int64_t i, int64_t n) { \
+    if (i >= 0 && i + LANES <= n) return plain_##d(p + i); \
+    T r; EACH r[l] = GET_##d(p[p_max(p_min(i + l, n - 1), 0)]); return r; } \
+  IN T reversed_##d(const E *p, int64_t i, int64_t n) { \
+    T r, f; \
+    if (i < n && i >= LANES - 1) { f = plain_##d(p + i - LANES + 1); EACH r[l] = f[LANES - 1 - l]; return r; } \
+    EACH r[l] = GET_##d(p[p_max(p_min(i - l, n - 1), 0)]); return r; }
+READS(f32, float, V) READS(i32, int32_t, VI) READS(i8, int8_t, VI) READS(f16, uint16_t, V) READS(bf16, uint16_t, V)
+#endif
+
+/* A short sorted list of the smallest `-s`: a vector of scores is looked at one by one only where a lane beats the last. */
+IN void rank_one(float *best, int32_t *place, int n, float x, int32_t at) {
+  int k = n - 1;
+  for (; k > 0 && best[k - 1] > x; k--) { best[k] = best[k - 1]; place[k] = place[k - 1]; }
+  best[k] = x; place[k] = at;
+}
+static __attribute__((noinline, unused)) void rank(float *best, int32_t *place, int n, const float *s, int64_t count, int64_t first) {
+  int64_t u = 0;
+#if LANES > 1
+  for (; u + LANES <= count; u += LANES) {
+    V x = -*(const V *)(s + u);
+    if (v_any_below(x, VF(best[n - 1]))) EACH if (-s[u + l] < best[n - 1]) rank_one(best, place, n, -s[u + l], (int32_t)(first + u + l));
+  }
+#endif
+  for (; u < count; u++) if (-s[u] < best[n - 1]) rank_one(best, place, n, -s[u], (int32_t)(first + u));
+}

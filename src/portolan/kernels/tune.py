@@ -1,0 +1,228 @@
+"""Finds the layout of a kernel's loops for sizes and a target: candidates, each checked, then timed side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from portolan.core.target import Target
+from portolan.errors import NoResult, PortolanError
+from portolan.kernels import place
+from portolan.kernels.candidates import candidates
+from portolan.kernels.compiler import Compiler
+from portolan.kernels.lower.nest import groups, lower
+from portolan.kernels.lower.schedule import Schedule
+from portolan.kernels.printers.c import CPrinter, prelude
+from portolan.kernels.tree import Program
+from portolan.kernels.verify import AGENT, Judge, odd_cases, real_case, specs
+from portolan.measure.lock import measuring
+from portolan.measure.stats import percentile_intervals
+from portolan.worker.session import Worker, patience
+
+Progress = Callable[[str], None]
+_CANDIDATES = 7
+_BLOCK_SECONDS = 0.02
+_ROUNDS = 3
+_FINAL_ROUNDS = 8
+_SPARE = 2.5
+_SLOW = 1.5
+
+
+@dataclass
+class Trial:
+    """One schedule: what became of it."""
+
+    schedule: Schedule
+    path: Path | None = None
+    error: float | None = None
+    reason: str | None = None
+    blocks: list[list[float]] = field(default_factory=list)
+
+    @property
+    def ms(self) -> float:
+        """The median of its blocks' medians."""
+        return float(np.median([np.median(b) for b in self.blocks]))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best layout found.
+
+    Attributes:
+        schedules: one for each group of results.
+        ms: milliseconds of a call: value, lo, hi and n.
+        max_error: the largest error against the oracle, relative to the largest value.
+        seconds: that finding it took, compiling included.
+        trials: how many schedules were tried, and how many of them failed.
+    """
+
+    schedules: tuple[Schedule, ...]
+    ms: Mapping[str, Any]
+    max_error: float
+    seconds: float
+    trials: tuple[int, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "schedules": [s.to_json() for s in self.schedules],
+            "ms": dict(self.ms),
+            "max_error": self.max_error,
+            "seconds": self.seconds,
+            "trials": list(self.trials),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Tuned:
+        """Reads what `to_json` wrote."""
+        schedules = tuple(Schedule.from_json(s) for s in data["schedules"])
+        tried, failed = data["trials"]
+        return cls(schedules, data["ms"], data["max_error"], data["seconds"], (tried, failed))
+
+
+def shape_class(sizes: Mapping[str, int]) -> str:
+    """Sizes that are tuned together: each to its nearest power of two."""
+    return " ".join(f"{name}={2 ** round(float(np.log2(max(1, size))))}" for name, size in sorted(sizes.items()))
+
+
+def key(program: Program, sizes: Mapping[str, int], target: Target, compiler: Compiler) -> str:
+    """Under what a tuning is kept: the kernel, its shape class, the target and all that makes the code."""
+    tree = repr((program.name, program.inputs, program.outputs, program.stages, program.values))
+    versions = (compiler.version, compiler.flags, place.digest(prelude()))
+    return place.digest(tree, shape_class(sizes), target.fingerprint, versions)
+
+
+def source(program: Program, schedules: Sequence[Schedule]) -> str:
+    """The C code of a kernel under schedules."""
+    return CPrinter().source(lower(program, schedules))
+
+
+def recalled(program: Program, sizes: Mapping[str, int], target: Target, compiler: Compiler) -> Tuned | None:
+    """What an earlier tuning found; None when there was none."""
+    found = place.recall(key(program, sizes, target, compiler))
+    try:
+        return None if found is None else Tuned.from_json(found)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def tune(
+    program: Program,
+    sizes: Mapping[str, int],
+    target: Target,
+    compiler: Compiler,
+    *,
+    seed: int = 0,
+    budget: float = 10.0,
+    progress: Progress | None = None,
+) -> Tuned:
+    """Tries schedules within `budget` seconds; what it finds is kept.
+
+    Raises:
+        NoResult: not one schedule compiled, agreed with the oracle and ran.
+    """
+    begun = time.monotonic()
+    told = progress or (lambda text: None)
+    made = groups(program)
+    best = [candidates(program, g, target, sizes)[0] for g in made]
+    tried: list[Trial] = []
+    with Worker(module=AGENT) as worker, ThreadPoolExecutor(2) as compiling:
+        rng = np.random.default_rng(seed)
+        real = real_case(program, sizes, rng)
+        judge = Judge(program, [*odd_cases(program, best[0], rng), real], worker)
+        tensors = {f"a{n}": a for n, a in enumerate(real.arrays)}
+        worker.ask("hold", timeout=patience(60), tensors=tensors, sizes=dict(sizes), results=specs(program, sizes))
+        for number, group in enumerate(made):
+            end = begun + (budget - _SPARE) * (number + 1) / len(made)
+            options = candidates(program, group, target, sizes)[:_CANDIDATES]
+            session = _Session(program, best, number, judge, compiler, told)
+            trials = session.run(options, compiling, end)
+            tried += trials
+            good = [t for t in trials if t.blocks]
+            if not good:
+                reasons = "; ".join(dict.fromkeys(t.reason or "?" for t in trials))
+                raise NoResult(f"kernel `{program.name}`: no schedule gave a valid program: {reasons}")
+            winner = min(good, key=lambda t: t.ms)
+            best[number] = winner.schedule
+    interval = percentile_intervals([[np.asarray(b) for b in winner.blocks]], [0.5])[0]
+    ms = {"value": interval.value, "lo": interval.lo, "hi": interval.hi, "n": sum(map(len, winner.blocks))}
+    worst = max(t.error or 0.0 for t in tried if t.schedule in best)
+    failed = sum(t.reason is not None for t in tried)
+    found = Tuned(tuple(best), ms, worst, time.monotonic() - begun, (len(tried), failed))
+    place.remember(key(program, sizes, target, compiler), found.to_json())
+    return found
+
+
+class _Session:
+    """The trials of one group of results."""
+
+    def __init__(
+        self,
+        program: Program,
+        best: Sequence[Schedule],
+        number: int,
+        judge: Judge,
+        compiler: Compiler,
+        told: Progress,
+    ) -> None:
+        self.program, self.best, self.number = program, list(best), number
+        self.judge, self.compiler, self.told = judge, compiler, told
+
+    def run(self, options: Sequence[Schedule], compiling: ThreadPoolExecutor, end: float) -> list[Trial]:
+        """Compiles and checks until `end`, then times what is right, side by side."""
+        pending = [(Trial(option), compiling.submit(self._compiled, option)) for option in options]
+        done: list[Trial] = []
+        for trial, future in pending:
+            if time.monotonic() > end and any(t.error is not None for t in done):
+                future.cancel()
+                continue
+            self._check(trial, future)
+            done.append(trial)
+            self._time([trial], 1)
+        self._race([t for t in done if t.error is not None and t.blocks])
+        return done
+
+    def _compiled(self, schedule: Schedule) -> Path:
+        whole = [*self.best[: self.number], schedule, *self.best[self.number + 1 :]]
+        return self.compiler.build(source(self.program, whole))
+
+    def _name(self, trial: Trial) -> str:
+        return str(trial.path)
+
+    def _check(self, trial: Trial, future: Future[Path]) -> None:
+        s = trial.schedule
+        self.told(f"{self.program.name}: trying {s.tile_rows} x {s.tile_vectors} vectors of {s.lanes}")
+        try:
+            trial.path = future.result()
+            trial.error = self.judge.error(self._name(trial), trial.path)
+        except PortolanError as error:
+            trial.reason = error.message
+
+    def _time(self, trials: Sequence[Trial], rounds: int) -> None:
+        with measuring():
+            for _ in range(rounds):
+                for trial in trials:
+                    if trial.error is not None:
+                        reply = self.judge.worker.ask(
+                            "block",
+                            timeout=patience(60),
+                            name=self._name(trial),
+                            seconds=_BLOCK_SECONDS,
+                            threads=1,
+                        )
+                        trial.blocks.append(reply.fields["ms"])
+
+    def _race(self, trials: list[Trial]) -> None:
+        """Rounds in which each runs once; then the best two alone."""
+        if not trials:
+            return
+        fastest = min(t.ms for t in trials)
+        near = [t for t in trials if t.ms < _SLOW * fastest]
+        self._time(near, _ROUNDS)
+        self._time(sorted(near, key=lambda t: t.ms)[:2], _FINAL_ROUNDS)
