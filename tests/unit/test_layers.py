@@ -11,7 +11,19 @@ import portolan
 ROOT = Path(portolan.__file__).parent
 ORDER = [
     *("errors", "units", "core", "demo", "targets", "frontends", "importers", "passes", "backends", "worker"),
-    *("measure", "kernels", "serving", "search", "study", "bundle", "report", "packing", "comparison", "compression", "hosting"),
+    *(
+        "measure",
+        "kernels",
+        "serving",
+        "search",
+        "study",
+        "bundle",
+        "report",
+        "packing",
+        "comparison",
+        "compression",
+        "hosting",
+    ),
     *("deployment", "reports", "api", "cli", "__main__"),
 ]
 #: The root package is everyone's for its version; its lazy names lead up on purpose. The test suites see everything.

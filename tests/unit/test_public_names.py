@@ -13,8 +13,8 @@ import pytest
 import portolan
 
 NAMES = [
-    "PortolanError", "__version__", "bench", "compress", "deploy", "doctor", "inspect", "load", "open", "optimize",
-    "pack", "report", "serve",
+    "PortolanError", "__version__", "bench", "compress", "deploy", "doctor", "inspect", "kernel", "load", "open",
+    "optimize", "pack", "report", "serve", "shapes",
 ]  # fmt: skip
 
 

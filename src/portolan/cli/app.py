@@ -28,6 +28,7 @@ VERBS: dict[str, Entry] = {
     "doctor": Entry("Look", "[TARGET]", "what this machine can run, what is missing, the command that adds it"),
     "optimize": Entry("Improve", "MODEL -g GOAL...", "search for the best recipe under goals"),
     "compress": Entry("Improve", "MODEL --pass PASS...", "apply passes, no search"),
+    "kernel": Entry("Improve", "FILE.py", "check, tune and compile a custom operator"),
     "bench": Entry("Check", "A [B...]", "measure and compare, with statistics"),
     "report": Entry("Check", "[STUDY...]", "the HTML report"),
     "pack": Entry("Deliver", "STUDY|MODEL", "make, verify, export a bundle"),

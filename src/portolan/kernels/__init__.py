@@ -14,8 +14,8 @@ under a schedule, `printers` print them, `tune` finds the schedule.
 
 from __future__ import annotations
 
-from portolan.kernels.build import build
+from portolan.kernels.build import build, emitted
 from portolan.kernels.decorated import Kernel, kernel, shapes
 from portolan.kernels.trouble import KernelError
 
-__all__ = ["Kernel", "KernelError", "build", "kernel", "shapes"]
+__all__ = ["Kernel", "KernelError", "build", "emitted", "kernel", "shapes"]

@@ -9,12 +9,12 @@ from typing import Any
 from portolan.core import registry
 from portolan.core.target import Target
 from portolan.errors import UsageError
-from portolan.kernels.candidates import flops, traffic
 from portolan.kernels.compiler import Compiler, find
 from portolan.kernels.decorated import Kernel
 from portolan.kernels.place import write_whole
 from portolan.kernels.source import read_file
 from portolan.kernels.tune import recalled, source, tune
+from portolan.kernels.work import flops, traffic
 
 EMITTED = ("c",)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from portolan.core.target import Target
@@ -10,7 +10,7 @@ from portolan.kernels.arrays import size_of
 from portolan.kernels.lower.nest import Group
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.lower.stages import apart
-from portolan.kernels.tree import Expr, Load, Num, Op, Program, Ranked, Reduce, free, walk
+from portolan.kernels.tree import Binder, Program, Ranked, Reduce, free, walk
 
 #: Rows and vectors of a tile. Below 8 accumulators the latency of an addition shows.
 _TILES = (
@@ -99,7 +99,8 @@ def _completed(program: Program, group: Group, schedule: Schedule, sizes: Mappin
     return replace(schedule, chunk=chunk, stage_vectors=vectors, block=256 if group.ranks else 64)
 
 
-def _staged(group: Group):  # type: ignore[no-untyped-def]
+def _staged(group: Group) -> Iterator[Binder]:
+    """The indices of reductions and rankings."""
     for value in group.values:
         for e in walk(value):
             if isinstance(e, Ranked):
@@ -159,50 +160,3 @@ def _restaged(group: Group, vector: str) -> bool:
                         if isinstance(x, Reduce) and vector not in free(x):
                             return True
     return False
-
-
-def flops(program: Program, sizes: Mapping[str, int]) -> float:
-    """Operations of one call, by the formula as it is written: each function one, each element of a reduction one."""
-    total = 0.0
-    for output, value in zip(program.outputs, program.values, strict=True):
-        space = 1.0
-        for axis in output.axes:
-            space *= sizes.get(str(axis), 8)
-        total += space * _flops(value, sizes)
-    for stage in program.stages:
-        space = float(size_of(stage.extent, sizes))
-        for axis in program.tensor(stage.tensor).axes:
-            space *= size_of(axis, sizes)
-        total += space * _flops(stage.value, sizes)
-    return total
-
-
-def _flops(e: Expr, sizes: Mapping[str, int]) -> float:
-    match e:
-        case Reduce(binders=binders, body=body):
-            count = 1.0
-            for binder in binders:
-                count *= size_of(binder.extent, sizes)
-            return count * (1 + sum(_flops(b, sizes) for b in body))
-        case Ranked(binder=binder, body=inner):
-            return size_of(binder.extent, sizes) * (1 + _flops(inner, sizes)) / e.n
-        case Op(args=args):
-            return (e.kind == "f") + sum(_flops(a, sizes) for a in args)
-        case Load() | Num():
-            return 0.0
-        case _:
-            from portolan.kernels.tree import children
-
-            return sum(_flops(c, sizes) for c in children(e))
-
-
-def traffic(program: Program, sizes: Mapping[str, int]) -> float:
-    """Bytes of all arguments and results: what has to move at least."""
-    bytes_of = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "i32": 4}
-    total = 0.0
-    for tensor in (*program.inputs, *program.outputs):
-        count = 1.0
-        for axis in tensor.axes:
-            count *= axis if isinstance(axis, int) else sizes.get(axis, 8)
-        total += count * bytes_of[tensor.dtype]
-    return total

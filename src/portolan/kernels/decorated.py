@@ -23,6 +23,7 @@ from portolan.kernels.source import complete, from_function
 from portolan.kernels.tree import Program
 from portolan.kernels.tune import recalled, shape_class, source
 from portolan.kernels.verify import AGENT, Judge, odd_cases
+from portolan.kernels.work import flops
 from portolan.worker.session import Worker
 
 Array = np.ndarray[Any, Any]
@@ -156,8 +157,6 @@ def prepared(program: Program, schedules: Sequence[Schedule]) -> Library:
 
 def likely_sizes(program: Program) -> dict[str, int]:
     """Sizes to tune for where none are named: as large as a fraction of a second of work allows."""
-    from portolan.kernels.candidates import flops
-
     sizes = dict.fromkeys(program.symbols, 512)
     for stage in program.stages:
         if isinstance(stage.extent, str):

@@ -1,4 +1,4 @@
-"""A compiled variant against the oracle, in a process of its own, on odd sizes and the real ones, before it is timed."""
+"""A compiled variant against the oracle, in a process of its own, on odd and real sizes, before it is timed."""
 
 from __future__ import annotations
 

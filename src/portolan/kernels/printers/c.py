@@ -264,7 +264,8 @@ class CPrinter:
             return self._splat(x, args[0])
         if x.op == "select":
             if x.args[0].type.lanes == 1:
-                return f"({args[0]} ? {args[1]} : {args[2]})"
+                cast = f"({self.type(x.type)})" if x.type.lanes > 1 else ""
+                return f"({args[0]} ? {cast}{args[1]} : {cast}{args[2]})"
             return f"SEL({self.type(x.type)}, {', '.join(args)})"
         if x.op in _COMPARISONS:
             return f"({'(VI)' if wide else ''}({args[0]} {_INFIX[x.op]} {args[1]}))"

@@ -1,0 +1,56 @@
+"""The answer of `portolan kernel`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from portolan.cli.console import Answer
+from portolan.cli.table import columns, number, plain
+
+Json = Mapping[str, Any]
+
+
+def kernels(data: Json, file: str, *, dry_run: bool = False) -> Answer:
+    """What was built, a line for each kernel and shape class."""
+    rows = data["kernels"]
+    again = f"portolan kernel {shlex.quote(file)}"
+    if dry_run:
+        table = [["kernel", "sizes", "tile"], *([r["name"], _sizes(r), _tile(r)] for r in rows)]
+        return Answer(plain(columns(table)), f"would tune {_count(rows)}; nothing was written", next=[again])
+    heads = ["kernel", "sizes", "time", "GFLOP/s", "GB/s", "error", "tile"]
+    table = [heads, *(_row(r) for r in rows)]
+    failed = sum(r["trials"]["failed"] for r in rows)
+    notes = (
+        [f"{failed} of {sum(r['trials']['tried'] for r in rows)} schedules failed and were left out"] if failed else []
+    )
+    seconds = sum(r["seconds_tuning"] for r in rows)
+    how = "tuned before" if all(r["cached"] for r in rows) else f"tuned in {seconds:.1f} s"
+    show = f"{again} --emit c"
+    verdict = f"{_count(rows)} checked against the oracle and {how}"
+    return Answer(plain(columns(table, right=frozenset({3, 4}))), verdict, next=[show], notes=notes)
+
+
+def _row(row: Json) -> list[str]:
+    error = f"{row['max_abs_error']:.1e}"
+    rates = [f"{row[key]:.3g}" for key in ("gflops", "gbytes_per_s")]
+    return [row["name"], _sizes(row), number(row["latency"], n=True), *rates, error, _tile(row)]
+
+
+def _sizes(row: Json) -> str:
+    return " ".join(f"{name}={size}" for name, size in row["sizes"].items())
+
+
+def _tile(row: Json) -> str:
+    parts = []
+    for schedule in row["schedule"]:
+        rows = f"{schedule['tile_rows']} {schedule['rows']} x " if schedule["rows"] else ""
+        vector = schedule["vector"] or "none"
+        parts.append(f"{rows}{schedule['tile_vectors'] * schedule['lanes']} {vector}")
+    return ", ".join(parts)
+
+
+def _count(rows: list[Json]) -> str:
+    names = {row["name"] for row in rows}
+    return f"{len(names)} kernel{'s' * (len(names) != 1)}"

@@ -1,0 +1,248 @@
+"""Compiled kernels against the oracle: sizes around every edge, all types, threads, and arrays nobody wishes for."""
+
+# ruff: noqa: F821, F722, UP037
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from portolan.errors import NoBackend, UsageError, VerificationFailed, WorkerCrashed
+from portolan.kernels import place
+from portolan.kernels.arrays import narrowed
+from portolan.kernels.candidates import candidates
+from portolan.kernels.compiler import Compiler, CompilerError, find
+from portolan.kernels.decorated import Kernel
+from portolan.kernels.lower.nest import groups
+from portolan.kernels.tune import source
+from portolan.kernels.verify import AGENT, TOLERANCE, Judge, difference, odd_cases
+from portolan.targets.local import local
+from portolan.worker.session import Worker
+from support import operators
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("PORTOLAN_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker(module=AGENT) as started:
+        yield started
+
+
+def built(kernel: Kernel, size: int, extra: tuple[str, ...] = ()) -> Path:
+    sizes = dict.fromkeys(kernel.program.symbols, size)
+    best = [candidates(kernel.program, g, local.detect(), sizes)[0] for g in groups(kernel.program)]
+    return find().build(source(kernel.program, best), extra)
+
+
+@pytest.mark.parametrize("name", operators.EVERY)
+def test_sizes_around_the_edges_of_tiles(name: str, worker: Worker) -> None:
+    kernel = operators.EVERY[name]
+    sizes = dict.fromkeys(kernel.program.symbols, 40)
+    best = candidates(kernel.program, groups(kernel.program)[0], local.detect(), sizes)[0]
+    cases = odd_cases(kernel.program, best, np.random.default_rng(3), number=12)
+    error = Judge(kernel.program, cases, worker).error(name, built(kernel, 40))
+    assert error <= max(TOLERANCE[o.dtype] for o in kernel.program.outputs)
+
+
+@settings(max_examples=40)
+@given(m=st.integers(1, 40), k=st.integers(1, 40), n=st.integers(1, 150), seed=st.integers(0, 9))
+def test_any_shape_of_a_product(m: int, k: int, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+    assert difference(operators.tropical(a, b), operators.tropical.oracle(a, b)[0]) < 1e-6
+
+
+def test_infinities_nan_and_rows_of_nothing() -> None:
+    a = np.array([[-np.inf, -np.inf], [1, np.nan], [np.nan, np.nan], [np.inf, 0]], np.float32)
+    b = np.zeros((2, 40), np.float32)
+    found = operators.tropical(a, b)[:, 0]
+    assert found.tolist() == [-np.inf, 1, -np.inf, np.inf]
+    x = np.array([[np.nan, -1, 3, np.nan, 3]], np.float32)
+    total, _, best, worst, _ = operators.statistics(x)
+    assert (np.isnan(total[0]), best[0], worst[0]) == (True, 2, 1)
+    masked = operators.window_attention(
+        *(np.ones((1, 40, 16), np.float32) for _ in range(3)), np.full((1, 1), -np.inf, np.float32)
+    )
+    assert masked.tolist() == np.zeros((1, 40, 16)).tolist()
+
+
+def test_what_is_masked_may_be_no_number() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 70, 16), np.float32) for _ in range(3))
+    k[0, 40:], v[0, 40:] = np.nan, np.inf
+    found = operators.window_attention(q, k, v, np.zeros((1, 8), np.float32))
+    assert np.isfinite(found[0, :40]).all()
+    assert not np.isfinite(found[0, 40:]).any()
+
+
+@pytest.mark.parametrize("edge", [0.0, -0.0, 88.7, 88.8, -87.3, -88.0, 200.0, -200.0, np.inf, -np.inf, np.nan, 1e-40])
+def test_the_edges_of_exp_and_log(edge: float) -> None:
+    from portolan.kernels import kernel
+
+    @kernel
+    def both(x: "i") -> ("i", "i"):
+        return exp(x[i]), log(x[i])
+
+    x = np.full(40, edge, np.float32)
+    with np.errstate(all="ignore"):
+        want = np.exp(x, dtype=np.float32), np.log(x, dtype=np.float32)
+    for found, value in zip(both(x), want, strict=True):
+        np.testing.assert_allclose(found, value, rtol=3e-7, atol=1.2e-38)
+
+
+def test_the_floating_point_mode_is_left_alone() -> None:
+    operators.softmax(np.ones((3, 5), np.float32))
+    assert ctypes.c_float(1e-40).value * np.float32(0.5) != 0
+    assert np.float32(1e-40) * np.float32(0.5) != 0
+
+
+def test_threads_share_the_tasks() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((70, 33), np.float32), rng.standard_normal((33, 300), np.float32)
+    assert operators.matmul(a, b, threads=3).tolist() == operators.matmul(a, b).tolist()
+
+
+def test_arrays_that_are_not_contiguous_and_results_that_are_given() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((33, 70), np.float32).T, rng.standard_normal((66, 40), np.float32)[::2]
+    out = np.empty((70, 40), np.float32)
+    assert operators.matmul(a, b, out=out) is out
+    np.testing.assert_allclose(out, a @ b, rtol=1e-4, atol=1e-5)
+    odd = np.frombuffer(b"\0" * 2 + a.tobytes(), np.uint8)[2:].view(np.float32).reshape(a.shape)
+    np.testing.assert_allclose(operators.matmul(odd, b), a @ b, rtol=1e-4, atol=1e-5)
+
+
+def test_empty_arrays() -> None:
+    assert operators.matmul(np.zeros((0, 3), np.float32), np.zeros((3, 4), np.float32)).shape == (0, 4)
+    assert operators.matmul(np.zeros((2, 0), np.float32), np.zeros((0, 4), np.float32)).tolist() == [[0] * 4] * 2
+    with_nothing = operators.gathered(np.zeros((0, 2), np.float32), np.zeros(3, np.int32))
+    assert with_nothing.shape == (3, 2)
+
+
+def test_bits_of_bfloat16_and_halves() -> None:
+    x = np.array([1.0, 1.00390625, 65504.0, 1e-8, np.inf, -3.5], np.float32)
+    tensor = operators.brain.program.inputs[0]
+    assert narrowed(tensor, x).tolist() == [0x3F80, 0x3F80, 0x4780, 0x322C, 0x7F80, 0xC060]
+    from portolan.kernels import kernel
+
+    @kernel
+    def halved(x: "i : f16") -> "i : f16":
+        return x[i] * 0.5
+
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    with np.errstate(all="ignore"):
+        want = (every.astype(np.float32) * np.float32(0.5)).astype(np.float16)
+    np.testing.assert_array_equal(halved(every), want)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((np.zeros((2, 3), np.float32),), "takes 2 arrays"),
+        ((np.zeros((2, 3)), np.zeros((3, 4), np.float32)), "`A` is f32 and was given float64"),
+        ((np.zeros((2, 3), np.float32), np.zeros((4, 4), np.float32)), "`k` is 3 in `A` and 4 in `B`"),
+        ((np.zeros((2,), np.float32), np.zeros((4, 4), np.float32)), "has the axes `i k` and was given shape"),
+    ],
+)
+def test_arguments_that_do_not_fit(given: tuple[np.ndarray, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        operators.matmul(*given)
+
+
+def test_a_result_that_overlaps_is_refused() -> None:
+    a = np.zeros((40, 40), np.float32)
+    with pytest.raises(UsageError, match="overlaps"):
+        operators.matmul(a, np.zeros((40, 40), np.float32), out=a)
+
+
+def test_no_compiler_and_one_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoBackend) as none:
+        find()
+    assert "apt install gcc" in str(none.value.hint)
+    broken = tmp_path / "gcc"
+    broken.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    broken.chmod(0o755)
+    with pytest.raises(CompilerError, match="ended with code -11"):
+        Compiler((str(broken),), "broken").build("int x;")
+
+
+def test_a_wrong_kernel_and_one_that_crashes_are_found(worker: Worker) -> None:
+    program = operators.matmul.program
+    cases = odd_cases(program, operators.matmul.schedules({"i": 40, "k": 40, "j": 40})[0], np.random.default_rng(0))
+    wrong = operators.matmul.code({"i": 40, "k": 40, "j": 40}).replace(" * v_", " + v_").replace("] * ", "] + ")
+    with pytest.raises(VerificationFailed, match="differs from the oracle"):
+        Judge(program, cases, worker).error("wrong", find().build(wrong))
+    name = "portolan_matmul"
+    head = "#include <stdint.h>\n#include <signal.h>\n"
+    counts = "".join(f"int64_t {name}_{what}(const int64_t *s) {{ return 1; }}\n" for what in ("tasks", "workspace"))
+    run = f"void {name}(void *const *a, const int64_t *s, void *w, int64_t f, int64_t l)"
+    crash = find().build(head + counts + run + " { raise(SIGSEGV); }")
+    outside = find().build(head + counts + run + " { ((float *)a[2])[-1] = 0; }")
+    with Worker(module=AGENT) as other, pytest.raises(WorkerCrashed):
+        Judge(program, cases, other).error("crash", crash)
+    with Worker(module=AGENT) as other, pytest.raises(Exception, match="wrote outside"):
+        Judge(program, cases, other).error("outside", outside)
+
+
+def test_a_damaged_memory_is_no_memory(cache: Path) -> None:
+    place.remember("some", {"a": 1})
+    assert place.recall("some") == {"a": 1}
+    (cache / "kernels" / "tuned" / "some.json").write_bytes(b"\xff{")
+    assert place.recall("some") is None
+
+
+SANITIZED = """
+import sys
+import numpy as np
+from support import operators
+from portolan.kernels.library import Library
+from portolan.kernels.arrays import results
+from portolan.kernels.verify import odd_cases
+kernel = operators.EVERY[sys.argv[1]]
+library = Library(sys.argv[2], kernel.name, kernel.program.symbols)
+schedule = kernel.schedules(dict.fromkeys(kernel.program.symbols, 40))[0]
+for case in odd_cases(kernel.program, schedule, np.random.default_rng(5), number=10):
+    # Each array ends where its memory does, so that one read too many is seen.
+    arrays = [np.frombuffer(bytearray(a.tobytes()), a.dtype).reshape(a.shape) for a in case.arrays]
+    library([*arrays, *results(kernel.program, case.sizes)], case.sizes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", operators.EVERY)
+def test_no_read_or_write_outside_under_address_sanitizer(name: str) -> None:
+    import os
+    import subprocess
+    import sys
+
+    compiler = find()
+    runtime = subprocess.run(
+        [compiler.argv[0], "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(runtime).is_file():
+        pytest.skip("needs the address sanitizer of gcc")
+    path = built(operators.EVERY[name], 40, ("-fsanitize=address", "-g", "-O1"))
+    paths = [*sys.path, str(Path(__file__).parents[1])]
+    env = {**os.environ, "LD_PRELOAD": runtime, "PYTHONMALLOC": "malloc", "ASAN_OPTIONS": "detect_leaks=0"}
+    env["PYTHONPATH"] = os.pathsep.join(paths)
+    ran = subprocess.run(
+        [sys.executable, "-c", SANITIZED, name, str(path)], capture_output=True, text=True, env=env, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
