@@ -187,7 +187,7 @@ class Reader:
             axes = " ".join(str(a) for a in tensor.axes)
             raise self.place.fault(
                 node,
-                f"`{ast.unparse(node)}` gives {len(index)} {'index' if len(index) == 1 else 'indices'} to `{name}`, which has the axes `{axes}`",
+                f"`{ast.unparse(node)}`: `{name}` has the axes `{axes}`, and is given {len(index)} of {len(tensor.axes)}",
                 f"write `{name}[{', '.join(str(a) for a in tensor.axes)}]`",
             )
         values = []
