@@ -187,7 +187,7 @@ class Reader:
             axes = " ".join(str(a) for a in tensor.axes)
             raise self.place.fault(
                 node,
-                f"`{ast.unparse(node)}`: `{name}` has the axes `{axes}`, and is given {len(index)} of {len(tensor.axes)}",
+                f"`{ast.unparse(node)}`: `{name}` has the axes `{axes}` and is given {len(index)}",
                 f"write `{name}[{', '.join(str(a) for a in tensor.axes)}]`",
             )
         values = []
