@@ -22,7 +22,7 @@ from portolan.kernels.compiler import Compiler, CompilerError, find
 from portolan.kernels.decorated import Kernel
 from portolan.kernels.lower.nest import groups
 from portolan.kernels.tune import source
-from portolan.kernels.verify import AGENT, TOLERANCE, Judge, difference, odd_cases
+from portolan.kernels.verify import AGENT, TOLERANCE, Judge, difference, odd_cases, real_case
 from portolan.targets.local import local
 from portolan.worker.session import Worker
 from support import operators
@@ -48,6 +48,12 @@ def built(kernel: Kernel, size: int, extra: tuple[str, ...] = ()) -> Path:
     sizes = dict.fromkeys(kernel.program.symbols, size)
     best = [candidates(kernel.program, g, local.detect(), sizes)[0] for g in groups(kernel.program)]
     return find().build(source(kernel.program, best), extra)
+
+
+def test_exp_of_a_long_sum_is_checked_on_numbers_that_float32_can_hold(worker: Worker) -> None:
+    kernel, sizes = operators.mean_shift, {"i": 64, "d": 512, "j": 48, "c": 40}
+    case = real_case(kernel.program, sizes, np.random.default_rng(0))
+    assert Judge(kernel.program, [case], worker).error("long", built(kernel, 40)) < TOLERANCE["f32"]
 
 
 @pytest.mark.parametrize("name", operators.EVERY)
