@@ -233,6 +233,12 @@ def test_cost_follows_a_machine_that_became_slower_within_a_few_batches_and_forg
     assert found(8) < 0.026
 
 
+def test_a_call_far_above_the_cap_says_nothing_bad_of_batches() -> None:
+    found = Cost({1: 0.010, 16: 0.160}, 16)
+    found.observe(1600, 16.0)
+    assert found(16) == pytest.approx(0.160, rel=0.05)
+
+
 def test_cost_never_falls_with_rows() -> None:
     found = Cost({1: 0.010, 2: 0.010, 4: 0.010}, 4)
     for _ in range(20):

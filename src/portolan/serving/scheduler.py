@@ -54,7 +54,8 @@ class Cost:
 
     def observe(self, rows: int, seconds: float) -> None:
         """Corrects the bucket of `rows` by a batch that took `seconds`."""
-        rows = min(rows, self.cap)
+        if rows > self.cap:  # one call of that many rows, which ran by itself
+            rows, seconds = self.cap, seconds * self.cap / rows
         bucket = (rows - 1).bit_length()
         before = self._factors[bucket]
         ratio = min(max(seconds * _MARGIN / self._base[rows], _LEAST), _MOST)
