@@ -121,7 +121,14 @@ def inside(e: Expr, size: Extent, ranges: Mapping[str, Extent], known: Iterable[
     """Whether the index `e` is proved to be at least 0, and below `size`; (False, False) for what is not affine."""
     form = affine(e)
     if form is None:
-        return False, False
+        return (True, True) if isinstance(e, Op) and _bits(e, size, ranges) else (False, False)
     known = tuple(known)
     top = extent(size) - Affine(1) - form
     return never_negative(form, ranges, known), never_negative(top, ranges, known)
+
+
+def _bits(e: Op, size: Extent, ranges: Mapping[str, Extent]) -> bool:
+    """Whether bits taken of an index leave it inside: `a & b` is from 0 to either of them that is not negative."""
+    if e.name != "bitand":
+        return False
+    return any(all(inside(part, size, ranges)) for part in e.args)

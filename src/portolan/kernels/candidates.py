@@ -96,7 +96,7 @@ def _completed(program: Program, group: Group, schedule: Schedule, sizes: Mappin
     smallest = min((size_of(b.extent, sizes) for b in _staged(group)), default=0)
     if smallest and smallest < 2 * schedule.lanes:
         vectors = 1
-    return replace(schedule, chunk=chunk, stage_vectors=vectors, block=256 if group.ranks else 64)
+    return replace(schedule, chunk=chunk, stage_vectors=vectors, block=1024 if group.ranks else 64)
 
 
 def _staged(group: Group) -> Iterator[Binder]:

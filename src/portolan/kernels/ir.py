@@ -138,6 +138,20 @@ class Rank:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Turns f32 rows into columns: `to[c * to_row + r] = source[r * source_row + c]`, for all rows and columns."""
+
+    to: str
+    to_offset: X
+    to_row: X
+    source: str
+    source_offset: X
+    source_row: X
+    rows: X
+    columns: X
+
+
+@dataclass(frozen=True)
 class For:
     """A loop; `note` says what it is for."""
 
@@ -158,7 +172,7 @@ class If:
     other: tuple[Statement, ...] = ()
 
 
-Statement = Let | Acc | Update | Write | Alloc | Rank | For | If
+Statement = Let | Acc | Update | Write | Alloc | Rank | Turn | For | If
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ carries the axes it mentions (`free`). Floats are computed as float32, integers 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -46,7 +46,7 @@ class Load:
     tensor: str
     index: tuple[Expr, ...]
     kind: Kind
-    line: int = 0
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

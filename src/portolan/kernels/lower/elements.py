@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from portolan.kernels.functions import OPS
 from portolan.kernels.ir import FLAG, Do, Lit, Type, X, add, mul, sub
 
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
@@ -27,7 +28,11 @@ def element(name: str, values: Sequence[X], kind: str) -> X:
     """An element function of values of the right kinds."""
     base = {"f": "f", "i": "i", "b": "m"}[kind]
     if name == "where":
+        if isinstance(values[0], Lit):
+            return values[1] if values[0].value else values[2]
         return select(*values)
+    if name in _COMPARISONS and all(isinstance(v, Lit) for v in values):
+        return Lit(int(bool(OPS[name].numpy(*(v.value for v in values if isinstance(v, Lit))))), FLAG)
     lanes = max(v.type.lanes for v in values)
     result = Type(base, lanes)  # type: ignore[arg-type]
     if name in ("float", "int") and isinstance(values[0], Lit) and base == "f":

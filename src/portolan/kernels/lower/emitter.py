@@ -142,6 +142,20 @@ class Emitter:
         self.write(For(var.name, start, stop, step, tuple(popped.body), note))
 
     @contextmanager
+    def unrolled(self, index: str, value: int, extent: Extent) -> Iterator[None]:
+        """One turn of a short loop, written out: the index is a number in it."""
+        scope = Scope(frozenset((index,)))
+        before = dict(self.env), dict(self.extents)
+        self.env[index], self.extents[index] = Lit(value), extent
+        self.stack.append(scope)
+        try:
+            yield
+        finally:
+            self.stack.pop()
+            self.env, self.extents = before
+        self.stack[-1].body.extend(scope.body)
+
+    @contextmanager
     def vectors_along(self, axis: str | None, lanes: int, vectors: int, partial: X | None = None) -> Iterator[None]:
         """Vectors run along `axis` inside."""
         before = self.context

@@ -13,6 +13,9 @@ from portolan.kernels.lower.reductions import LANEWISE, across, begin, finish, t
 from portolan.kernels.lower.staged import parts_to_stage, staged
 from portolan.kernels.tree import Binder, Expr, Load, Ranked, Reduce, Scan, free, walk
 
+#: Turns up to which a loop of a constant number of them is written out.
+_WRITTEN_OUT = 4
+
 
 def reduce(out: Emitter, e: Expr, at: At) -> X:
     """The result of a reduction at a place of the tile; its loop is written for the whole tile at once."""
@@ -84,19 +87,25 @@ def _loops(out: Emitter, group: list[Reduce]) -> None:
     first = group[0]
     accs = {(e, r, v): begin(out, e, out.type_of(e)) for e in group for r in out.rows_of(e) for v in out.vectors_of(e)}
     names = [b.index for b in first.binders]
-    rest = conditions(first.where)
-    with ExitStack() as opened:
-        for number, binder in enumerate(first.binders):
-            out.extents[binder.index] = binder.extent
-            for later in first.binders[number + 1 :]:
-                out.extents[later.index] = later.extent
-            bounds = limits(out, binder, rest, names[number + 1 :])
-            rest = bounds.rest
-            opened.enter_context(
-                out.loop(binder.index, bounds.low, bounds.high, binds=[binder.index], extent=binder.extent)
-            )
-        elements(out, group, accs, rest)
-        scans = [x for e in group for part in e.body for x in walk(part) if isinstance(x, Scan)]
+    scans = [x for e in group for part in e.body for x in walk(part) if isinstance(x, Scan)]
+
+    def nested(number: int, rest: tuple[Expr, ...]) -> None:
+        if number == len(first.binders):
+            elements(out, group, accs, rest)
+            return
+        binder = first.binders[number]
+        for later in first.binders[number:]:
+            out.extents[later.index] = later.extent
+        if isinstance(binder.extent, int) and binder.extent <= _WRITTEN_OUT and not scans:
+            for value in range(binder.extent):
+                with out.unrolled(binder.index, value, binder.extent):
+                    nested(number + 1, rest)
+            return
+        bounds = limits(out, binder, rest, names[number + 1 :])
+        with out.loop(binder.index, bounds.low, bounds.high, binds=[binder.index], extent=binder.extent):
+            nested(number + 1, bounds.rest)
+
+    nested(0, conditions(first.where))
     for scan in scans:
         out.stack[out.level([scan.axis])].known["scanned", scan] = Lit(1)
     results(out, group, accs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from portolan.kernels.functions import OPS
-from portolan.kernels.ir import Do, Lit, Read, Ref, Type, Update, Write, X, add, ceil_div, least, most, mul, sub
+from portolan.kernels.ir import Do, If, Lit, Read, Ref, Type, Update, Write, X, add, ceil_div, least, most, mul, sub
 from portolan.kernels.lower.elements import call, flag, select, splat
 from portolan.kernels.lower.emitter import At, Emitter
 from portolan.kernels.lower.limits import conditions, limits, mask_of
@@ -206,19 +206,20 @@ class _Online:
         """Adds the weighted value of one index."""
         out = self.out
         for row in self.rows:
+            weight = out.known(out.key(score, At(row)))
+            if weight is None:
+                raise LookupError("a weight is missing")
+            updates = []
             for vector in out.vectors_of(self.e):
-                at = At(row, vector)
-                weight = out.known(out.key(score, at))
-                if weight is None:
-                    raise LookupError("a weight is missing")
-                value = out.value(self.e.body[1], at)
+                value = out.value(self.e.body[1], At(row, vector))
                 acc = accs[self.e, row, vector][2]
-                taken = call("mul", weight, splat(value, acc.type))
-                if rest:
-                    # What is masked has no weight, and must not count even where its value is no number.
-                    there = flag("ne", weight, Lit(0.0, _FLOAT))
-                    taken = select(there, taken, splat(Lit(0.0, _FLOAT), acc.type))
-                out.write(Update(acc.name, call("add", acc, taken)))
+                updates.append(Update(acc.name, call("add", acc, call("mul", weight, splat(value, acc.type)))))
+            if rest:
+                # What is masked has no weight, and must not count even where its value is no number.
+                out.write(If(flag("ne", weight, Lit(0.0, _FLOAT)), tuple(updates)))
+            else:
+                for update in updates:
+                    out.write(update)
 
     def result(self, row: int, accs: tuple[Ref, ...]) -> X:
         """The mean of one row's values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from portolan.kernels.ir import Do, Lit, Read, Type, Variant, Write, X, add, mul, product, sub
+from portolan.kernels.ir import Do, Lit, Read, Turn, Type, Variant, Write, X, add, mul, product, sub
 from portolan.kernels.lower.elements import splat
 from portolan.kernels.lower.emitter import At, Emitter
 from portolan.kernels.lower.guard import kept
@@ -46,7 +46,11 @@ def staged_group(program: Program, group: Group, schedule: Schedule) -> Variant 
     held = _Held(name, axes, mixed, width)
     own: Expr = Load(stage.tensor, tuple(Idx(a) for a in axes), "f")
     out.roots = (own,)
-    held.fill(out, own, Lit(0))
+    simple = _turns(program, schedule, axes, mixed)
+    if simple:
+        held.turn(out, stage.tensor, out.env[axes[0]], inward=True, base=Lit(0))
+    else:
+        held.fill(out, own, Lit(0))
     out.roots = (value,)
     with out.loop(stage.index, Lit(0), out.size(stage.extent), binds=[stage.index], extent=stage.extent) as s:
         now = out.let(mul(Do("bitand", (s, Lit(1)), s.type), whole), "now")
@@ -56,12 +60,23 @@ def staged_group(program: Program, group: Group, schedule: Schedule) -> Variant 
     now = out.let(mul(Do("bitand", (out.size(stage.extent), Lit(1)), Type("i")), whole), "now")
     out.resident[stage.tensor] = held.reader(now)
     out.roots = group.values
+    if simple and group.values == (own,) and group.axes == tuple(axes) and group.outputs[0].dtype == "f32":
+        held.turn(out, group.outputs[0].name, out.env[axes[0]], inward=False, base=now)
+        return finished(out, tasks)
     with ExitStack() as loops:
         for axis in group.axes:
             if axis not in lone:
                 loops.enter_context(out.loop(axis, Lit(0), out.size(axis), binds=[axis], extent=axis))
         store(out, group)
     return finished(out, tasks)
+
+
+def _turns(program: Program, schedule: Schedule, axes: list[str], mixed: list[str]) -> bool:
+    """Whether the array is rows of one mixed axis, and its vectors run along the other: whole rows become columns."""
+    tensor = program.tensor(program.stages[0].tensor)
+    return (
+        schedule.vector is not None and [schedule.vector, *mixed] == axes and len(axes) == 2 and tensor.dtype == "f32"
+    )
 
 
 class _Held:
@@ -84,6 +99,15 @@ class _Held:
                 offset = add(base, add(mul(place, Lit(self.width)), Lit(vector * c.lanes if c.vector else 0)))
                 lanes = splat(x, Type("f", c.lanes if c.vector else 1))
                 out.write(Write(self.name, "f32", offset, lanes))
+
+    def turn(self, out: Emitter, array: str, first: X, *, inward: bool, base: X) -> None:
+        """Moves whole rows between an array and the workspace, where they are columns."""
+        size, width = out.size(self.mixed[0]), Lit(self.width)
+        offset = mul(first, size)
+        if inward:
+            out.write(Turn(self.name, base, width, array, offset, size, width, size))
+        else:
+            out.write(Turn(array, offset, size, self.name, base, width, size, width))
 
     def reader(self, base: X) -> Callable[[Emitter, Expr, At], X]:
         """How elements are read from the half that begins at `base`."""

@@ -29,6 +29,7 @@ from portolan.kernels.ir import (
     Read,
     Ref,
     Statement,
+    Turn,
     Type,
     Update,
     Variant,
@@ -182,6 +183,11 @@ class CPrinter:
                     f"{s.scores} + {self.x(s.start)}, {self.x(s.count)}, {self.x(s.first)}"
                 )
                 return [f"rank({args});"]
+            case Turn():
+                to, source = self._name(s.to), self._name(s.source)
+                numbers = ", ".join(map(self.x, (s.source_row, s.rows, s.columns)))
+                begun = f"{to} + {self.x(s.to_offset)}, {self.x(s.to_row)}, {source} + {self.x(s.source_offset)}"
+                return [f"turned_f32({begun}, {numbers});"]
             case For(var=var, start=start, stop=stop, step=step, body=body, note=note):
                 said = f"  /* {note} */" if note else ""
                 head = f"for (int64_t {var} = {self.x(start)}; {var} < {self.x(stop)}; {var} += {step}) {{{said}"

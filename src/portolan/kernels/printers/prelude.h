@@ -165,6 +165,14 @@ IN VI vi_smaller(VI a, VI b) { return SEL(VI, a < b, a, b); }
 READS(f32, float, V) READS(i32, int32_t, VI) READS(i8, int8_t, VI) READS(f16, uint16_t, V) READS(bf16, uint16_t, V)
 #endif
 
+/* to[c * to_row + r] = from[r * from_row + c], some columns at a time: their lines stay in the nearest cache. */
+#define TRANSPOSES(d, E, T) \
+  static __attribute__((noinline, unused)) void turned_##d(T *restrict to, int64_t to_row, const E *restrict from, \
+                                                           int64_t from_row, int64_t rows, int64_t columns) { \
+    for (int64_t b = 0; b < columns; b += 16) for (int64_t r = 0; r < rows; r++) \
+      for (int64_t c = b; c < p_min(b + 16, columns); c++) to[c * to_row + r] = from[r * from_row + c]; }
+TRANSPOSES(f32, float, float)
+
 /* A short sorted list of the smallest `-s`: a vector of scores is looked at one by one only where a lane beats the last. */
 IN void rank_one(float *best, int32_t *place, int n, float x, int32_t at) {
   int k = n - 1;
@@ -174,6 +182,27 @@ IN void rank_one(float *best, int32_t *place, int n, float x, int32_t at) {
 static __attribute__((noinline, unused)) void rank(float *best, int32_t *place, int n, const float *s, int64_t count, int64_t first) {
   int64_t u = 0;
 #if LANES > 1
+  /* Into an empty list nearly all would go. The n-th smallest of the lanes' smallest is a bound: n scores are not above it. */
+  if (n <= LANES && best[n - 1] == INFINITY && count >= 8 * LANES) {
+    V low = VF(INFINITY);
+    for (; u + LANES <= count; u += LANES) low = v_smaller(-*(const V *)(s + u), low);
+    float sorted[LANES + 1];
+    for (int l = 0; l < LANES; l++) {
+      int k = l;
+      for (; k > 0 && sorted[k - 1] > low[l]; k--) sorted[k] = sorted[k - 1];
+      sorted[k] = low[l];
+    }
+    float top = nextafterf(sorted[n - 1], INFINITY);
+    if (top < INFINITY)
+      for (u = 0; u + LANES <= count; u += LANES) {
+        V x = -*(const V *)(s + u);
+        if (v_any_below(x, VF(top)))
+          EACH if (-s[u + l] < top && -s[u + l] < best[n - 1]) {
+            rank_one(best, place, n, -s[u + l], (int32_t)(first + u + l));
+          }
+      }
+    else u = 0;
+  }
   for (; u + LANES <= count; u += LANES) {
     V x = -*(const V *)(s + u);
     if (v_any_below(x, VF(best[n - 1]))) EACH if (-s[u + l] < best[n - 1]) rank_one(best, place, n, -s[u + l], (int32_t)(first + u + l));

@@ -17,6 +17,7 @@ from portolan.kernels.ir import (
     Read,
     Ref,
     Statement,
+    Turn,
     Type,
     Update,
     Variant,
@@ -79,6 +80,8 @@ def _statement(s: Statement, depth: int) -> list[tuple[bool, str]]:
             return [(True, f"buffer {name}[{_x(size)}] in the {space}")]
         case Rank(best=best, n=n, scores=scores, start=start, count=count):
             return [(True, f"rank {_x(count)} of {scores}[{_x(start)}] into the {n} of {best}")]
+        case Turn(to=to, source=source, rows=rows, columns=columns):
+            return [(True, f"turn {_x(rows)} rows of {_x(columns)} of {source}[{_x(s.source_offset)}] into {to}")]
         case For(var=var, start=start, stop=stop, step=step, body=body, note=note):
             by = f" by {step}" if step > 1 else ""
             said = f"  # {note}" if note else ""

@@ -1,0 +1,193 @@
+"""Kernels against eager PyTorch, Inductor and numba, in one interleaved run; exits 3 when a bound is not met.
+
+    python benchmarks/kernels/run.py [--threads 1,2] [--only tropical] [--peers inductor,numba] [--out FILE.jsonl]
+
+Each shape is tuned first (at most 10 s, compiling included, or it counts as not met). Then every contender runs once in
+each round, in random order, with the same number of threads, in this process; a ratio is the median of the rounds' own.
+Results are compared with eager PyTorch's before anything is timed. glibc's allocator is told not to return memory, since
+page faults make eager PyTorch two to ten times slower: without that the ratios would be larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import eager
+import numpy as np
+import operators
+import torch
+
+from portolan.kernels.compiler import find
+from portolan.kernels.tune import recalled, tune
+from portolan.kernels.verify import difference
+from portolan.measure.environment import environment
+from portolan.measure.lock import measuring
+from portolan.targets.local import local
+
+#: The least ratio against eager PyTorch (of time there to time here), and the shapes.
+BOUNDS: Mapping[str, tuple[float, list[tuple[int, ...]]]] = {
+    "window_attention": (20, [(4, 1024, 64, 128), (2, 1000, 48, 100)]),
+    "deformable": (20, [(1,), (4,), (8,)]),
+    "tropical": (10, [(384, 384, 384), (383, 381, 379)]),
+    "selective_scan": (12, [(512, 512, 16), (509, 500, 16)]),
+    "nearest": (8, [(1024, 4096, 8), (1000, 4001, 16)]),
+    "butterfly": (8, [(256, 10), (250, 9)]),
+    "product": (0.9, [(512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (1023, 1021, 1019), (517, 523, 541)]),
+}
+TUNING_SECONDS = 10.0
+_SECONDS = 2.5
+_ROUNDS = (7, 60)
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+
+
+@dataclass
+class Contender:
+    """One way to compute: how it is called, and how long each round took."""
+
+    name: str
+    call: Callable[[], Any]
+    ms: list[float] = field(default_factory=list)
+
+
+def keep_memory() -> None:
+    """Tells glibc to map nothing and to give nothing back."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+def contenders(name: str, arrays: list[Any], threads: int, peers: set[str]) -> Iterator[Contender]:
+    """Ours, eager PyTorch, and the peers that there are."""
+    kernel = getattr(operators, name)
+    function = getattr(eager, name)
+    tensors = [torch.from_numpy(a) for a in arrays]
+    if name == "product":
+        turned = tensors[1].t().contiguous()
+        linear = torch.ops.mkldnn._linear_pointwise
+        yield Contender("eager", lambda: linear(tensors[0], turned, None, "none", [], ""))
+        yield Contender("mkl", lambda: tensors[0] @ tensors[1])
+    else:
+        yield Contender("eager", lambda: function(*tensors))
+    yield Contender("portolan", lambda: kernel(*arrays, threads=threads))
+    if name == "window_attention":
+        yield Contender("sdpa", lambda: eager.sdpa(*tensors))
+    if "inductor" in peers and name not in ("product", "selective_scan"):
+        torch.compiler.reset()
+        compiled = torch.compile(function)
+        yield Contender("inductor", lambda: compiled(*tensors))
+    if "numba" in peers:
+        import numba_kernels
+
+        if (made := numba_kernels.kernel(name)) is not None:
+            yield Contender("numba", lambda: made(*arrays))
+
+
+def race(arms: list[Contender], threads: int, rng: np.random.Generator) -> None:
+    """Rounds in random order until the time is over."""
+    torch.set_num_threads(threads)
+    with torch.inference_mode(), measuring():
+        for arm in arms:
+            arm.call()
+        end, rounds = time.perf_counter() + _SECONDS, 0
+        while rounds < _ROUNDS[0] or (rounds < _ROUNDS[1] and time.perf_counter() < end):
+            for number in rng.permutation(len(arms)):
+                begun = time.perf_counter()
+                arms[number].call()
+                arms[number].ms.append((time.perf_counter() - begun) * 1000)
+            rounds += 1
+
+
+def ratio(slow: Contender, fast: Contender) -> tuple[float, float, float]:
+    """The median of the rounds' ratios, and an interval of it (bootstrap, 95 %)."""
+    each = np.log(np.asarray(slow.ms) / np.asarray(fast.ms))
+    rng = np.random.default_rng(0)
+    drawn = np.median(rng.choice(each, (1000, len(each))), axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return tuple(float(np.exp(v)) for v in (np.median(each), low, high))  # type: ignore[return-value]
+
+
+def ready(name: str, arrays: list[Any], rows: dict[str, Any]) -> None:
+    """Tunes for these sizes, and compares with eager PyTorch."""
+    kernel = getattr(operators, name)
+    from portolan.kernels.arrays import taken
+
+    _, sizes = taken(kernel.program, arrays)
+    target, compiler = local.detect(), find()
+    tuned = recalled(kernel.program, sizes, target, compiler) or tune(kernel.program, sizes, target, compiler)
+    rows["tuning_seconds"] = tuned.seconds
+    rows["schedule"] = [s.to_json() for s in tuned.schedules]
+    want = getattr(eager, name)(*(torch.from_numpy(a) for a in arrays)).numpy()
+    rows["error"] = difference(kernel(*arrays), want)
+
+
+def one(name: str, sizes: tuple[int, ...], threads: int, peers: set[str]) -> dict[str, Any]:
+    """The row of one shape."""
+    rng = np.random.default_rng(0)
+    arrays = eager.arrays(name, sizes, rng)
+    row: dict[str, Any] = {"kernel": name, "sizes": sizes, "threads": threads}
+    ready(name, arrays, row)
+    arms = list(contenders(name, arrays, threads, peers))
+    race(arms, threads, rng)
+    by_name = {arm.name: arm for arm in arms}
+    row["ms"] = {arm.name: float(np.median(arm.ms)) for arm in arms}
+    row["n"] = len(arms[0].ms)
+    row["ratios"] = {n: ratio(a, by_name["portolan"]) for n, a in by_name.items() if n != "portolan"}
+    bound = BOUNDS[name][0]
+    row["bound"] = bound
+    row["met"] = row["ratios"]["eager"][0] >= bound and row["tuning_seconds"] <= TUNING_SECONDS and row["error"] < 1e-4
+    return row
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row for people."""
+    sizes = "x".join(map(str, row["sizes"]))
+    ratios = "  ".join(f"{n} {r:.2f}x ({lo:.2f} to {hi:.2f})" for n, (r, lo, hi) in row["ratios"].items())
+    met = "met" if row["met"] else "NOT MET"
+    return (
+        f"{row['kernel']:17} {sizes:15} {row['threads']} thr  {row['ms']['portolan']:8.3f} ms (n={row['n']})  {ratios}  "
+        f"bound {row['bound']} {met}  tuned in {row['tuning_seconds']:.1f} s  error {row['error']:.1e}"
+    )
+
+
+def main() -> int:
+    """Runs what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", default="1")
+    parser.add_argument("--only", default=",".join(BOUNDS))
+    parser.add_argument("--peers", default="")
+    parser.add_argument("--first", action="store_true", help="only the first shape of each")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    keep_memory()
+    peers, met, best = {p for p in given.peers.split(",") if p}, True, []
+    for threads in map(int, given.threads.split(",")):
+        for name in given.only.split(","):
+            for sizes in BOUNDS[name][1][: 1 if given.first else None]:
+                row = one(name, sizes, threads, peers)
+                met &= row["met"]
+                others = [r[0] for n, r in row["ratios"].items() if n in ("inductor", "numba", "xla")]
+                best += [min(others)] if others and name != "product" else []
+                print(line(row), flush=True)
+                if given.out:
+                    with given.out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+    print(f"environment: {json.dumps(environment())}")
+    if best:
+        mean = float(np.exp(np.mean(np.log(best))))
+        met &= mean >= 1.5
+        print(f"over the best of the compilers: {mean:.2f}x (geometric mean of {len(best)}, bound 1.5)")
+    print("all bounds met" if met else "some bounds are not met")
+    return 0 if met else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
