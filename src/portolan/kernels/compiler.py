@@ -62,7 +62,8 @@ class Compiler:
             except OSError as error:
                 raise CompilerError(f"`{self.argv[0]}` could not be started: {error.strerror}") from error
             if done.returncode or not made.is_file():
-                said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:])
+                lines = (line.partition("error: ")[2] for line in done.stderr.splitlines())
+                said = next(filter(None, lines), done.stderr.strip()[-300:])
                 raise CompilerError(f"`{self.argv[0]}` ended with code {done.returncode}: {said or 'it said nothing'}")
             write_whole(path.with_suffix(".c"), source.encode())
             write_whole(path, made.read_bytes())

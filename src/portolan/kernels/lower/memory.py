@@ -5,7 +5,23 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from portolan.kernels.bounds import affine
-from portolan.kernels.ir import BASES, Do, Lit, Read, Ref, Type, Write, X, add, ceil_div, least, most, mul, product
+from portolan.kernels.ir import (
+    BASES,
+    Do,
+    Lit,
+    Read,
+    Ref,
+    Turn,
+    Type,
+    Write,
+    X,
+    add,
+    ceil_div,
+    least,
+    most,
+    mul,
+    product,
+)
 from portolan.kernels.lower.elements import splat
 from portolan.kernels.lower.emitter import At, Emitter
 from portolan.kernels.lower.guard import KEPT
@@ -179,6 +195,16 @@ def _packed(out: Emitter, e: Load, dim: int, inner: list[str], whole: bool, widt
             panel = loops.enter_context(out.loop("p", Lit(0), panels, note=f"pack {e.tensor}"))
             start = out.let(least(mul(panel, Lit(width)), add(size, Lit(-width))), "start")
             place = panel
+        if _turnable(e, tensor, dim, inner):
+            before, width_ = dict(out.env), Lit(width)
+            out.env |= {v: start if start is not None else Lit(0), inner[0]: Lit(0)}
+            offset, row = _offset(out, tensor, e.index, At()), stride(out, tensor, dim)
+            out.env = before
+            to = mul(place, mul(counts[0], width_))
+            out.write(Turn(name, to, width_, e.tensor, offset, row, width_, counts[0]))
+            if whole:
+                out.needs.append((size, width))
+            return Ref(name)
         for index, count in zip(inner, counts, strict=True):
             var = loops.enter_context(
                 out.loop(index, Lit(0), count, binds=[index], extent=extents[index], note=f"pack {e.tensor}")
@@ -192,3 +218,8 @@ def _packed(out: Emitter, e: Load, dim: int, inner: list[str], whole: bool, widt
     if whole:
         out.needs.append((size, width))
     return Ref(name)
+
+
+def _turnable(e: Load, tensor: Tensor, dim: int, inner: list[str]) -> bool:
+    """Whether a panel is rows of the array that become columns."""
+    return tensor.dtype == "f32" and dim < len(e.index) - 1 and len(inner) == 1 and e.index[-1] == Idx(inner[0])

@@ -307,7 +307,7 @@ class CPrinter:
         if op == "not":
             return f"(~{args[0]})" if wide else f"(!{args[0]})"
         sign = {"and": "&", "or": "|"}[op]
-        return f"({args[0]} {sign if wide else sign * 2} {args[1]})"
+        return f"({args[0]} {sign} {args[1]})"
 
 
 def literal(x: Lit) -> str:

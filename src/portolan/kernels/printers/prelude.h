@@ -45,8 +45,8 @@ typedef float V __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t VI __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t VU __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define EACH for (int l = 0; l < LANES; l++)
-#define VF(x) ((x) - (V){})
-#define VN(x) ((int32_t)(x) + (VI){})
+#define VF(x) ((V)((x) - (V){}))
+#define VN(x) ((VI)((int32_t)(x) + (VI){}))
 /* A macro, and on the mask's bits: as a function gcc 12 selects by xor. */
 #define SEL(T, m, a, b) ({ VI m_ = (VI)(m); T a_ = (a), b_ = (b); (T)((m_ & (VI)a_) | (~m_ & (VI)b_)); })
 IN VI vi_iota(VI x) { VI i; EACH i[l] = l; return x + i; }
@@ -59,8 +59,10 @@ IN V v_pow(V a, V b) { V r; EACH r[l] = powf(a[l], b[l]); return r; }
 typedef float V64 __attribute__((vector_size(64)));
 IN V v_larger(V a, V b) { return (V)__builtin_ia32_maxps512_mask((V64)a, (V64)b, (V64){}, -1, 4); }
 IN V v_smaller(V a, V b) { return (V)__builtin_ia32_minps512_mask((V64)a, (V64)b, (V64){}, -1, 4); }
-IN int v_any_below(V a, V b) { return __builtin_ia32_cmpps512_mask((V64)a, (V64)b, 17, -1, 4) != 0; }
+IN uint32_t v_below(V a, V b) { return (uint16_t)__builtin_ia32_cmpps512_mask((V64)a, (V64)b, 17, -1, 4); }
 IN V v_sqrt(V a) { return (V)__builtin_ia32_sqrtps512_mask((V64)a, (V64){}, -1, 4); }
+#define HAVE_SCALE
+IN V v_scale(V a, V n) { return (V)__builtin_ia32_scalefps512_mask((V64)a, (V64)n, (V64){}, -1, 4); }
 IN V v_floor(V a) { return (V)__builtin_ia32_rndscaleps_mask((V64)a, 9, (V64){}, -1, 4); }
 IN V v_ceil(V a) { return (V)__builtin_ia32_rndscaleps_mask((V64)a, 10, (V64){}, -1, 4); }
 #elif defined(__AVX__) && LANES == 8 && !defined(__clang__)
@@ -68,7 +70,7 @@ IN V v_ceil(V a) { return (V)__builtin_ia32_rndscaleps_mask((V64)a, 10, (V64){},
 typedef float V32 __attribute__((vector_size(32)));
 IN V v_larger(V a, V b) { return (V)__builtin_ia32_maxps256((V32)a, (V32)b); }
 IN V v_smaller(V a, V b) { return (V)__builtin_ia32_minps256((V32)a, (V32)b); }
-IN int v_any_below(V a, V b) { return __builtin_ia32_movmskps256(__builtin_ia32_cmpps256((V32)a, (V32)b, 17)) != 0; }
+IN uint32_t v_below(V a, V b) { return __builtin_ia32_movmskps256(__builtin_ia32_cmpps256((V32)a, (V32)b, 17)); }
 IN V v_sqrt(V a) { return (V)__builtin_ia32_sqrtps256((V32)a); }
 IN V v_floor(V a) { return (V)__builtin_ia32_roundps256((V32)a, 9); }
 IN V v_ceil(V a) { return (V)__builtin_ia32_roundps256((V32)a, 10); }
@@ -88,8 +90,36 @@ IN VI vi_of_v(V x) {
   VI r = __builtin_convertvector(SEL(V, c < VF(-2147483648.f), VF(-2147483648.f), SEL(V, c > VF(2147483520.f), (V){}, c)), VI);
   return SEL(VI, c > VF(2147483520.f), VN(INT32_MAX), r);
 }
-/* exp to 1 ulp: x = n ln 2 + f. n stands in the low bits of the rounded product, ready to be shifted into the exponent.
- * Below -87.34 it gives 0 (no denormals), above 88.72 infinity; NaN stays NaN through the polynomial. */
+/* The larger (smaller) of two, the second where the first is NaN: what x86 has an instruction for. */
+#ifndef HAVE_LARGER
+IN V v_larger(V a, V b) { return SEL(V, a > b, a, b); }
+IN V v_smaller(V a, V b) { return SEL(V, a < b, a, b); }
+IN uint32_t v_below(V a, V b) {
+  VI m = (VI)(a < b);
+  int64_t any = 0, half[LANES / 2];
+  memcpy(half, &m, sizeof m);
+  for (int l = 0; l < LANES / 2; l++) any |= half[l];
+  uint32_t bits = 0;
+  if (any) EACH bits |= (uint32_t)(m[l] & 1) << l;
+  return bits;
+}
+#endif
+IN VI vi_larger(VI a, VI b) { return SEL(VI, a > b, a, b); }
+IN VI vi_smaller(VI a, VI b) { return SEL(VI, a < b, a, b); }
+
+/* exp to 1 ulp: x = n ln 2 + f, a polynomial in f, times 2^n. */
+#ifdef HAVE_SCALE
+IN V v_exp(V x) {
+  x = v_smaller(VF(89.f), v_larger(VF(-104.5f), x)); /* keeps infinities out; NaN stays */
+  V t = x * 1.44269504f + 12582912.f, n = t - 12582912.f;
+  V f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  V p = f * 1.9875691e-4f + 1.3981999e-3f; p = p * f + 8.3334519e-3f; p = p * f + 4.1665796e-2f;
+  p = p * f + 1.66666655e-1f; p = p * f + 0.5f; p = p * (f * f) + (f + 1.f);
+  return v_scale(p, n);
+}
+#else
+/* n stands in the low bits of the rounded product, ready to be shifted into the exponent. Below -87.34 it gives 0 (no
+ * denormals), above 88.72 infinity; NaN stays NaN through the polynomial. */
 IN V v_exp(V x) {
   V t = x * 1.44269504f + 12582912.f, n = t - 12582912.f;
   V f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -99,6 +129,7 @@ IN V v_exp(V x) {
   y = SEL(V, x < VF(-87.33654f), (V){}, y);
   return SEL(V, x > VF(88.72283f), VF(INFINITY), y);
 }
+#endif
 /* log to 1 ulp, after Cephes; 0 gives -inf, below it NaN. Denormals are scaled up first. */
 IN V v_log(V x) {
   VI tiny = x < VF(1.17549435e-38f);
@@ -131,21 +162,6 @@ ACROSS(v_across_max, V, float, y > x ? y : x) ACROSS(v_across_min, V, float, y <
 ACROSS(vi_across_sum, VI, int32_t, x + y) ACROSS(vi_across_prod, VI, int32_t, x * y)
 ACROSS(vi_across_max, VI, int32_t, y > x ? y : x) ACROSS(vi_across_min, VI, int32_t, y < x ? y : x)
 ACROSS(vi_across_any, VI, int32_t, x | y) ACROSS(vi_across_all, VI, int32_t, x & y)
-/* The larger (smaller) of two, the second where the first is NaN: what x86 has an instruction for. */
-#ifndef HAVE_LARGER
-IN V v_larger(V a, V b) { return SEL(V, a > b, a, b); }
-IN V v_smaller(V a, V b) { return SEL(V, a < b, a, b); }
-IN int v_any_below(V a, V b) {
-  VI m = (VI)(a < b);
-  int64_t r = 0, h[LANES / 2];
-  memcpy(h, &m, sizeof m);
-  for (int l = 0; l < LANES / 2; l++) r |= h[l];
-  return r != 0;
-}
-#endif
-IN VI vi_larger(VI a, VI b) { return SEL(VI, a > b, a, b); }
-IN VI vi_smaller(VI a, VI b) { return SEL(VI, a < b, a, b); }
-
 /* Reads. f32 and i32 lanes lie ready; narrow types are widened lane by lane. */
 #define GET_f32(x) (x)
 #define GET_i32(x) (x)
@@ -165,48 +181,98 @@ IN VI vi_smaller(VI a, VI b) { return SEL(VI, a < b, a, b); }
 READS(f32, float, V) READS(i32, int32_t, VI) READS(i8, int8_t, VI) READS(f16, uint16_t, V) READS(bf16, uint16_t, V)
 #endif
 
-/* to[c * to_row + r] = from[r * from_row + c], some columns at a time: their lines stay in the nearest cache. */
-#define TRANSPOSES(d, E, T) \
-  static __attribute__((noinline, unused)) void turned_##d(T *restrict to, int64_t to_row, const E *restrict from, \
-                                                           int64_t from_row, int64_t rows, int64_t columns) { \
-    for (int64_t b = 0; b < columns; b += 16) for (int64_t r = 0; r < rows; r++) \
-      for (int64_t c = b; c < p_min(b + 16, columns); c++) to[c * to_row + r] = from[r * from_row + c]; }
-TRANSPOSES(f32, float, float)
+/* to[c * to_row + r] = from[r * from_row + c]: whole squares of vectors in registers, the rest one by one. */
+#if LANES > 1 && !defined(__clang__)
+IN void turn_square(float *to, int64_t to_row, const float *from, int64_t from_row) {
+  V v[LANES];
+#pragma GCC unroll 16
+  for (int r = 0; r < LANES; r++) v[r] = *(const V *)(from + r * from_row);
+#pragma GCC unroll 4
+  for (int step = LANES / 2; step; step /= 2) {
+    VI low, high;
+    EACH low[l] = l & step ? LANES + l - step : l;
+    EACH high[l] = l & step ? LANES + l : l + step;
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; r++) if (!(r & step)) {
+      V a = v[r], b = v[r + step];
+      v[r] = __builtin_shuffle(a, b, low); v[r + step] = __builtin_shuffle(a, b, high);
+    }
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < LANES; c++) *(V *)(to + c * to_row) = v[c];
+}
+#endif
+static __attribute__((noinline, unused)) void turned_f32(float *restrict to, int64_t to_row, const float *restrict from,
+                                                         int64_t from_row, int64_t rows, int64_t columns) {
+  int64_t r = 0;
+#if LANES > 1 && !defined(__clang__)
+  for (; r + LANES <= rows; r += LANES) {
+    int64_t c = 0;
+    for (; c + LANES <= columns; c += LANES) turn_square(to + c * to_row + r, to_row, from + r * from_row + c, from_row);
+    for (; c < columns; c++) EACH to[c * to_row + r + l] = from[(r + l) * from_row + c];
+  }
+#endif
+  for (int64_t b = 0; b < columns; b += 16) for (int64_t q = r; q < rows; q++)
+    for (int64_t c = b; c < p_min(b + 16, columns); c++) to[c * to_row + q] = from[q * from_row + c];
+}
 
-/* A short sorted list of the smallest `-s`: a vector of scores is looked at one by one only where a lane beats the last. */
+/* A short sorted list of the smallest `-s`. Only where a lane of a vector is below the last of the list is it looked at. */
 IN void rank_one(float *best, int32_t *place, int n, float x, int32_t at) {
   int k = n - 1;
   for (; k > 0 && best[k - 1] > x; k--) { best[k] = best[k - 1]; place[k] = place[k - 1]; }
   best[k] = x; place[k] = at;
 }
+#if LANES > 1
+/* Each lane moved one place up, with the lowest (-1) in front. */
+#ifdef __clang__
+IN V v_after(V a) { V r; EACH r[l] = l ? a[l - 1] : -INFINITY; return r; }
+IN VI vi_after(VI a) { VI r; EACH r[l] = l ? a[l - 1] : -1; return r; }
+#else
+IN V v_after(V a) { VI m; EACH m[l] = l ? l - 1 : LANES; return __builtin_shuffle(a, VF(-INFINITY), m); }
+IN VI vi_after(VI a) { VI m; EACH m[l] = l ? l - 1 : LANES; return __builtin_shuffle(a, VN(-1), m); }
+#endif
+/* The list in a register: each place takes the smaller of what it holds and the larger of its neighbour and the new one. */
+IN int64_t rank_vector(float *best, int32_t *place, int n, const float *s, int64_t count, int64_t first) {
+  V b; VI w;
+  EACH { b[l] = l < n ? best[l] : INFINITY; w[l] = l < n ? place[l] : -1; }
+  float limit = best[n - 1];
+  int64_t u = 0;
+  if (limit == INFINITY && count >= 8 * LANES) {
+    /* Into an empty list nearly all would go. The n-th smallest of the lanes' smallest bounds it: n scores are not above. */
+    V low = VF(INFINITY);
+    for (; u + LANES <= count; u += LANES) low = v_smaller(-*(const V *)(s + u), low);
+    V sorted = VF(INFINITY);
+    for (int o = 0; o < LANES; o++) sorted = v_smaller(sorted, v_larger(v_after(sorted), VF(low[o])));
+    limit = nextafterf(sorted[n - 1], INFINITY);
+  }
+  for (u = 0; u + LANES <= count; u += LANES) {
+    uint32_t hits = v_below(-*(const V *)(s + u), VF(limit));
+    for (; hits; hits &= hits - 1) {
+      int at = __builtin_ctz(hits);
+      float x = -s[u + at];
+      V low = v_after(b); VI before = vi_after(w);
+      VI later = b > VF(x), moved = low > VF(x);
+      w = SEL(VI, later, SEL(VI, moved, before, VN(first + u + at)), w);
+      b = SEL(V, later, SEL(V, moved, low, VF(x)), b);
+      limit = limit < b[n - 1] ? limit : b[n - 1];
+    }
+  }
+  for (int l = 0; l < n; l++) { best[l] = b[l]; place[l] = w[l]; }
+  return u;
+}
+#endif
 static __attribute__((noinline, unused)) void rank(float *best, int32_t *place, int n, const float *s, int64_t count, int64_t first) {
   int64_t u = 0;
 #if LANES > 1
-  /* Into an empty list nearly all would go. The n-th smallest of the lanes' smallest is a bound: n scores are not above it. */
-  if (n <= LANES && best[n - 1] == INFINITY && count >= 8 * LANES) {
-    V low = VF(INFINITY);
-    for (; u + LANES <= count; u += LANES) low = v_smaller(-*(const V *)(s + u), low);
-    float sorted[LANES + 1];
-    for (int l = 0; l < LANES; l++) {
-      int k = l;
-      for (; k > 0 && sorted[k - 1] > low[l]; k--) sorted[k] = sorted[k - 1];
-      sorted[k] = low[l];
-    }
-    float top = nextafterf(sorted[n - 1], INFINITY);
-    if (top < INFINITY)
-      for (u = 0; u + LANES <= count; u += LANES) {
-        V x = -*(const V *)(s + u);
-        if (v_any_below(x, VF(top)))
-          EACH if (-s[u + l] < top && -s[u + l] < best[n - 1]) {
-            rank_one(best, place, n, -s[u + l], (int32_t)(first + u + l));
-          }
+  if (n <= LANES) u = rank_vector(best, place, n, s, count, first);
+  else
+    for (; u + LANES <= count; u += LANES) {
+      uint32_t hits = v_below(-*(const V *)(s + u), VF(best[n - 1]));
+      for (; hits; hits &= hits - 1) {
+        float x = -s[u + __builtin_ctz(hits)];
+        if (x < best[n - 1]) rank_one(best, place, n, x, (int32_t)(first + u + __builtin_ctz(hits)));
       }
-    else u = 0;
-  }
-  for (; u + LANES <= count; u += LANES) {
-    V x = -*(const V *)(s + u);
-    if (v_any_below(x, VF(best[n - 1]))) EACH if (-s[u + l] < best[n - 1]) rank_one(best, place, n, -s[u + l], (int32_t)(first + u + l));
-  }
+    }
 #endif
   for (; u < count; u++) if (-s[u] < best[n - 1]) rank_one(best, place, n, -s[u], (int32_t)(first + u));
 }
