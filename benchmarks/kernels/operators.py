@@ -16,24 +16,24 @@ def window_attention(q: "h i d", k: "h j d", v: "h j d", bias: "h w") -> "h i d"
 
 @kernel
 def deformable(
-    value: "b s h c", size: "l 2 : i32", start: "l : i32", place: "b q h l p 2", weight: "b q h l p"
+    value: "b s h c", size: "v 2 : i32", start: "v : i32", place: "b q h v p 2", weight: "b q h v p"
 ) -> "b q h c":
-    y = place[b, q, h, l, p, 1] * size[l, 0] - 0.5
-    x = place[b, q, h, l, p, 0] * size[l, 1] - 0.5
+    y = place[b, q, h, v, p, 1] * size[v, 0] - 0.5
+    x = place[b, q, h, v, p, 0] * size[v, 1] - 0.5
     y0 = int(floor(y))
     x0 = int(floor(x))
     fy = y - y0
     fx = x - x0
     return sum(
-        weight[b, q, h, l, p]
+        weight[b, q, h, v, p]
         * (fy if dy == 1 else 1 - fy)
         * (fx if dx == 1 else 1 - fx)
-        * value[b, start[l] + (y0 + dy) * size[l, 1] + x0 + dx, h, c]
-        for l in L
+        * value[b, start[v] + (y0 + dy) * size[v, 1] + x0 + dx, h, c]
+        for v in V
         for p in P
         for dy in range(2)
         for dx in range(2)
-        if 0 <= y0 + dy < size[l, 0] and 0 <= x0 + dx < size[l, 1]
+        if 0 <= y0 + dy < size[v, 0] and 0 <= x0 + dx < size[v, 1]
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ _CANDIDATES = 7
 _BLOCK_SECONDS = 0.02
 _ROUNDS = 3
 _FINAL_ROUNDS = 8
-_SPARE = 2.5
+_SPARE = 4.0
 _SLOW = 1.5
 
 
@@ -132,7 +133,7 @@ def tune(
     made = groups(program)
     best = [candidates(program, g, target, sizes)[0] for g in made]
     tried: list[Trial] = []
-    with Worker(module=AGENT) as worker, ThreadPoolExecutor(2) as compiling:
+    with Worker(module=AGENT) as worker, _compiling() as compiling:
         rng = np.random.default_rng(seed)
         real = real_case(program, sizes, rng)
         judge = Judge(program, [*odd_cases(program, best[0], rng), real], worker)
@@ -159,6 +160,21 @@ def tune(
     return found
 
 
+@contextmanager
+def _compiling() -> Iterator[ThreadPoolExecutor]:
+    """Two threads for compilers; at the end nobody waits for one that is late."""
+    pool = ThreadPoolExecutor(2, "portolan-compile")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _within(future: Future[Path], end: float) -> bool:
+    """Waits for a compilation, at most until `end`; whether it is done."""
+    return not wait([future], timeout=max(0.0, end - time.monotonic())).not_done
+
+
 class _Session:
     """The trials of one group of results."""
 
@@ -179,7 +195,8 @@ class _Session:
         pending = [(Trial(option), compiling.submit(self._compiled, option)) for option in options]
         done: list[Trial] = []
         for trial, future in pending:
-            if time.monotonic() > end and any(t.error is not None for t in done):
+            late = any(t.error is not None for t in done) and not _within(future, end)
+            if late:
                 future.cancel()
                 continue
             self._check(trial, future)
