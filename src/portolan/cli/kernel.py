@@ -16,6 +16,7 @@ from portolan.cli.console import Console
 @options.target
 @options.out("A folder for the libraries and their source.  [default: the cache keeps them]")
 @click.option("--emit", type=click.Choice(["c"]), metavar="LANGUAGE", help="Print the code in this language: c.")
+@click.option("--arch", metavar="NAME", help="Compile for another processor: aarch64, riscv64, wasm32; needs zig.")
 @options.seed
 @options.writes
 @options.common

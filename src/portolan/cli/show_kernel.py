@@ -19,6 +19,8 @@ def kernels(data: Json, file: str, *, dry_run: bool = False) -> Answer:
     if dry_run:
         table = [["kernel", "sizes", "tile"], *([r["name"], _sizes(r), _tile(r)] for r in rows)]
         return Answer(plain(columns(table)), f"would tune {_count(rows)}; nothing was written", next=[again])
+    if any("latency" not in row for row in rows):
+        return _crossed(rows)
     heads = ["kernel", "sizes", "time", "GFLOP/s", "GB/s", "error", "tile"]
     table = [heads, *(_row(r) for r in rows)]
     failed = sum(r["trials"]["failed"] for r in rows)
@@ -30,6 +32,16 @@ def kernels(data: Json, file: str, *, dry_run: bool = False) -> Answer:
     show = f"{again} --emit c"
     verdict = f"{_count(rows)} checked against the oracle and {how}"
     return Answer(plain(columns(table, right=frozenset({3, 4}))), verdict, next=[show], notes=notes)
+
+
+def _crossed(rows: list[Json]) -> Answer:
+    """Kernels for a processor that is not this one."""
+    errors = ["not tried" if r["max_abs_error"] is None else f"{r['max_abs_error']:.1e}" for r in rows]
+    table = [["kernel", "for", "error", "file"]]
+    table += [[r["name"], r["target"], e, r["artefact"]] for r, e in zip(rows, errors, strict=True)]
+    tried = all(r["max_abs_error"] is not None for r in rows)
+    how = "checked against the oracle under qemu" if tried else "compiled only: nothing here runs them"
+    return Answer(plain(columns(table)), f"{_count(rows)} {how}")
 
 
 def _row(row: Json) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from portolan.core import registry
 from portolan.core.target import Target
-from portolan.errors import UsageError
+from portolan.errors import UnknownName, UsageError
 from portolan.kernels.compiler import Compiler, find
+from portolan.kernels.cross import ARCHES, Arch, cross
 from portolan.kernels.decorated import Kernel
 from portolan.kernels.place import write_whole
 from portolan.kernels.source import read_file
@@ -23,6 +24,7 @@ def build(
     file: str | Path,
     *,
     target: str = "local",
+    arch: str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     force: bool = False,
@@ -34,6 +36,7 @@ def build(
     Args:
         file: the Python file.
         target: where the kernels are to run; `local`.
+        arch: compile for another processor (`aarch64`, `riscv64`, `wasm32`) with zig, without tuning; needs `out`.
         out: a folder for the libraries and their source; the cache keeps them in any case.
         seed: of the arrays that are compared and timed.
         force: overwrite what is in `out`.
@@ -57,7 +60,12 @@ def build(
         jobs += [(kernel, sizes) for sizes in item.sizes or (kernel.usual(),)]
     if dry_run:
         return {"kernels": [_planned(k, sizes, found) for k, sizes in jobs]}
-    folder = None if out is None else _folder(Path(out), [k.name for k, _ in jobs], force)
+    suffix = ".so" if arch is None else _arch(arch).suffix
+    folder = None if out is None else _folder(Path(out), [k.name + suffix for k, _ in jobs], force)
+    if arch is not None:
+        if folder is None:
+            raise UsageError("kernels for another processor need a folder", hint=f"add `-o kernels-{arch}`")
+        return {"kernels": [cross(k.program, sizes, arch, folder) for k, sizes in jobs]}
     compiler = find()
     rows = [_built(k, sizes, found, compiler, seed, progress) for k, sizes in jobs]
     if folder is not None:
@@ -125,10 +133,16 @@ def _built(
     }
 
 
+def _arch(name: str) -> Arch:
+    if name not in ARCHES:
+        raise UnknownName("processor", name, ARCHES)
+    return ARCHES[name]
+
+
 def _folder(folder: Path, names: list[str], force: bool) -> Path:
-    taken = [n for n in names if (folder / f"{n}.so").exists()]
+    taken = [n for n in names if (folder / n).exists()]
     if taken and not force:
-        raise UsageError(f"`{folder / taken[0]}.so` exists", hint="add `--force` to overwrite it")
+        raise UsageError(f"`{folder / taken[0]}` exists", hint="add `--force` to overwrite it")
     return folder
 
 

@@ -1,0 +1,38 @@
+"""Kernels for other processors: compiled by zig, run under qemu against the oracle."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from portolan.errors import NoBackend
+from portolan.kernels import cross as crossing
+from support import operators
+
+ZIG = importlib.util.find_spec("ziglang") is not None or shutil.which("zig") is not None
+SIZES = {"matmul": 40, "window_attention": 40, "knn": 40, "butterfly": 8, "half": 40, "elementwise": 40}
+
+
+def test_without_zig_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoBackend) as found:
+        crossing.zig()
+    assert found.value.hint == "pip install ziglang"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ZIG, reason="needs zig")
+@pytest.mark.parametrize("arch", crossing.ARCHES)
+@pytest.mark.parametrize("name", SIZES)
+def test_a_kernel_for_another_processor(name: str, arch: str, tmp_path: Path) -> None:
+    kernel = operators.EVERY[name]
+    row = crossing.cross(kernel.program, dict.fromkeys(kernel.program.symbols, SIZES[name]), arch, tmp_path)
+    assert Path(row["artefact"]).stat().st_size > 0
+    if crossing.ARCHES[arch].runs and shutil.which(f"qemu-{arch}"):
+        assert row["max_abs_error"] < 2e-3
+    else:
+        assert row["max_abs_error"] is None
