@@ -2,8 +2,8 @@
 
     python benchmarks/kernels/run.py [--threads 1,2] [--only tropical] [--peers inductor,numba] [--out FILE.jsonl]
 
-Each shape is tuned first (at most 10 s, compiling included, or it counts as not met). Then every contender runs once in
-each round, in random order, with the same number of threads, in this process; a ratio is the median of the rounds' own.
+Each shape is tuned first (at most 10 s, compiling included, or it counts as not met). Then every contender runs a block
+of calls in each round, in random order, with the same threads, in this process; a ratio is the median of the rounds.
 Results are compared with eager PyTorch's before anything is timed. glibc's allocator is told not to return memory: page
 faults make eager PyTorch two to ten times slower, and without that the ratios would be larger.
 """
@@ -44,7 +44,8 @@ BOUNDS: Mapping[str, tuple[float, list[tuple[int, ...]]]] = {
 }
 TUNING_SECONDS = 10.0
 _SECONDS = 2.5
-_ROUNDS = (7, 60)
+_BLOCK_SECONDS = 0.02
+_ROUNDS = (7, 40)
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
@@ -92,7 +93,10 @@ def contenders(name: str, arrays: list[Any], threads: int, peers: set[str]) -> I
 
 
 def race(arms: list[Contender], threads: int, rng: np.random.Generator) -> None:
-    """Rounds in random order until the time is over."""
+    """Rounds in random order until the time is over: in each, a block of calls of every contender, its first apart.
+
+    So each finds its own data in the caches, as in a loop of its own and as in the project's races.
+    """
     torch.set_num_threads(threads)
     with torch.inference_mode(), measuring():
         for arm in arms:
@@ -100,10 +104,20 @@ def race(arms: list[Contender], threads: int, rng: np.random.Generator) -> None:
         end, rounds = time.perf_counter() + _SECONDS, 0
         while rounds < _ROUNDS[0] or (rounds < _ROUNDS[1] and time.perf_counter() < end):
             for number in rng.permutation(len(arms)):
-                begun = time.perf_counter()
-                arms[number].call()
-                arms[number].ms.append((time.perf_counter() - begun) * 1000)
+                arms[number].ms.append(block(arms[number].call))
             rounds += 1
+
+
+def block(call: Callable[[], Any]) -> float:
+    """The median of a few calls, in milliseconds."""
+    call()
+    readings: list[float] = []
+    end = time.perf_counter() + _BLOCK_SECONDS
+    while len(readings) < 3 or time.perf_counter() < end:
+        begun = time.perf_counter()
+        call()
+        readings.append((time.perf_counter() - begun) * 1000)
+    return float(np.median(readings))
 
 
 def ratio(slow: Contender, fast: Contender) -> tuple[float, float, float]:

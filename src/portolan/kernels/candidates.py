@@ -100,13 +100,17 @@ def _completed(program: Program, group: Group, schedule: Schedule, sizes: Mappin
 
 
 def _staged(group: Group) -> Iterator[Binder]:
-    """The indices of reductions and rankings."""
+    """The indices along which blocks are filled: of rankings, and of reductions that hold others."""
     for value in group.values:
         for e in walk(value):
             if isinstance(e, Ranked):
                 yield e.binder
-            elif isinstance(e, Reduce):
+            elif isinstance(e, Reduce) and not group.ranks and _holds_another(e):
                 yield from e.binders
+
+
+def _holds_another(e: Reduce) -> bool:
+    return any(isinstance(x, Reduce) for part in e.body for x in walk(part))
 
 
 def _fits(group: Group, schedule: Schedule, sizes: Mapping[str, int], room: int) -> bool:
