@@ -76,6 +76,18 @@ def test_a_head_that_forces_a_batch_far_too_small_is_given_up() -> None:
     assert len(batch) == 7
 
 
+def test_batches_stop_where_larger_ones_gain_nothing() -> None:
+    flat_out = Cost({1: 0.036, 2: 0.067, 4: 0.134, 8: 0.273, 16: 0.640}, 16)
+    assert flat_out.efficient == 8
+    queue = queue_of(*(Item(100.0) for _ in range(16)))
+    batch, refused = queue.pick(0.0, flat_out, 16)
+    assert (len(batch), refused) == (8, [])
+    for _ in range(50):
+        flat_out.observe(8, 1.0)
+    assert flat_out.efficient == 8, "what is observed of one size says nothing of the others' worth"
+    assert FLAT.efficient == 16
+
+
 def test_levels_of_priority_go_before_deadlines() -> None:
     queue = queue_of(Item(1.0, level=3), Item(9.0, level=1), Item(2.0))
     order = [queue.pick(0.0, FLAT, 16)[0][0].name for _ in range(3)]

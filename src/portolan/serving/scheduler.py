@@ -17,6 +17,8 @@ _TOO_SMALL, _ENOUGH = 0.5, 0.75
 _UP, _DOWN = 0.3, 0.03
 _LEAST, _MOST = 0.05, 100.0
 _MARGIN = 1.1
+#: How much more than in the cheapest batch a row may cost.
+_NEAR = 1.05
 
 
 class Cost:
@@ -25,6 +27,10 @@ class Cost:
     Args:
         profile: seconds by rows, at least for one size; between sizes it is interpolated.
         cap: rows of the largest batch.
+
+    Attributes:
+        efficient: rows of the largest batch whose rows cost hardly more than in the cheapest one. A model that gains
+            nothing from larger batches only makes everybody wait for them.
     """
 
     def __init__(self, profile: Mapping[int, float], cap: int) -> None:
@@ -33,6 +39,9 @@ class Cost:
         self._factors = [1.0] * (cap.bit_length() + 1)
         self._applied = list(self._factors)
         self._table = list(self._base)
+        # By the profile alone: a size that is not used any more is not observed either, so it could never come back.
+        shares = [seconds / rows for rows, seconds in enumerate(self._base) if rows]
+        self.efficient = max(rows for rows, share in enumerate(shares, 1) if share <= _NEAR * min(shares))
         self._apply()
 
     def __call__(self, rows: int) -> float:
@@ -166,6 +175,7 @@ class Queue(Generic[T]):
             cap: rows of the largest batch.
         """
         refused = self.expire(now + cost(1))
+        cap = min(cap, cost.efficient)
         place = self._first()
         if place is None:
             return [], refused
