@@ -144,7 +144,7 @@ def _check_extra() -> None:
 
 def _named(bundles: Sequence[str], opener: Sequence[str]) -> dict[str, str]:
     """The bundles' paths by the names in their manifests. Another process reads them: this one stays small."""
-    named: dict[str, str] = {}
+    given: dict[str, str] = {}
     for path in bundles:
         asked = json.dumps({"bundle": path, "into": None, "native": True})
         done = subprocess.run(opener, input=asked, capture_output=True, text=True, check=False)
@@ -155,13 +155,13 @@ def _named(bundles: Sequence[str], opener: Sequence[str]) -> dict[str, str]:
         if (problem := answer.get("error")) is not None:
             raise rebuilt(problem)
         name = answer["name"]
-        if name in named:
+        if name in given:
             raise UsageError(
-                f"two bundles are called `{name}`: `{named[name]}` and `{path}`",
+                f"two bundles are called `{name}`: `{given[name]}` and `{path}`",
                 hint="pack one of them again with `--name`",
             )
-        named[name] = str(Path(path).resolve())
-    return named
+        given[name] = path
+    return {name: str(Path(path).resolve()) for name, path in given.items()}
 
 
 def bundle_name(path: str) -> str:

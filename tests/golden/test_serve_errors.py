@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
-from portolan.errors import UsageError
+from portolan import hosting
+from portolan.errors import PortolanError
 from portolan.serving.surroundings import Asked
+from support.serving import identity, pack
 
 GOLDEN = Path(__file__).with_name("serve_errors.txt")
+BUNDLES = Path(__file__).with_name("serve_bundle_errors.txt")
 
 
 def certificate(folder: Path, name: str) -> None:
@@ -53,8 +58,8 @@ CASES: dict[str, Asked] = {
 }
 
 
-def said(check: Callable[[], None]) -> str:
-    with pytest.raises(UsageError) as error:
+def said(check: Callable[[], object]) -> str:
+    with pytest.raises(PortolanError) as error:
         check()
     lines = [f"exit {error.value.exit_code}: {error.value.message}"]
     lines += [f"  at {error.value.where}"] if error.value.where else []
@@ -71,6 +76,36 @@ def test_every_error_is_said_as_it_was(place: Path, monkeypatch: pytest.MonkeyPa
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
+
+
+def test_what_is_wrong_with_bundles_and_addresses_is_said_as_it_was(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.portolan", "b.portolan"):
+        pack(identity(place / "same.onnx"), place / name)
+    (place / "torn.portolan").write_bytes((place / "a.portolan").read_bytes()[:-40])
+
+    def serve(*bundles: str, **keywords: Any) -> Callable[[], object]:
+        usual = dict.fromkeys(("replicas", "max_batch", "deadline", "hang_after", "control"))
+        asked = {"host": "127.0.0.1", "port": 0, "drain": 0.0, "grace": 1.0, "native": False, **usual, **keywords}
+        return lambda: hosting.serve([*bundles], lambda data: None, **asked)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        cases = {
+            "two bundles of one name": serve("a.portolan", "b.portolan"),
+            "no such bundle": serve("c.portolan"),
+            "a bundle that is torn": serve("torn.portolan"),
+            "a port that is taken": serve("a.portolan", port=port),
+            "an address of another machine": serve("a.portolan", host="203.0.113.7"),
+        }
+        found = [f"{name}\n{said(check)}\n".replace(str(port), "PORT") for name, check in cases.items()]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found.append(f"without the extra\n{said(serve('a.portolan'))}\n")
+    text = "\n".join(found)
+    if os.environ.get("UPDATE_GOLDEN"):
+        BUNDLES.write_text(text)
+    assert text == BUNDLES.read_text()
 
 
 def test_what_can_be_had_is_not_refused(place: Path) -> None:
