@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _KIND, _ROWS, _SEED = "payoff", 32, 20
 _STARTS, _BLOCKS, _BLOCK_SECONDS = 5, 2, 0.04
 _INTEGER_SIZE, _INTEGER_SECONDS = 1024, 0.4
-_UNTOUCHED = "untouched"
+_UNTOUCHED, _SIZED = "untouched", "shape:"
 #: Arms in one race beside the untouched layers: idle processes of some runtimes keep their threads spinning.
 _TOGETHER = 3
 Say = Callable[[str], None]
@@ -97,7 +97,8 @@ def _measured(
 def _steps(model: Model, target: Target) -> Iterator[tuple[Step, tuple[str, ...]]]:
     """Every pass with the options that a search would try, if it produces a feature and takes this model.
 
-    Options that a search leaves alone (2:4, two bits) are asked about once for each feature that only they produce.
+    How much is dropped decides what smaller shapes bring, so each of those is asked about. Of any other feature once:
+    the first setting of a search, or one that it leaves alone (2:4, two bits) where no other produces it.
     """
     for name in registry.PASSES.names():
         try:
@@ -105,10 +106,11 @@ def _steps(model: Model, target: Target) -> Iterator[tuple[Step, tuple[str, ...]
         except PortolanError:
             continue  # `doctor` has its reason
         searched = list(item.schema.space(target))
-        seen = {item.produces(options) for options in searched}
+        seen: set[tuple[str, ...]] = set()
         for options in (*searched, *item.schema.others(target)):
             features = item.produces(options)
-            if options not in searched and features in seen:
+            sized = options in searched and any(feature.startswith(_SIZED) for feature in features)
+            if features in seen and not sized:
                 continue
             if features and item.needs(options) != "training" and item.refuse(model, options, target) is None:
                 seen.add(features)
