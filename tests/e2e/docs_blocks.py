@@ -146,7 +146,10 @@ def run(path: Path, folder: Path, timeout: float = 280.0) -> list[str]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(block.text, encoding="utf-8")
         elif block.language == "python" and "no-run" not in block.words:
-            code, printed = _process([sys.executable, "-c", block.text], folder, env, timeout)
+            script = folder / ".block.py"  # a file, as a reader would have: some of it reads its own source
+            script.write_text(block.text, encoding="utf-8")
+            code, printed = _process([sys.executable, script.name], folder, env, timeout)
+            script.unlink()
             if code:
                 told.append(f"{where}: the script exits with {code}:\n{printed}")
         elif block.language == "console":

@@ -239,7 +239,8 @@ def test_a_bug_is_logged_and_its_words_stay_inside(front: Front) -> None:
 def test_the_deadline_of_the_call_is_its_timeout(front: Front) -> None:
     front.client.infer("identity", [tensor(ROWS, "FP32")], client_timeout=20, timeout=90_000_000)
     assert front.models.calls[0].timeout is not None
-    assert 10 < front.models.calls[0].timeout <= 20
+    # gRPC writes deadlines in coarse units, rounded up.
+    assert 10 < front.models.calls[0].timeout < 21
 
 
 def test_a_call_that_the_client_gives_up_is_cancelled(front: Front) -> None:
