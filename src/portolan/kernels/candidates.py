@@ -10,14 +10,20 @@ from portolan.kernels.arrays import size_of
 from portolan.kernels.lower.nest import Group
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.lower.stages import apart
-from portolan.kernels.tree import Binder, Program, Ranked, Reduce, free, walk
+from portolan.kernels.lower.tables import gathers, parts
+from portolan.kernels.tree import Program, Ranked, Reduce, free, walk
+from portolan.kernels.work import taken
 
 #: Rows and vectors of a tile. Below 8 accumulators the latency of an addition shows.
 _TILES = (
-    *((8, 2), (6, 4), (12, 2), (4, 4), (6, 2), (4, 2), (2, 4), (1, 4), (1, 2)),
-    *((1, 1), (14, 1), (4, 1), (16, 1), (8, 1)),
+    *((8, 2), (6, 4), (12, 2), (4, 4), (5, 4), (6, 3), (4, 3), (6, 2), (4, 2), (2, 4), (1, 4), (1, 2)),
+    *((1, 1), (14, 1), (4, 1), (16, 1), (8, 1), (5, 3), (2, 2), (2, 1), (2, 3)),
 )
 _TASKS = 4
+#: Numbers in the tables of one tile: they have to stay in the nearest caches.
+_TABLE = 64_000
+#: Elements of a block: enough that starting one costs little, and few enough to stay in the nearest cache.
+_BLOCKS = (64, 256)
 
 
 def lanes(target: Target) -> int:
@@ -41,36 +47,61 @@ def candidates(program: Program, group: Group, target: Target, sizes: Mapping[st
     """Schedules in the order in which the model would bet on them; at least one."""
     wide, room = lanes(target), registers(target)
     found: list[tuple[float, Schedule]] = []
-    for vector, rows in _axes(program, group, sizes):
+    for vector, rows, table in _axes(program, group, sizes, wide):
         for tile_rows, vectors in _TILES:
-            schedule = Schedule(vector, rows, wide, tile_rows if rows else 1, vectors if vector else 1)
-            if (rows is None and tile_rows > 1) or (vector is None and vectors > 1):
+            if (
+                (rows is None and tile_rows > 1)
+                or (vector is None and vectors > 1)
+                or (table and tile_rows not in (1, 2, 4))
+            ):
                 continue
-            schedule = _completed(program, group, schedule, sizes)
-            if not _fits(group, schedule, sizes, room):
-                continue
-            found.append((_cost(group, schedule, sizes), schedule))
+            bare = Schedule(vector, rows, wide, tile_rows, vectors, table=table)
+            for schedule in _completed(program, group, bare, sizes):
+                if _fits(group, schedule, sizes, room):
+                    found.append((_cost(group, schedule, sizes), schedule))
     if not found:
         return [Schedule(None, None, 1)]
     found.sort(key=lambda pair: pair[0])
     return list(dict.fromkeys(s for _, s in found))
 
 
-def _axes(program: Program, group: Group, sizes: Mapping[str, int]) -> list[tuple[str | None, str | None]]:
-    """Pairs of vector axis and row axis."""
+Axes = tuple[str | None, str | None, bool]
+
+
+def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int) -> list[Axes]:
+    """Vector axis, row axis, and whether tables are made for the rows."""
     if program.stages:
         own = list(apart(program))
-        return [(a, None) for a in reversed(own)] or [(None, None)]
+        return [(a, None, False) for a in reversed(own)] or [(None, None, False)]
     usable = [a for a in group.axes if a not in group.ranks and a != group.scan_axis]
     if group.ranks:
-        return [(None, a) for a in reversed(usable)] or [(None, None)]
-    pairs: list[tuple[str | None, str | None]] = []
+        return [(None, a, False) for a in reversed(usable)] or [(None, None, False)]
+    found: list[Axes] = []
+    tabled: list[Axes] = []
     for vector in reversed(usable):
         rest = [a for a in reversed(usable) if a != vector]
         rows = None if group.scan_axis or not _reused(group, vector) else next(iter(rest), None)
-        pairs.append((vector, rows))
+        found.append((vector, rows, False))
+        if not group.scan_axis and sizes.get(vector, 1) >= wide:
+            tabled += [(vector, a, True) for a in rest if _tabled(group, vector, a, sizes, wide)]
     # The last axis has stride 1 in the result; another is worth a look only where the last is narrow.
-    return pairs[:1] if pairs and sizes.get(str(pairs[0][0]), 1) >= 16 else pairs or [(None, None)]
+    if found and sizes.get(str(found[0][0]), 1) >= 16:
+        return [*[t for t in tabled if t[0] == found[0][0]], found[0]]
+    return [*tabled, *found] or [(None, None, False)]
+
+
+def _tabled(group: Group, vector: str, rows: str, sizes: Mapping[str, int], wide: int) -> bool:
+    """Whether elements are gathered from places that depend on the row, and the tables of a tile are small."""
+    if sizes.get(rows, 0) < wide:
+        return False
+    reductions = [e for v in group.values for e in walk(v) if isinstance(e, Reduce) and gathers(e, vector, rows)]
+    held = 0
+    for e in reductions:
+        count = wide * (len(parts(e, vector, rows)) + 1)
+        for binder in e.binders:
+            count *= size_of(binder.extent, sizes)
+        held += count
+    return 0 < held <= _TABLE
 
 
 def _reused(group: Group, vector: str) -> bool:
@@ -78,8 +109,8 @@ def _reused(group: Group, vector: str) -> bool:
     return any(isinstance(e, Reduce) for v in group.values for e in walk(v))
 
 
-def _completed(program: Program, group: Group, schedule: Schedule, sizes: Mapping[str, int]) -> Schedule:
-    """The rest of the choices: how many tasks, and how long the blocks are."""
+def _completed(program: Program, group: Group, schedule: Schedule, sizes: Mapping[str, int]) -> Iterator[Schedule]:
+    """The rest of the choices: how many tasks, how long the blocks are, and how they are filled."""
     panels = 1
     if schedule.vector is not None:
         panels = max(1, sizes.get(schedule.vector, 1) // schedule.width)
@@ -87,26 +118,41 @@ def _completed(program: Program, group: Group, schedule: Schedule, sizes: Mappin
     tasks = panels
     for axis in others:
         tasks *= sizes[axis]
-    chunk = 0
+    chunk, tile = 0, schedule.lanes if schedule.table else schedule.tile_rows
     if schedule.rows is not None and tasks < _TASKS:
         rows = sizes[schedule.rows]
         each = -(-rows // _TASKS)
-        chunk = max(8 * schedule.tile_rows, -(-each // schedule.tile_rows) * schedule.tile_rows)
-    vectors = 2 if schedule.tile_rows <= 8 else 1
-    smallest = min((size_of(b.extent, sizes) for b in _staged(group)), default=0)
-    if smallest and smallest < 2 * schedule.lanes:
-        vectors = 1
-    return replace(schedule, chunk=chunk, stage_vectors=vectors, block=1024 if group.ranks else 64)
+        chunk = max(8 * schedule.tile_rows, -(-each // tile) * tile)
+    span = min((_span(e, sizes) for e in _staged(group)), default=0)
+    if group.ranks or not span:
+        narrow = span and span < 2 * schedule.lanes
+        vectors = 2 if schedule.tile_rows <= 8 and not narrow else 1
+        yield replace(schedule, chunk=chunk, stage_vectors=vectors, block=1024 if group.ranks else _BLOCKS[0])
+        return
+    for vectors in (1, 2):
+        # All that counts for a tile in one block, where it fits: each block more rescales what is summed.
+        need = span + schedule.tile_rows + 2 * vectors * schedule.lanes
+        block = -(-need // _BLOCKS[0]) * _BLOCKS[0]
+        if span >= vectors * schedule.lanes or vectors == 1:
+            yield replace(schedule, chunk=chunk, stage_vectors=vectors, block=min(block, _BLOCKS[1]))
 
 
-def _staged(group: Group) -> Iterator[Binder]:
-    """The indices along which blocks are filled: of rankings, and of reductions that hold others."""
+def _span(e: Reduce | Ranked, sizes: Mapping[str, int]) -> int:
+    """About how many elements of a reduction count for one result."""
+    binder = e.binder if isinstance(e, Ranked) else e.binders[0]
+    size = size_of(binder.extent, sizes)
+    if e.where is None:
+        return size
+    ranges = {name: name for name in free(e.where) if name in sizes}
+    return max(1, round(size * taken(e.where, {**ranges, binder.index: binder.extent}, sizes)))
+
+
+def _staged(group: Group) -> Iterator[Reduce | Ranked]:
+    """What is computed in blocks: rankings, and reductions that hold others."""
     for value in group.values:
         for e in walk(value):
-            if isinstance(e, Ranked):
-                yield e.binder
-            elif isinstance(e, Reduce) and not group.ranks and _holds_another(e):
-                yield from e.binders
+            if isinstance(e, Ranked) or (isinstance(e, Reduce) and not group.ranks and _holds_another(e)):
+                yield e
 
 
 def _holds_another(e: Reduce) -> bool:
@@ -115,9 +161,10 @@ def _holds_another(e: Reduce) -> bool:
 
 def _fits(group: Group, schedule: Schedule, sizes: Mapping[str, int], room: int) -> bool:
     """Whether the tile is inside the sizes, and its accumulators inside the registers."""
+    wide = schedule.lanes
     if schedule.vector is not None and sizes.get(schedule.vector, 0) < schedule.width:
         return schedule.tile_vectors == 1 and schedule.tile_rows == 1
-    if schedule.rows is not None and sizes.get(schedule.rows, 0) < schedule.tile_rows:
+    if schedule.rows is not None and sizes.get(schedule.rows, 0) < (wide if schedule.table else schedule.tile_rows):
         return False
     vectors = schedule.tile_vectors if schedule.vector is not None else schedule.stage_vectors
     held = _accumulators(group) * schedule.tile_rows * vectors + vectors + 1
@@ -139,7 +186,7 @@ def _cost(group: Group, schedule: Schedule, sizes: Mapping[str, int]) -> float:
     rows, vectors = schedule.tile_rows, schedule.tile_vectors if schedule.vector else schedule.stage_vectors
     reduces = any(isinstance(e, Reduce) for v in group.values for e in walk(v))
     work = 1.0 + (1.0 / rows + 1.0 / vectors) * 0.5
-    if reduces and rows * vectors < 8:
+    if reduces and rows * vectors < 8 and not schedule.table:
         work *= 8 / (rows * vectors) if group.scan_axis is None else 1.0
     if schedule.vector is not None:
         size = max(1, sizes.get(schedule.vector, 1))
@@ -148,6 +195,13 @@ def _cost(group: Group, schedule: Schedule, sizes: Mapping[str, int]) -> float:
             work *= 4.0
         if _restaged(group, schedule.vector):
             work *= -(-size // schedule.width)
+    if schedule.table:
+        # Most is computed for a vector of rows at once. Two rows side by side hide the latency of additions; with more,
+        # what is fetched ahead leaves the nearest cache before it is used.
+        work = 0.2 * work * {1: 0.8, 2: 0.7, 4: 1.0}[rows]
+    elif (span := min((_span(e, sizes) for e in _staged(group)), default=0)) and not group.ranks:
+        work *= 1.0 + 0.5 * schedule.stage_vectors * schedule.lanes / span
+        work *= 1.2 if rows * schedule.stage_vectors < 5 else 1.0
     if schedule.rows is not None:
         size = max(1, sizes.get(schedule.rows, 1))
         work *= -(-size // rows) * rows / size

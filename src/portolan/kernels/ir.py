@@ -114,6 +114,14 @@ class Write:
 
 
 @dataclass(frozen=True)
+class Fetch:
+    """Asks for an element that will be read soon. It changes no value, and a printer may leave it out."""
+
+    array: str
+    offset: X
+
+
+@dataclass(frozen=True)
 class Alloc:
     """A buffer of numbers: on the stack (a constant size), or part of the caller's workspace."""
 
@@ -172,7 +180,7 @@ class If:
     other: tuple[Statement, ...] = ()
 
 
-Statement = Let | Acc | Update | Write | Alloc | Rank | Turn | For | If
+Statement = Let | Acc | Update | Write | Fetch | Alloc | Rank | Turn | For | If
 
 
 @dataclass(frozen=True)

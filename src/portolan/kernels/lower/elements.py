@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from portolan.kernels.functions import OPS
 from portolan.kernels.ir import FLAG, Do, Lit, Type, X, add, mul, sub
 
+KEPT = "kept"
+"""An index moved to the nearest end of its extent, the second argument."""
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _PLACES = {"add": add, "mul": mul, "sub": sub}
 
@@ -34,6 +36,10 @@ def element(name: str, values: Sequence[X], kind: str) -> X:
     if name in _COMPARISONS and all(isinstance(v, Lit) for v in values):
         return Lit(int(bool(OPS[name].numpy(*(v.value for v in values if isinstance(v, Lit))))), FLAG)
     lanes = max(v.type.lanes for v in values)
+    if name == KEPT:
+        place, size = _joined(values)
+        top = Do("sub", (size, splat(Lit(1), size.type)), size.type)
+        return call("maximum", call("minimum", place, top), Lit(0))
     result = Type(base, lanes)  # type: ignore[arg-type]
     if name in ("float", "int") and isinstance(values[0], Lit) and base == "f":
         return Lit(float(values[0].value), Type("f"))

@@ -6,9 +6,10 @@ not steps of their own, they are where a value is put.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from portolan.kernels.ir import (
     PLACE,
@@ -27,7 +28,7 @@ from portolan.kernels.ir import (
 )
 from portolan.kernels.lower.elements import element, splat
 from portolan.kernels.lower.schedule import Schedule
-from portolan.kernels.tree import Carry, Expr, Ext, Extent, Idx, Num, Op, Program, free
+from portolan.kernels.tree import Binder, Carry, Expr, Ext, Extent, Idx, Num, Op, Program, Reduce, free
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,20 @@ class Context:
 Handler = Callable[["Emitter", Expr, At], X]
 
 
+class Table(Protocol):
+    """Parts of a reduction's elements that are computed already."""
+
+    @property
+    def asked(self) -> frozenset[Expr]:
+        """The conditions that `read` answers."""
+
+    def read(self, out: Emitter, binders: Sequence[Binder], row: int) -> X | None:
+        """Names a row's parts at the present indices; whether its element counts, None for always."""
+
+    def fetch(self, out: Emitter, e: Reduce, row: int) -> None:
+        """Asks for what the same element of a later row will read."""
+
+
 class Emitter:
     """The state of writing one variant of one nest.
 
@@ -75,6 +90,7 @@ class Emitter:
         extents: the extent of each index.
         needs: least sizes under which this variant may run.
         resident: arrays that stages keep in the workspace: how to read them.
+        tables: reductions of which parts are computed already.
     """
 
     def __init__(self, program: Program, schedule: Schedule, handlers: Mapping[type, Handler]) -> None:
@@ -87,6 +103,7 @@ class Emitter:
         self.extents: dict[str, Extent] = {}
         self.needs: list[tuple[X, int]] = []
         self.resident: dict[str, Callable[[Emitter, Expr, At], X]] = {}
+        self.tables: dict[Expr, Table] = {}
         self.names = Names()
         self.roots: tuple[Expr, ...] = ()
         self.tile_level = 0
@@ -154,6 +171,16 @@ class Emitter:
             self.stack.pop()
             self.env, self.extents = before
         self.stack[-1].body.extend(scope.body)
+
+    @contextmanager
+    def branch(self, binds: Iterable[str]) -> Iterator[list[Statement]]:
+        """Statements of one side of a condition: what depends on `binds` and is first needed here is named here."""
+        scope = Scope(frozenset(binds))
+        self.stack.append(scope)
+        try:
+            yield scope.body
+        finally:
+            self.stack.pop()
 
     @contextmanager
     def vectors_along(self, axis: str | None, lanes: int, vectors: int, partial: X | None = None) -> Iterator[None]:

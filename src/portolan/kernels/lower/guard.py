@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from portolan.kernels.bounds import inside
+from portolan.kernels.lower.elements import KEPT
 from portolan.kernels.tree import Expr, Ext, Extent, Load, Num, Op, Program, Ranked, Reduce, children, rebuilt
-
-KEPT = "kept"
 
 
 def kept(program: Program, e: Expr, ranges: Mapping[str, Extent]) -> Expr:

@@ -48,6 +48,29 @@ def limits(out: Emitter, binder: Binder, where: Sequence[Expr], later: Sequence[
     return Limits(out.let(low, "low"), out.let(high, "high"), tuple(rest))
 
 
+def certain(out: Emitter, binder: Binder, where: Sequence[Expr]) -> tuple[X, X] | None:
+    """From where to where (exclusive) all conditions hold for every element of the tile; None where it cannot be said.
+
+    The range may be empty, or end before it begins.
+    """
+    low: X = Lit(0)
+    high: X = out.size(binder.extent)
+    for condition in where:
+        forms = facts([condition])
+        parts = 2 if isinstance(condition, Op) and condition.name == "eq" else 1
+        if len(forms) < parts or any(abs(f.indices.get(binder.index, 0)) != 1 for f in forms):
+            return None
+        if any(set(f.indices) - set(out.env) - {binder.index} for f in forms):
+            return None
+        for form in forms:
+            others = Affine.of(form.constant, {k: v for k, v in form.terms if k != binder.index})
+            if form.indices[binder.index] > 0:
+                low = most(low, _extreme(out, others.times(-1), 1, ()))
+            else:
+                high = least(high, add(_extreme(out, others, -1, ()), Lit(1)))
+    return out.let(low, "sure"), out.let(high, "unsure")
+
+
 def _varies(out: Emitter, form: Affine, later: Sequence[str]) -> bool:
     c = out.context
     wide = {c.vector if c.lanes * c.vectors > 1 else None, c.rows if c.tile_rows > 1 else None, *later}

@@ -5,16 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from portolan.kernels.bounds import affine
-from portolan.kernels.ir import Do, Lit, Ref, X, sub
+from portolan.kernels.ir import Do, If, Lit, Ref, X, sub
 from portolan.kernels.lower.elements import both, compare, splat
 from portolan.kernels.lower.emitter import At, Emitter
 from portolan.kernels.lower.limits import conditions, limits, mask_of, mentions
 from portolan.kernels.lower.reductions import LANEWISE, across, begin, finish, take
 from portolan.kernels.lower.staged import parts_to_stage, staged
+from portolan.kernels.lower.tables import over
 from portolan.kernels.tree import Binder, Expr, Load, Ranked, Reduce, Scan, free, walk
-
-#: Turns up to which a loop of a constant number of them is written out.
-_WRITTEN_OUT = 4
 
 
 def reduce(out: Emitter, e: Expr, at: At) -> X:
@@ -42,6 +40,7 @@ def _together(out: Emitter, first: Reduce) -> list[Reduce]:
             if (
                 isinstance(e, Reduce)
                 and (e.binders, e.where) == (first.binders, first.where)
+                and first not in out.tables
                 and e not in group
                 and e not in below
                 and out.level(free(e)) == level
@@ -56,6 +55,8 @@ def _together(out: Emitter, first: Reduce) -> list[Reduce]:
 
 def _staging(out: Emitter, group: list[Reduce]) -> bool:
     c = out.context
+    if group[0] in out.tables:
+        return False
     return c.lanes > 1 and c.vector == out.schedule.vector and bool(parts_to_stage(out, group))
 
 
@@ -86,26 +87,25 @@ def _loops(out: Emitter, group: list[Reduce]) -> None:
     """One loop for each index, the elements of the whole tile in the innermost."""
     first = group[0]
     accs = {(e, r, v): begin(out, e, out.type_of(e)) for e in group for r in out.rows_of(e) for v in out.vectors_of(e)}
-    names = [b.index for b in first.binders]
     scans = [x for e in group for part in e.body for x in walk(part) if isinstance(x, Scan)]
+    table = out.tables.get(first)
 
-    def nested(number: int, rest: tuple[Expr, ...]) -> None:
-        if number == len(first.binders):
+    def element(rest: tuple[Expr, ...]) -> None:
+        if table is None:
             elements(out, group, accs, rest)
             return
-        binder = first.binders[number]
-        for later in first.binders[number:]:
-            out.extents[later.index] = later.extent
-        if isinstance(binder.extent, int) and binder.extent <= _WRITTEN_OUT and not scans:
-            for value in range(binder.extent):
-                with out.unrolled(binder.index, value, binder.extent):
-                    nested(number + 1, rest)
-            return
-        bounds = limits(out, binder, rest, names[number + 1 :])
-        with out.loop(binder.index, bounds.low, bounds.high, binds=[binder.index], extent=binder.extent):
-            nested(number + 1, bounds.rest)
+        rest = tuple(c for c in rest if c not in table.asked)
+        for row in out.rows_of(first):
+            table.fetch(out, first, row)
+            counts = table.read(out, first.binders, row)
+            with out.branch([b.index for b in first.binders]) as body:
+                elements(out, group, accs, rest, rows=range(row, row + 1))
+            if counts is None:
+                out.stack[-1].body.extend(body)
+            else:
+                out.write(If(counts, tuple(body)))
 
-    nested(0, conditions(first.where))
+    over(out, first.binders, conditions(first.where), element, written_out=not scans)
     for scan in scans:
         out.stack[out.level([scan.axis])].known["scanned", scan] = Lit(1)
     results(out, group, accs)
@@ -114,11 +114,18 @@ def _loops(out: Emitter, group: list[Reduce]) -> None:
 Accs = dict[tuple[Reduce, int, int], tuple[Ref, ...]]
 
 
-def elements(out: Emitter, group: list[Reduce], accs: Accs, rest: tuple[Expr, ...], more: X | None = None) -> None:
-    """Takes the element at the loops' indices, for the whole tile."""
+def elements(
+    out: Emitter,
+    group: list[Reduce],
+    accs: Accs,
+    rest: tuple[Expr, ...],
+    more: X | None = None,
+    rows: range | None = None,
+) -> None:
+    """Takes the element at the loops' indices, for the whole tile or some of its rows."""
     for e in group:
         where = out.value_of_index(e.binders[-1].index)
-        for row in out.rows_of(e):
+        for row in rows or out.rows_of(e):
             for vector in out.vectors_of(e):
                 at = At(row, vector)
                 mask = mask_of(out, rest, at)

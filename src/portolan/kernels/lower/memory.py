@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 from portolan.kernels.bounds import affine
 from portolan.kernels.ir import (
     BASES,
-    Do,
     Lit,
     Read,
     Ref,
@@ -22,9 +22,8 @@ from portolan.kernels.ir import (
     mul,
     product,
 )
-from portolan.kernels.lower.elements import splat
+from portolan.kernels.lower.elements import KEPT
 from portolan.kernels.lower.emitter import At, Emitter
-from portolan.kernels.lower.guard import KEPT
 from portolan.kernels.tree import Expr, Ext, Idx, Load, Num, Op, Tensor, free
 
 
@@ -47,8 +46,7 @@ def load(out: Emitter, e: Expr, at: At) -> X:
     base = BASES[tensor.dtype]
     wide = [d for d, part in enumerate(e.index) if v in free(part)]
     if not wide or lanes == 1:
-        offset = _offset(out, tensor, e.index, at)
-        return Read(e.tensor, tensor.dtype, offset, Type(base))
+        return Read(e.tensor, tensor.dtype, _near(out, tensor, e.index, at), Type(base))
     kind = Type(base, lanes)
     if len(wide) == 1:
         dim = wide[0]
@@ -56,13 +54,13 @@ def load(out: Emitter, e: Expr, at: At) -> X:
         if isinstance(e.index[dim], Idx) and out.context.partial is None:
             if (panel := _panel(out, e, dim, at)) is not None:
                 return panel
-            offset = _offset(out, tensor, e.index, at)
+            offset = _near(out, tensor, e.index, at)
             if last:
                 return Read(e.tensor, tensor.dtype, offset, kind)
             return Read(e.tensor, tensor.dtype, offset, kind, "strided", (stride(out, tensor, dim),))
         if last and (found := _first_lane(out, e.index[dim], at)) is not None:
             first, mode = found
-            row = _offset(out, tensor, (*e.index[:-1],), at)
+            row = _near(out, tensor, (*e.index[:-1],), at)
             return Read(e.tensor, tensor.dtype, row, kind, mode, (first, out.size(tensor.axes[dim])))
     return _gathered(out, e, tensor, wide, at, kind)
 
@@ -89,6 +87,8 @@ def affine_place(out: Emitter, constant: int, terms: dict[str, int], at: At) -> 
 
 def place_of(out: Emitter, part: Expr, at: At) -> X:
     """An index as the place of its first lane."""
+    if isinstance(part, Op) and (found := out.known(out.key(part, at))) is not None and found.type.lanes == 1:
+        return found
     if isinstance(part, Op) and part.name == KEPT:
         return clamp(place_of(out, part.args[0], at), out.value(part.args[1], at))
     if isinstance(part, Idx):
@@ -106,23 +106,61 @@ def _offset(out: Emitter, tensor: Tensor, index: tuple[Expr, ...], at: At) -> X:
     return result
 
 
+@dataclass(frozen=True)
+class _Term:
+    """What one index adds to an offset: by how much, in which loop it is known, and whether the vector is in it."""
+
+    part: Expr
+    value: X
+    level: int
+    wide: bool
+
+
+def _near(out: Emitter, tensor: Tensor, index: tuple[Expr, ...], at: At) -> X:
+    """`_offset`, with the sum of what outer loops know under a name, and what is a number at the end."""
+    c = out.context
+    terms: list[_Term] = []
+    number = 0
+    for dim, part in enumerate(index):
+        step = stride(out, tensor, dim)
+        apart = part == Idx(str(c.vector)) and isinstance(step, Lit)
+        number += at.vector * c.lanes * int(step.value) if apart and isinstance(step, Lit) else 0
+        value = mul(place_of(out, part, replace(at, vector=0) if apart else at), step)
+        terms.append(_Term(part, value, out.level(free(part)), c.vector in free(part) and not apart))
+    deep = max((t.level for t in terms), default=0)
+    offset = _named(out, tensor, [t for t in terms if t.level < deep], at)
+    for term in terms:
+        offset = add(offset, term.value) if term.level == deep else offset
+    return add(offset, Lit(number))
+
+
+def _named(out: Emitter, tensor: Tensor, terms: list[_Term], at: At) -> X:
+    """The sum of terms under a name, in the outermost loop that knows them."""
+    total: X = Lit(0)
+    for term in terms:
+        total = add(total, term.value)
+    c, names = out.context, {n for t in terms for n in free(t.part)}
+    row = at.row if c.rows in names else 0
+    vector = (c.vector, at.vector if any(t.wide for t in terms) else 0) if c.vector in names else None
+    key = ("at", tensor, tuple(t.part for t in terms), row, vector)
+    found = out.known(key)
+    if found is None:
+        with out.at_level(out.level(names)):
+            found = out.let(total, "at")
+            out.keep(key, found)
+    return found
+
+
 def _gathered(out: Emitter, e: Load, tensor: Tensor, wide: list[int], at: At, kind: Type) -> Read:
     rest: X = Lit(0)
     pairs: list[X] = []
-    lanes = Type("i", kind.lanes)
     for dim, part in enumerate(e.index):
         if dim not in wide:
             rest = add(rest, mul(place_of(out, part, at), stride(out, tensor, dim)))
             continue
         if not (isinstance(part, Op) and part.name == KEPT) and out.context.partial is not None:
             part = Op(KEPT, (part, _extent(tensor, dim)), "i")
-        if isinstance(part, Op) and part.name == KEPT:
-            inner, size = out.value(part.args[0], at), out.value(part.args[1], at)
-            top = Do("sub", (splat(size, lanes), splat(Lit(1), lanes)), lanes)
-            low = Do("minimum", (splat(inner, lanes), top), lanes)
-            pairs.append(out.let(Do("maximum", (low, splat(Lit(0), lanes)), lanes)))
-        else:
-            pairs.append(out.value(part, at))
+        pairs.append(out.value(part, at))
         pairs.append(stride(out, tensor, dim))
     return Read(e.tensor, tensor.dtype, rest, kind, "gather", tuple(pairs))
 

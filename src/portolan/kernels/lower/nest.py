@@ -31,6 +31,7 @@ from portolan.kernels.lower.memory import load
 from portolan.kernels.lower.ranked import ranked
 from portolan.kernels.lower.scans import scan
 from portolan.kernels.lower.schedule import Schedule
+from portolan.kernels.lower.tables import Table, fill
 from portolan.kernels.tree import Expr, Extent, Load, Program, Ranked, Reduce, Scan, Tensor, free, walk
 
 HANDLERS: Mapping[type, Handler] = {Load: load, Reduce: reduce, Ranked: ranked, Scan: scan}
@@ -111,20 +112,33 @@ def _variant(program: Program, group: Group, schedule: Schedule) -> Variant | No
     tasks, span = decode(out, [a for a in group.axes if a not in inside and a != schedule.vector], schedule)
     with ExitStack() as loops:
         if schedule.rows is not None:
-            var = loops.enter_context(
-                out.loop("r", span[0], span[1], schedule.tile_rows, binds=[schedule.rows], note="rows")
-            )
+            step = schedule.lanes if schedule.table else schedule.tile_rows
+            var = loops.enter_context(out.loop("r", span[0], span[1], step, binds=[schedule.rows], note="rows"))
             rows = out.size(out.extents[schedule.rows])
-            out.env[schedule.rows] = out.let(least(var, sub(rows, Lit(schedule.tile_rows))), schedule.rows)
-            out.needs.append((rows, schedule.tile_rows))
+            out.env[schedule.rows] = out.let(least(var, sub(rows, Lit(step))), schedule.rows)
+            out.needs.append((rows, step))
         if group.scan_axis is not None:
             size = out.size(out.extents[group.scan_axis])
             loops.enter_context(out.loop(group.scan_axis, Lit(0), size, binds=[group.scan_axis], note="scan"))
         prepare(out, group)
+        if schedule.table:
+            _tabled(out, group, loops, sub(var, out.env[str(schedule.rows)]))
         for rank, n in ranks.items():
             loops.enter_context(out.loop(rank, Lit(0), Lit(n), binds=[rank], extent=n))
         store(out, group)
     return finished(out, tasks)
+
+
+def _tabled(out: Emitter, group: Group, loops: ExitStack, done: X) -> None:
+    """Makes the tables for the tile, and opens the loop over those of its rows that are not `done`."""
+    rows, tile, lanes = str(out.schedule.rows), out.schedule.tile_rows, out.schedule.lanes
+    first = out.env[rows]
+    made = fill(out, group.values, first)
+    begun = sub(done, Do("mod", (done, Lit(tile)), done.type))
+    row = loops.enter_context(out.loop("row", begun, Lit(lanes), tile, binds=[rows], extent=rows, note="row"))
+    out.env[rows] = add(first, row)
+    ahead = out.let(least(add(row, Lit(tile)), Lit(lanes - tile)), "ahead")
+    out.tables = {e: Table(parts, mask, asked, row, ahead) for e, (parts, mask, asked) in made.items()}
 
 
 def decode(out: Emitter, outer: Sequence[str], schedule: Schedule) -> tuple[X, tuple[X, X]]:

@@ -20,6 +20,8 @@ class Schedule:
         block: elements of a staged reduction kept in a buffer.
         stage_vectors: vectors side by side while a block is filled.
         pack: whether what is read with stride 1 is packed too, where rows share it.
+        table: whether parts that columns share are computed for the tile's rows beforehand, with vectors along them; a
+            tile then has as many rows as a vector has lanes, and they are reduced one after another.
     """
 
     vector: str | None
@@ -31,6 +33,7 @@ class Schedule:
     block: int = 128
     stage_vectors: int = 2
     pack: bool = True
+    table: bool = False
 
     @property
     def width(self) -> int:
@@ -50,6 +53,7 @@ class Schedule:
             chunk=0,
             stage_vectors=1,
             pack=False,
+            table=False,
         )
 
     def to_json(self) -> dict[str, Any]:

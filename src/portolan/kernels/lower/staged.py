@@ -7,13 +7,13 @@ the result's columns, and each score is one number of the buffer. A `softmean` i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from portolan.kernels.functions import OPS
 from portolan.kernels.ir import Do, If, Lit, Read, Ref, Type, Update, Write, X, add, ceil_div, least, most, mul, sub
-from portolan.kernels.lower.elements import call, flag, select, splat
+from portolan.kernels.lower.elements import both, call, flag, select, splat
 from portolan.kernels.lower.emitter import At, Emitter
-from portolan.kernels.lower.limits import conditions, limits, mask_of
+from portolan.kernels.lower.limits import certain, conditions, limits, mask_of
 from portolan.kernels.lower.reductions import begin, better, finish, mean, settled, take
 from portolan.kernels.tree import Binder, Expr, Op, Reduce, Scan, children, free, walk
 
@@ -64,6 +64,7 @@ class Blocks:
         rest: conditions that have to be asked of each element.
         margin: numbers before the first in each row of a buffer, for vectors that slide back.
         pitch: numbers in a row of a buffer.
+        sure: from where to where all conditions hold in every row; None where that is not known.
     """
 
     low: X
@@ -72,6 +73,7 @@ class Blocks:
     rest: tuple[Expr, ...]
     margin: int
     pitch: int
+    sure: tuple[X, X] | None
 
     def offset(self, row: int, place: X) -> X:
         """Where a row keeps the element at `place` of the block."""
@@ -84,7 +86,9 @@ def blocks(out: Emitter, binder: Binder, where: Expr | None) -> Blocks:
     width = out.schedule.lanes * (out.schedule.stage_vectors if out.schedule.lanes > 1 else 1)
     low = most(found.low, Lit(0))
     begun = out.let(sub(low, Do("mod", (low, Lit(width)), low.type)), "begun")
-    return Blocks(low, found.high, begun, conditions(where), width, 2 * width + out.schedule.block)
+    rest = conditions(where)
+    sure = certain(out, binder, rest) if rest else None
+    return Blocks(low, found.high, begun, rest, width, 2 * width + out.schedule.block, sure)
 
 
 def fill(
@@ -103,17 +107,40 @@ def fill(
         out.env[binder.index] = first
         place = out.let(sub(first, start), "place")
         with out.vectors_along(binder.index, lanes, vectors):
-            values = {}
-            for e in buffers:
-                for row in range(c.tile_rows if c.rows in free(e) else 1):
-                    for vector in range(vectors):
-                        value = out.value(e, At(row, vector))
-                        if masked and (mask := mask_of(out, plan.rest, At(row, vector))) is not None:
-                            value = out.let(select(mask, value, Lit(float("-inf"), _FLOAT)))
-                        values[e, row, vector] = value
-            for (e, row, vector), value in values.items():
-                offset = plan.offset(row, add(place, Lit(vector * lanes)))
-                out.write(Write(buffers[e], "f32", offset, splat(value, Type("f", lanes))))
+            values = {
+                (e, row, vector): out.value(e, At(row, vector))
+                for e in buffers
+                for row in range(c.tile_rows if c.rows in free(e) else 1)
+                for vector in range(vectors)
+            }
+            plain = [
+                Write(
+                    buffers[e],
+                    "f32",
+                    plan.offset(row, add(place, Lit(vector * lanes))),
+                    splat(value, Type("f", lanes)),
+                )
+                for (e, row, vector), value in values.items()
+            ]
+            if masked and plan.rest:
+                _masked(out, binder, plan, first, plain, [At(row, vector) for _, row, vector in values])
+            else:
+                out.stack[-1].body.extend(plain)
+
+
+def _masked(out: Emitter, binder: Binder, plan: Blocks, first: X, plain: list[Write], places: list[At]) -> None:
+    """Stores -inf where the conditions do not hold; they are asked only near the ends of where they hold."""
+    with out.branch([binder.index]) as asked:
+        for write, at in zip(plain, places, strict=True):
+            mask = mask_of(out, plan.rest, at)
+            value = write.value if mask is None else select(mask, write.value, Lit(float("-inf"), _FLOAT))
+            out.write(replace(write, value=value))
+    if plan.sure is None:
+        out.stack[-1].body.extend(asked)
+        return
+    low, high = plan.sure
+    inside = both(flag("ge", first, low), flag("le", add(first, Lit(plan.margin)), high))
+    out.write(If(inside, tuple(plain), tuple(asked)))
 
 
 def staged(out: Emitter, group: list[Reduce]) -> None:
@@ -132,23 +159,34 @@ def staged(out: Emitter, group: list[Reduce]) -> None:
         fill(out, binder, plan, start, count, buffers, weighted)
         if online is not None:
             online.weigh(plan, count, buffers[parts[0]], accs)
-        inner = out.let(most(sub(plan.low, start), Lit(0)), "from")
-        with out.loop("u", inner, count, binds=[binder.index], extent=binder.extent, note="reduce") as u:
-            out.env[binder.index] = out.let(add(start, u), binder.index)
-            for e in parts:
-                for row in out.rows_of(e):
-                    read = Read(buffers[e], "f32", plan.offset(row, u), _FLOAT)
-                    out.keep(out.key(e, At(row, 0)), out.let(read, "s"))
-            if online is not None:
-                online.reduce(parts[0], accs, plan.rest)
-            else:
-                _reduce(out, group, accs, plan.rest)
+        for low, high, rest in _spans(out, plan, start, count):
+            with out.loop("u", low, high, binds=[binder.index], extent=binder.extent, note="reduce") as u:
+                out.env[binder.index] = out.let(add(start, u), binder.index)
+                for e in parts:
+                    for row in out.rows_of(e):
+                        read = Read(buffers[e], "f32", plan.offset(row, u), _FLOAT)
+                        out.keep(out.key(e, At(row, 0)), out.let(read, "s"))
+                if online is not None:
+                    online.reduce(parts[0], accs, rest)
+                else:
+                    _reduce(out, group, accs, rest)
     for e in group:
         for row in out.rows_of(e):
             for vector in out.vectors_of(e):
                 found = accs[e, row, vector]
                 value = online.result(row, found) if online is not None else finish(out, e, found)
                 out.keep(out.key(e, At(row, vector)), value)
+
+
+def _spans(out: Emitter, plan: Blocks, start: X, count: X) -> list[tuple[X, X, tuple[Expr, ...]]]:
+    """The loops over a block: bounds in it, and the conditions that are to be asked in each."""
+    begun = out.let(most(sub(plan.low, start), Lit(0)), "from")
+    if plan.sure is None:
+        return [(begun, count, plan.rest)]
+    low, high = plan.sure
+    one = out.let(least(most(sub(low, start), begun), count), "from")
+    two = out.let(least(most(sub(high, start), one), count), "from")
+    return [(begun, one, plan.rest), (one, two, ()), (two, count, plan.rest)]
 
 
 def _reduce(

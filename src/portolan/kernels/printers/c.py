@@ -19,6 +19,7 @@ from portolan.kernels.ir import (
     Alloc,
     Array,
     Do,
+    Fetch,
     For,
     If,
     Let,
@@ -74,6 +75,7 @@ _SCALAR = {
     ("f", "maximum"): "f_max",
     ("f", "abs"): "fabsf",
     ("f", "sigmoid"): "f_sigmoid",
+    ("f", "exp"): "f_exp",
 }
 _VECTOR = {"minimum": "min", "maximum": "max"}
 
@@ -173,6 +175,8 @@ class CPrinter:
                 return [f"{name} = {self.x(value)};"]
             case Write():
                 return [self._write(s)]
+            case Fetch(array=array, offset=offset):
+                return [f"__builtin_prefetch({self._name(array)} + {self.x(offset)}, 0, 2);"]
             case Alloc(space="workspace"):
                 return []
             case Alloc(name=name, base=base, size=size):

@@ -17,7 +17,18 @@ IN float f_larger(float a, float b) { return a > b ? a : b; }
 IN float f_smaller(float a, float b) { return a < b ? a : b; }
 IN float f_min(float a, float b) { return a < b || a != a ? a : b; }
 IN float f_max(float a, float b) { return a > b || a != a ? a : b; }
-IN float f_sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+/* exp as the vectors below have it. Inline: a call would put every vector register on the stack. */
+IN float f_exp(float x) {
+  x = x > -104.5f ? x : x != x ? x : -104.5f; x = x < 89.f ? x : x != x ? x : 89.f;
+  float t = x * 1.44269504f + 12582912.f, n = t - 12582912.f;
+  float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = f * 1.9875691e-4f + 1.3981999e-3f; p = p * f + 8.3334519e-3f; p = p * f + 4.1665796e-2f;
+  p = p * f + 1.66666655e-1f; p = p * f + 0.5f; p = p * (f * f) + (f + 1.f);
+  int32_t m = x != x ? 0 : (int32_t)n, half = m / 2;
+  uint32_t a = (uint32_t)(half + 127) << 23, b = (uint32_t)(m - half + 127) << 23;
+  return p * BITS(float, a) * BITS(float, b);
+}
+IN float f_sigmoid(float x) { return 1.f / (1.f + f_exp(-x)); }
 IN float f_of_bf16(uint16_t x) { uint32_t u = (uint32_t)x << 16; return BITS(float, u); }
 IN uint16_t bf16_of_f(float x) {
   uint32_t u = BITS(uint32_t, x);

@@ -8,6 +8,7 @@ from portolan.kernels.ir import (
     Acc,
     Alloc,
     Do,
+    Fetch,
     For,
     If,
     Let,
@@ -76,6 +77,8 @@ def _statement(s: Statement, depth: int) -> list[tuple[bool, str]]:
         case Write(array=array, offset=offset, value=value, stride=stride):
             step = "" if stride is None else f" by {_x(stride)}"
             return [(True, f"{array}[{_x(offset)}{step}] = {_x(value)}")]
+        case Fetch(array=array, offset=offset):
+            return [(True, f"fetch {array}[{_x(offset)}]")]
         case Alloc(name=name, size=size, space=space):
             return [(True, f"buffer {name}[{_x(size)}] in the {space}")]
         case Rank(best=best, n=n, scores=scores, start=start, count=count):

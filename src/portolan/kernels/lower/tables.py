@@ -1,0 +1,182 @@
+"""Tables: what the elements of a reduction need and columns share, computed for many rows at once beforehand.
+
+A sum over sampled points is the pattern: each point has places and weights that take a few dozen operations, and do not
+depend on the column. They are computed with vectors along the rows into tables `[inner indices][rows]`; then each row
+is reduced with vectors along the columns, and reads one number where it would compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from portolan.kernels.ir import BASES, Fetch, Lit, Read, Type, Write, X, add, mul, product
+from portolan.kernels.lower.elements import KEPT, flag, select, splat
+from portolan.kernels.lower.emitter import At, Emitter
+from portolan.kernels.lower.limits import conditions, limits, mask_of
+from portolan.kernels.tree import Binder, Expr, Load, Op, Ranked, Reduce, Scan, children, free, walk
+
+#: Turns up to which a loop of a constant number of them is written out.
+WRITTEN_OUT = 4
+_HELD = {"f": "f32", "i": "i32"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was computed of a reduction's elements.
+
+    Attributes:
+        buffers: the buffer that holds each part.
+        mask: the buffer that says which elements count, by a number that is not negative; None where the loops' bounds
+            say it.
+        asked: the conditions that are in `mask`.
+        row: the first of the rows that are being reduced.
+        ahead: the first of the rows after them.
+    """
+
+    buffers: Mapping[Expr, str]
+    mask: str | None
+    asked: frozenset[Expr]
+    row: X
+    ahead: X
+
+    def read(self, out: Emitter, binders: Sequence[Binder], row: int) -> X | None:
+        """Names a row's parts at the present indices; whether its element counts, None for always."""
+        offset = add(_place(out, binders), add(self.row, Lit(row)))
+        for part, name in self.buffers.items():
+            out.keep(out.key(part, At(row)), out.let(self._part(part, name, offset), "t"))
+        if self.mask is None:
+            return None
+        for part, name in self.buffers.items():
+            if name == self.mask:
+                return flag("ge", out.known(out.key(part, At(row))) or Lit(0), Lit(0))
+        return flag("ge", Read(self.mask, "i32", offset, Type("i")), Lit(0))
+
+    def fetch(self, out: Emitter, e: Reduce, row: int) -> None:
+        """Asks for what the same element of a later row will read: its place is known, and memory takes long."""
+        offset = add(_place(out, e.binders), add(self.ahead, Lit(row)))
+        with out.branch([b.index for b in e.binders]) as body:
+            for part, name in self.buffers.items():
+                if part.kind == "i":
+                    out.keep(out.key(part, At(row)), out.let(self._part(part, name, offset), "next"))
+            for x in dict.fromkeys(y for part in e.body for y in walk(part)):
+                if isinstance(x, Load) and set(x.index) & set(self.buffers):
+                    for vector in out.vectors_of(x):
+                        found = out.handlers[Load](out, x, At(row, vector))
+                        if isinstance(found, Read) and found.mode == "plain":
+                            out.write(Fetch(found.array, found.offset))
+        out.stack[-1].body.extend(body)
+
+    def _part(self, part: Expr, name: str, offset: X) -> X:
+        base = "f" if part.kind == "f" else "i"
+        return Read(name, _HELD[base], offset, Type(BASES[_HELD[base]]))
+
+
+def parts(e: Reduce, vector: str | None, rows: str | None) -> list[Expr]:
+    """The largest parts of the elements of `e` that cost something and depend on its indices and the rows only."""
+    names = {b.index for b in e.binders}
+    found: dict[Expr, None] = {}
+
+    def visit(x: Expr) -> None:
+        if vector not in free(x) and names & free(x) and rows in free(x) and x.kind != "b":
+            whole = not any(isinstance(y, (Reduce, Scan, Ranked)) for y in walk(x))
+            if whole and any(isinstance(y, Op) for y in walk(x)):
+                found[x] = None
+            if whole:
+                return
+        for child in children(x):
+            visit(child)
+
+    if vector is not None and vector in free(e) and not any(isinstance(x, (Scan, Ranked)) for x in walk(e)):
+        for body in e.body:
+            visit(body)
+    return list(found)
+
+
+def gathers(e: Reduce, vector: str | None, rows: str | None) -> bool:
+    """Whether the elements are read at places that have to be computed: where a table pays."""
+    wanted = {p for p in parts(e, vector, rows) if p.kind == "i"}
+    return any(isinstance(x, Load) and wanted & set(x.index) for part in e.body for x in walk(part))
+
+
+def over(
+    out: Emitter,
+    binders: Sequence[Binder],
+    rest: tuple[Expr, ...],
+    body: Callable[[tuple[Expr, ...]], None],
+    *,
+    written_out: bool = True,
+) -> None:
+    """Loops over the indices of a reduction, `body` in the innermost with the conditions that are left to be asked."""
+    if not binders:
+        body(rest)
+        return
+    binder, later = binders[0], binders[1:]
+    for each in binders:
+        out.extents[each.index] = each.extent
+    if written_out and isinstance(binder.extent, int) and binder.extent <= WRITTEN_OUT:
+        for value in range(binder.extent):
+            with out.unrolled(binder.index, value, binder.extent):
+                over(out, later, rest, body)
+        return
+    bounds = limits(out, binder, rest, [b.index for b in later])
+    with out.loop(binder.index, bounds.low, bounds.high, binds=[binder.index], extent=binder.extent):
+        over(out, later, bounds.rest, body, written_out=written_out)
+
+
+Made = tuple[dict[Expr, str], str | None, frozenset[Expr]]
+
+
+def fill(out: Emitter, values: Sequence[Expr], first: X) -> dict[Reduce, Made]:
+    """Writes the loops that make the tables of all reductions in `values`, for the tile of rows that begins at `first`.
+
+    What it gives is what `Table` takes first, for each reduction.
+    """
+    found: dict[Reduce, Made] = {}
+    for value in values:
+        for e in walk(value):
+            if isinstance(e, Reduce) and e not in found and parts(e, out.schedule.vector, out.schedule.rows):
+                found[e] = _filled(out, e, first)
+    return found
+
+
+def _filled(out: Emitter, e: Reduce, first: X) -> Made:
+    rows, vector, lanes = out.schedule.rows, out.schedule.vector, out.schedule.lanes
+    whole = product([*(out.size(b.extent) for b in e.binders), Lit(lanes)])
+    buffers = {
+        part: out.alloc("table", "f" if part.kind == "f" else "i", whole, "workspace")
+        for part in parts(e, vector, rows)
+    }
+    shared = tuple(c for c in conditions(e.where) if vector not in free(c))
+    # A place inside of an array is never negative, and so can say itself that its element does not count.
+    places = [name for part, name in buffers.items() if isinstance(part, Op) and part.name == KEPT]
+    mask = None if not shared else places[0] if places else out.alloc("table", "i", whole, "workspace")
+    before = out.context
+    out.context = replace(before, vector=rows, lanes=lanes, vectors=1, rows=None, tile_rows=1)
+    out.env[str(rows)] = first
+
+    def element(rest: tuple[Expr, ...]) -> None:
+        offset = _place(out, e.binders)
+        counts = mask_of(out, rest, At())
+        lanewise = {name: out.value(part, At()) for part, name in buffers.items()}
+        if mask is not None:
+            held = lanewise.get(mask, Lit(0))
+            lanewise[mask] = held if counts is None else select(splat(counts, Type("m", lanes)), held, Lit(-1))
+        for name, value in lanewise.items():
+            base = value.type.base
+            out.write(Write(name, _HELD[base], offset, splat(value, Type(base, lanes))))
+
+    over(out, e.binders, shared, element)
+    out.context = before
+    return buffers, mask, frozenset(shared)
+
+
+def _place(out: Emitter, binders: Sequence[Binder]) -> X:
+    """Where the tables hold the element at the present indices, for the first row."""
+    place: X = Lit(0)
+    for binder in binders:
+        place = add(mul(place, out.size(binder.extent)), out.env[binder.index])
+    return mul(place, Lit(out.schedule.lanes))
+
+
+__all__ = ["Table", "fill", "gathers", "over", "parts"]
