@@ -97,6 +97,20 @@ def test_what_is_masked_may_be_no_number() -> None:
     assert not np.isfinite(found[0, 40:]).any()
 
 
+def test_a_masked_neighbour_outside_of_a_table_may_be_no_number() -> None:
+    kernel, sizes = operators.bilinear_sample, {"h": 6, "w": 7, "c": 40, "q": 37}
+    best = candidates(kernel.program, groups(kernel.program)[0], local.detect(), sizes)[0]
+    assert best.table
+    image = np.ones((6, 7, 40), np.float32)
+    image[:, 0] = np.nan
+    xs = np.concatenate([np.linspace(-3, -1.01, 20), np.linspace(1, 7, 17)]).astype(np.float32)
+    ys = np.linspace(-2, 8, 37, dtype=np.float32)
+    # A place left of the image is read at its nearest end, which is no number here, and must not count.
+    found, want = kernel(image, ys, xs), kernel.oracle(image, ys, xs)[0]
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
 @pytest.mark.parametrize("edge", [0.0, -0.0, 88.7, 88.8, -87.3, -88.0, 200.0, -200.0, np.inf, -np.inf, np.nan, 1e-40])
 def test_the_edges_of_exp_and_log(edge: float) -> None:
     from portolan.kernels import kernel
