@@ -55,9 +55,12 @@ browser:
 	  || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \
 	  || echo "no browser, and not root: the report's browser tests are left out"
 
+# Files are shared out to two processes: much of the time is spent waiting for processes to start and end.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 # Without a browser the tests that need one are deselected by name, and the line above says so.
 test: lint browser
-	$(BIN)/python -m pytest $$(command -v chromium chromium-browser google-chrome >/dev/null || echo "-m 'not slow and not hardware and not browser'")
+	$(PYTEST) $$(command -v chromium chromium-browser google-chrome >/dev/null || echo "-m 'not slow and not hardware and not browser'")
 
 # Ray's packages clash with ours, so it has an environment of its own.
 $(VENV)/ray: $(VENV)/test
@@ -66,7 +69,7 @@ $(VENV)/ray: $(VENV)/test
 	touch $@
 
 test-all: lint browser $(VENV)/ray
-	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python $(BIN)/python -m pytest -m "not hardware"
+	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python $(PYTEST) -m "not hardware"
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py
