@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,7 +61,8 @@ class Compiled(Executable):
         }
         with explained("openvino", artefact.path, *_LACKS), artefact.unpacked() as path:
             core = runtime("openvino").Core()
-            self._compiled = core.compile_model(str(path), "CPU", settings)
+            with _flat(path) as flat:
+                self._compiled = core.compile_model(str(flat), "CPU", settings)
         self._artefact = artefact
         self._names = artefact.outputs
         asked = {"device": "cpu", "precision": precision, "hint": hint, "outputs": len(self._names)}
@@ -104,6 +107,21 @@ class Compiled(Executable):
         """Drops the compiled model and its threads."""
         self._run = _closed
         self._compiled = None
+
+
+@contextlib.contextmanager
+def _flat(path: Path) -> Iterator[Path]:
+    """The file, or one in which calls of functions are their bodies: OpenVINO's reader does not expand them."""
+    import onnx
+    from onnx import inliner
+
+    if path.suffix != ".onnx" or not onnx.load(str(path), load_external_data=False).functions:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        flat = Path(scratch) / path.name
+        onnx.save(inliner.inline_local_functions(onnx.load(str(path))), str(flat))
+        yield flat
 
 
 def _closed(inputs: Tensors) -> dict[str, np.ndarray]:

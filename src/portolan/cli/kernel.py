@@ -17,11 +17,12 @@ from portolan.cli.console import Console
 @options.out("A folder for the libraries and their source.  [default: the cache keeps them]")
 @click.option("--emit", type=click.Choice(["c"]), metavar="LANGUAGE", help="Print the code in this language: c.")
 @click.option("--arch", metavar="NAME", help="Compile for another processor: aarch64, riscv64, wasm32; needs zig.")
+@click.option("--onnx", metavar="OUT", help="Write each kernel as an ONNX function: OUT.onnx, or a folder.")
 @options.seed
 @options.writes
 @options.common
 @click.pass_obj
-def command(console: Console, /, file: str, emit: str | None, dry_run: bool, **rest: Any) -> int:
+def command(console: Console, /, file: str, emit: str | None, onnx: str | None, dry_run: bool, **rest: Any) -> int:
     """Check, tune and compile a custom operator.
 
     Works on every function under `@kernel` in the file, which is read and not run. A line such as
@@ -34,6 +35,10 @@ def command(console: Console, /, file: str, emit: str | None, dry_run: bool, **r
         code = kernels.emitted(file, emit)
         console.raw(json.dumps({"language": emit, "code": code}) if console.json else code)
         return 0
+    if onnx is not None:
+        with console.progress() as progress:
+            data = kernels.export(file, onnx, force=rest["force"], dry_run=dry_run, progress=progress)
+        return console.answer(data, lambda: show_kernel.functions(data, dry_run=dry_run))
     with console.progress() as progress:
         data = kernels.build(file, dry_run=dry_run, progress=progress, **rest)
     return console.answer(data, lambda: show_kernel.kernels(data, file, dry_run=dry_run))

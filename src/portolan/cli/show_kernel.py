@@ -34,6 +34,18 @@ def kernels(data: Json, file: str, *, dry_run: bool = False) -> Answer:
     return Answer(plain(columns(table, right=frozenset({3, 4}))), verdict, next=[show], notes=notes)
 
 
+def functions(data: Json, *, dry_run: bool = False) -> Answer:
+    """Kernels that were written as ONNX functions."""
+    rows = data["kernels"]
+    table = [["kernel", "operators", "error", "file"]]
+    table += [[r["name"], str(r["operators"]), f"{r['max_abs_error']:.1e}", r["onnx"] or "-"] for r in rows]
+    how = "nothing was written" if dry_run else "any ONNX runtime runs these files"
+    return Answer(
+        plain(columns(table, right=frozenset({1}))),
+        f"{_count(rows)} checked against the oracle as ONNX functions; {how}",
+    )
+
+
 def _crossed(rows: list[Json]) -> Answer:
     """Kernels for a processor that is not this one."""
     errors = ["not tried" if r["max_abs_error"] is None else f"{r['max_abs_error']:.1e}" for r in rows]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from portolan.kernels.build import build, emitted
 from portolan.kernels.decorated import Kernel, kernel, shapes
+from portolan.kernels.embed.export import export
 from portolan.kernels.trouble import KernelError
 
-__all__ = ["Kernel", "KernelError", "build", "emitted", "kernel", "shapes"]
+__all__ = ["Kernel", "KernelError", "build", "emitted", "export", "kernel", "shapes"]

@@ -4,6 +4,8 @@ load  {name, path, kernel, symbols}             a library under a name
 run   {name, sizes, results}, tensors           one call; the results' bytes
 hold  {sizes, results}, tensors                 arguments to time with
 block {name, seconds, threads} -> {ms: [...]}   times calls on the arguments held
+model {name, path, libraries}                   a model in ONNX Runtime under a name
+answer {name, dtypes}, tensors                  one run of it; the results
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from portolan.errors import WorkerError
+from portolan.kernels.embed.session import Session, answered
 from portolan.kernels.library import Library, Pool
 from portolan.worker.agent import serve
 from portolan.worker.frames import Frame
@@ -45,6 +48,7 @@ class Trials:
         self._libraries: dict[str, Library] = {}
         self._held: _Held | None = None
         self._pools: dict[int, Pool] = {}
+        self._models: dict[str, Session] = {}
 
     def answer(self, request: Frame) -> Answer:
         """Does what `request` asks for."""
@@ -61,6 +65,13 @@ class Trials:
                 return {}, {}
             case "block":
                 return {"ms": self._block(fields["name"], fields["seconds"], fields["threads"])}, {}
+            case "model":
+                libraries = [Path(p) for p in fields["libraries"]]
+                self._models[fields["name"]] = Session(Path(fields["path"]), libraries)
+                return {}, {}
+            case "answer":
+                results = answered(self._models, fields, request.tensors)
+                return {}, {f"r{n}": np.asarray(r) for n, r in enumerate(results)}
             case other:
                 raise WorkerError(f"unknown operation `{other}`")
 

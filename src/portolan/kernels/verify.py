@@ -23,6 +23,8 @@ AGENT = "portolan.kernels.agent"
 TOLERANCE: Mapping[str, float] = {"f32": 1e-4, "f16": 2e-3, "bf16": 2e-2, "i8": 0.0, "i32": 0.0}
 _MOST_POINTS = 400_000
 _HUGE = 1e30
+#: Results that are all smaller have no relative error in float32: a product of many of them is 0 there.
+_TINY = 1e-30
 #: Extents up to which the numbers of a kernel with an `exp` keep their size.
 _SHORT = 8
 _SECONDS = 60.0
@@ -108,6 +110,26 @@ class Judge:
         self.program, self.cases, self.worker = program, cases, worker
         self._expected = [evaluate(program, _numbers(program, c.arrays), c.at) for c in cases]
 
+    def model(self, name: str, path: Path, libraries: Sequence[Path] = ()) -> float:
+        """Loads a model of one call of the kernel into ONNX Runtime and compares it on all cases, as `error` does.
+
+        Raises:
+            VerificationFailed, WorkerError: as `error`.
+        """
+        given = [str(p) for p in libraries]
+        self.worker.ask("model", timeout=patience(_SECONDS), name=name, path=str(path), libraries=given)
+        return max(self._answer(name, c, e) for c, e in zip(self.cases, self._expected, strict=True))
+
+    def _answer(self, name: str, case: Case, expected: Sequence[Array]) -> float:
+        reply = self.worker.ask(
+            "answer",
+            timeout=patience(_SECONDS),
+            tensors={f"a{n}": np.asarray(a) for n, a in enumerate(case.arrays)},
+            name=name,
+            dtypes=[t.dtype for t in self.program.inputs],
+        )
+        return self._worst(case, reply.tensors, expected)
+
     def error(self, name: str, path: Path) -> float:
         """Loads a variant under `name` and compares it on all cases; its largest relative error.
 
@@ -135,9 +157,12 @@ class Judge:
             sizes=dict(case.sizes),
             results=results,
         )
+        return self._worst(case, reply.tensors, expected)
+
+    def _worst(self, case: Case, tensors: Mapping[str, Array], expected: Sequence[Array]) -> float:
         worst = 0.0
         for number, (tensor, want) in enumerate(zip(self.program.outputs, expected, strict=True)):
-            got = widened(tensor, reply.tensors[f"r{number}"])
+            got = widened(tensor, tensors[f"r{number}"])
             if case.at is not None:
                 got = got[np.ix_(*(case.at.get(str(a), range(got.shape[n])) for n, a in enumerate(tensor.axes)))]
             found = difference(got, want)
@@ -174,4 +199,4 @@ def difference(got: Array, want: Array) -> float:
         return 0.0
     top = float(np.abs(want[finite]).max())
     off = float(np.abs(got[finite] - want[finite]).max())
-    return off / top if top > 0 else off
+    return off / top if top > _TINY else off
