@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from portolan.api import bench, compress, deploy, doctor, inspect, load, open, optimize, pack, report, serve
+    from portolan.api import bench, compress, deploy, doctor, env, inspect, load, open, optimize, pack, report, serve
     from portolan.errors import PortolanError
     from portolan.kernels import kernel, shapes
 
@@ -23,6 +23,7 @@ __all__ = [
     "compress",
     "deploy",
     "doctor",
+    "env",
     "inspect",
     "kernel",
     "load",

@@ -13,6 +13,7 @@ PortolanError                 1  a bug, or an error nobody classified
 ├── WorkerError               1  a worker process failed; its trial is recorded as failed with this reason
 │   ├── WorkerCrashed
 │   ├── WorkerTimeout
+│   ├── EnvironmentGone       1  what it ran in was removed; nobody's fault but the remover's
 │   └── OutOfMemory
 ├── DiskFull                  1  no space left; what was done before is kept
 └── Interrupted             130  Ctrl-C; what was done is saved
@@ -136,6 +137,10 @@ class WorkerCrashed(WorkerError):
 
 class WorkerTimeout(WorkerError):
     """The worker did not answer in time and was killed."""
+
+
+class EnvironmentGone(WorkerError):
+    """The environment that the worker ran in was removed under it. Not the recipe's fault: nothing is kept of it."""
 
 
 class OutOfMemory(WorkerError):

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import portolan
 from portolan.testing.models import this_machine
+from support.envs import made_environment
 
 # Records calls of libc that reach out, whoever makes them: runtimes do it in native code, past Python's audit hooks.
 _SHIM = r"""
@@ -78,7 +80,7 @@ if backend.needs_program:
     inputs = {"x": np.ones((2, 3), np.float32)}
 else:
     from portolan.testing.models import perceptron
-    case = perceptron(folder)
+    case = perceptron(folder, rows=1)
     model, inputs = case.model, case.inputs
 executable = backend.compile(model, Target.from_json(target), **backend.schema.check({}))
 executable.run(inputs)
@@ -111,7 +113,9 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def observe(shim: Path, folder: Path, code: str, question: object = None) -> tuple[list[str], list[str]]:
+def observe(
+    shim: Path, folder: Path, code: str, question: object = None, python: str = sys.executable
+) -> tuple[list[str], list[str]]:
     """Runs `code`; returns what reached out and what lies in its home afterwards."""
     home, temporary, log = folder / "home", folder / "tmp", folder / "network.log"
     for path in home, temporary:
@@ -119,7 +123,9 @@ def observe(shim: Path, folder: Path, code: str, question: object = None) -> tup
     log.write_text("")
     kept = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "PORTOLAN_FAKE")}
     environment = kept | {"HOME": str(home), "TMPDIR": str(temporary), "PORTOLAN_NETWORK_LOG": str(log)}
-    command = [sys.executable, "-c", code, json.dumps(question)]
+    if python != sys.executable:
+        environment["PYTHONPATH"] = str(Path(portolan.__file__).parents[1])
+    command = [python, "-P", "-c", code, json.dumps(question)]
     done = subprocess.run(
         command, env=environment | {"LD_PRELOAD": str(shim)}, capture_output=True, text=True, check=False, timeout=200
     )
@@ -141,6 +147,19 @@ def test_a_backend_reaches_nobody_and_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("PORTOLAN_FAKE", str(script(tmp_path)))
     reached, left = observe(shim, tmp_path, _RUN, [name, this_machine().to_json(), str(tmp_path)])
+    assert reached == []
+    assert left == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["executorch", "iree", "litert", "ncnn", "tinygrad", "tvm"])
+def test_a_backend_of_an_environment_reaches_nobody_and_leaves_nothing(
+    name: str, shim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Converting, compiling and running, by the kernel's calls where strace is there, else by those of libc."""
+    found = made_environment(name, monkeypatch)
+    question = [name, this_machine().to_json(), str(tmp_path)]
+    reached, left = observe(shim, tmp_path, _RUN, question, str(found.python))
     assert reached == []
     assert left == []
 

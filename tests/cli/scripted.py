@@ -124,6 +124,31 @@ EXAMINATION = {
     ],
     "passes": [{"name": "quantize", "about": "Integer weights.", "needs": "calibration", "reason": None}],
 }
+ENVIRONMENTS: dict[str, Any] = {
+    "action": "list",
+    "root": "/home/me/.local/share/portolan/envs",
+    "environments": [
+        {
+            "name": "iree", "state": "absent", "reason": None, "fix": "portolan env add iree", "version": None,
+            "size": None, "folder": "/home/me/.local/share/portolan/envs/iree", "about": "Ahead-of-time code.",
+            "packages": [{"name": "iree-base-runtime", "version": "3.13.0", "licence": "Apache-2.0"}],
+        },
+        {
+            "name": "litert", "state": "ready", "reason": None, "fix": None, "version": "2.3.0",
+            "size": 2_100_000_000, "folder": "/home/me/.local/share/portolan/envs/litert",
+            "about": "Phones and boards.",
+            "packages": [
+                {"name": "ai-edge-litert", "version": "2.3.0", "licence": "Apache-2.0"},
+                {"name": "numpy", "version": "2.4.6", "licence": "BSD-3-Clause"},
+            ],
+        },
+        {
+            "name": "tvm", "state": "half installed", "reason": "the environment `tvm` is half installed",
+            "fix": "portolan env repair tvm", "version": None, "size": None,
+            "folder": "/home/me/.local/share/portolan/envs/tvm", "about": "Untuned code.", "packages": [],
+        },
+    ],
+}  # fmt: skip
 PAYOFFS: list[dict[str, Any]] = [
     {"passes": "quantize(bits=8, mode=dynamic)", "features": ["int8:dynamic"], "operators": operators,
      "backend": "onnxruntime", "ratio": ratio, "lo": lo, "hi": hi, "reason": reason}
@@ -213,6 +238,7 @@ class Api(types.ModuleType):
             "pack": PACKING,
             "check": PACKING,
             "deploy": DEPLOYMENT,
+            "env": ENVIRONMENTS,
         }
 
     @property
@@ -278,6 +304,9 @@ class Api(types.ModuleType):
     ) -> Answered:  # fmt: skip
         given = {k: v for k, v in locals().items() if k not in ("self", "bundle")}
         return self._answer("deploy", (bundle,), given)
+
+    def env(self, action: str, *names: str, force: bool, dry_run: bool, progress: Any) -> Answered:
+        return self._answer("env", (action, *names), {"force": force, "dry_run": dry_run})
 
     def open(self, path: str) -> Answered:
         self.calls.append(("open", (path,), {}))

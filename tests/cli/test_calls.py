@@ -64,6 +64,8 @@ def test_optimize_with_every_flag(api: Api) -> None:
                 "storage_uri": "s3://b", "force": True, "dry_run": True,
             },
         ),
+        (("env",), ("list",), {"force": False, "dry_run": False}),
+        (("env", "remove", "iree", "tvm", "--force"), ("remove", "iree", "tvm"), {"force": True, "dry_run": False}),
         (("doctor",), ("local",), {"bench": False}),
         (("doctor", "far", "--bench"), ("far",), {"bench": True}),
         (
@@ -127,7 +129,19 @@ def test_a_dry_report_opens_the_studies_and_writes_nothing(api: Api) -> None:
 def test_the_scripted_api_has_the_keywords_of_the_real_one() -> None:
     from portolan import api as real
 
-    for verb in ("inspect", "doctor", "optimize", "compress", "bench", "report", "pack", "check", "deploy", "open"):
+    for verb in (
+        "inspect",
+        "doctor",
+        "optimize",
+        "compress",
+        "bench",
+        "report",
+        "pack",
+        "check",
+        "deploy",
+        "env",
+        "open",
+    ):
         ours = inspect.signature(getattr(Api, verb)).parameters.values()
         theirs = inspect.signature(getattr(real, verb)).parameters
         assert {p.name for p in ours if p.kind is p.KEYWORD_ONLY} <= set(theirs), verb

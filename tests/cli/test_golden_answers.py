@@ -18,6 +18,11 @@ def _with(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**copy.deepcopy(data), **changes}
 
 
+def _done(action: str, which: int) -> dict[str, Any]:
+    rows = scripted.ENVIRONMENTS["environments"][which : which + 1]
+    return _with(scripted.ENVIRONMENTS, action=action, environments=rows)
+
+
 def _same_study() -> dict[str, Any]:
     verdict = {"ratio": 0.998, "lo": 0.98, "hi": 1.02, "verdict": "no significant difference"}
     return _with(scripted.STUDY, ratios=[{**scripted.RATIO, **verdict}])
@@ -162,6 +167,11 @@ CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
         "deploy",
         scripted.DEPLOYMENT,
     ),
+    "env": (("env",), "env", scripted.ENVIRONMENTS),
+    "env-verbose": (("env", "list", "-v"), "env", scripted.ENVIRONMENTS),
+    "env-add": (("env", "add", "litert"), "env", _done("add", 1)),
+    "env-add-dry-run": (("env", "add", "iree", "--dry-run"), "env", _done("add", 0)),
+    "env-remove": (("env", "remove", "iree"), "env", _done("remove", 0)),
     "pack-check": (("pack", "--check", "resnet50.portolan"), "check", scripted.PACKING),
 }
 

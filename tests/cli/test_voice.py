@@ -218,7 +218,7 @@ def test_the_same_flag_means_the_same_everywhere() -> None:
 
 def test_what_writes_has_a_dry_run() -> None:
     writers = {c.name for c in commands() if any("--dry-run" in p.opts for p in c.params)}
-    assert writers == {"optimize", "compress", "kernel", "report", "pack", "deploy"}
+    assert writers == {"optimize", "compress", "kernel", "report", "pack", "deploy", "env"}
 
 
 def test_version_and_module() -> None:

@@ -170,6 +170,16 @@ def deployment(data: Any) -> None:
         _want(platform, f"$.platforms[{i}]", {"name": str, "folder": str, "files": list, "next": list, "notes": list})
 
 
+def environments(data: Any) -> None:
+    _want(data, "$", {"action": str, "root": str, "environments": list})
+    for i, row in enumerate(data["environments"]):
+        _want(row, f"$.environments[{i}]", {"name": str, "state": str, "reason": TEXT_OR_NONE, "fix": TEXT_OR_NONE})
+        _want(row, f"$.environments[{i}]", {"version": TEXT_OR_NONE, "size": (int, type(None)), "folder": str})
+        _want(row, f"$.environments[{i}]", {"about": str, "packages": list})
+        for package in row["packages"]:
+            _want(package, f"$.environments[{i}].packages[]", {"name": str, "version": str, "licence": str})
+
+
 def failure(data: Any, code: int) -> None:
     _want(data, "$", {"error": Mapping})
     _want(data["error"], "$.error", {"code": int, "message": str, "where": TEXT_OR_NONE, "hint": TEXT_OR_NONE})
@@ -185,4 +195,5 @@ BY_VERB = {
     "bench": comparison,
     "pack": packing,
     "deploy": deployment,
+    "env": environments,
 }

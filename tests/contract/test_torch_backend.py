@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from portolan.backends.torch import Package, _program, _reduced, check_processor, torch
+from portolan.backends._exported import read_program
+from portolan.backends.torch import Package, _reduced, check_processor, torch
 from portolan.core.model import Model
 from portolan.core.signature import Signature, TensorSpec
 from portolan.core.silence import runtime
@@ -139,7 +140,7 @@ def test_options_off_the_default_path(exported: Path, tmp_path: Path, monkeypatc
 def test_bf16_is_bf16_inside_and_f32_outside(exported: Path) -> None:
     # Without compiling: what Inductor is given. The contract compiles it.
     pytorch = runtime("torch")
-    program = _program(exported / "net.pt2")
+    program = read_program(exported / "net.pt2")
     reduced = _reduced(program)
     for rows in 5, 2:  # the batch is still free
         with np.load(exported / f"{rows}.npz") as arrays:

@@ -68,7 +68,9 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
 
 def test_backends(found: dict[str, dict[str, Any]]) -> None:
     rows = found["backends"]
-    assert rows["good"] == {"name": "good", "ready": True, "version": "1.2", "reason": None, "fix": None}
+    assert rows["good"] == {
+        "name": "good", "ready": True, "version": "1.2", "reason": None, "fix": None, "environment": None,
+    }  # fmt: skip
     assert rows["absent"]["fix"] == "pip install x"
     assert rows["broken"]["reason"] == "the backend `broken` cannot be loaded"
     assert rows["broken"]["fix"] == "remove it"

@@ -10,7 +10,19 @@ import portolan
 
 ROOT = Path(portolan.__file__).parent
 ORDER = [
-    *("errors", "units", "core", "demo", "targets", "frontends", "importers", "passes", "backends", "worker"),
+    *(
+        "errors",
+        "units",
+        "core",
+        "environments",
+        "demo",
+        "targets",
+        "frontends",
+        "importers",
+        "passes",
+        "backends",
+        "worker",
+    ),
     *(
         "measure",
         "kernels",

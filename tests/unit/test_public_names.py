@@ -13,7 +13,7 @@ import pytest
 import portolan
 
 NAMES = [
-    "PortolanError", "__version__", "bench", "compress", "deploy", "doctor", "inspect", "kernel", "load", "open",
+    "PortolanError", "__version__", "bench", "compress", "deploy", "doctor", "env", "inspect", "kernel", "load", "open",
     "optimize", "pack", "report", "serve", "shapes",
 ]  # fmt: skip
 

@@ -85,12 +85,12 @@ def doctor(target: str = "local", *, bench: bool = False, progress: Progress | N
     from portolan.core import registry
     from portolan.core.doctor import examine
     from portolan.measure import roofline
+    from portolan.worker.environments import backends, elsewhere
 
     found = registry.TARGETS.get(target).detect()
-    data = examine(found)
+    data = examine(found, elsewhere(found))
     if bench:
         from portolan.study import payoffs
-        from portolan.worker.environments import backends
 
         here = backends(found)
         data["ceilings"] = roofline.ceilings(found.cores, integers=payoffs.integer_rates(found, here))

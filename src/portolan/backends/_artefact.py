@@ -157,7 +157,7 @@ def explained(backend: str, path: Path, *operators: str, doing: str = "read") ->
         for pattern in operators:
             if found := re.search(pattern, text):
                 raise UnsupportedOperator(
-                    f"`{backend}` has no operator `{found[1]}`", hint=_other(backend), where=str(path)
+                    f"`{backend}` has no operator `{found[1]}`", hint=other(backend), where=str(path)
                 ) from error
         raise ModelError(
             f"`{backend}` cannot {doing} `{path.name}`: {_reason(text) or type(error).__name__}",
@@ -166,7 +166,8 @@ def explained(backend: str, path: Path, *operators: str, doing: str = "read") ->
         ) from error
 
 
-def _other(backend: str) -> str:
+def other(backend: str) -> str:
+    """The hint for an operator that a backend lacks."""
     if backend == "onnxruntime":
         return "`--backend reference` has every operator that ONNX itself defines, slowly"
     return "`--backend onnxruntime` has the most operators"

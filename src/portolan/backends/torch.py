@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
+from portolan.backends._exported import read_program
 from portolan.core.backend import Backend, Executable, Support, Tensors
 from portolan.core.model import Model
 from portolan.core.schema import Knob
 from portolan.core.silence import environment, runtime
 from portolan.core.target import Target
 from portolan.errors import ModelError, PortolanError
-from portolan.frontends._pt2 import check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,6 @@ _PACKAGE = "model.pt2"
 _RUN_BY = {"AVX512": ("AVX512",), "AVX2": ("AVX2", "AVX512")}
 # Keys of what a package says about itself.
 _PRECISION, _THREADS = "PORTOLAN_PRECISION", "PORTOLAN_THREADS"
-_LACKS = (r"failed to resolve torch\.ops\.(\w+\.\w+)",)
 
 
 class Package(Executable):
@@ -182,7 +181,7 @@ class Torch(Backend):
                 "compile_threads": 1,  # one source file; a pool of processes would outlive the compilation
                 "aot_inductor.metadata": {_PRECISION: precision, _THREADS: str(count)},
             }
-            program = _program(model.program)
+            program = read_program(model.program)
             with (
                 environment(TORCHINDUCTOR_CACHE_DIR=str(cache)),
                 explained("torch", model.program, doing="compile"),
@@ -208,14 +207,6 @@ class Torch(Backend):
         """Loads what was saved. It is native code: never load a stranger's."""
         del freezing, layout  # compiled in, as the others are, but the package does not tell
         return Package(Artefact.open(folder, _PACKAGE), precision, threads, None)
-
-
-def _program(path: Path) -> Any:
-    """Reads an exported program, checked first: nothing in it may run as it is loaded, pickled or not."""
-    check(path)
-    with environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"), explained("torch", path, *_LACKS):
-        # torch.export.load would put the reason of a failure into a log, and raise a sentence that refers to it.
-        return runtime("torch.export.pt2_archive._package").load_pt2(str(path)).exported_programs["model"]
 
 
 def _reduced(program: Any) -> Any:

@@ -33,6 +33,7 @@ from portolan.bundle.manifest import (
 from portolan.bundle.names import broken, is_code, show
 from portolan.core import registry
 from portolan.core.backend import Backend, Executable
+from portolan.core.interpreters import python_for
 from portolan.core.recipe import Recipe
 from portolan.errors import NoBackend, PortolanError, UsageError, VerificationFailed
 
@@ -163,7 +164,7 @@ class Bundle:
         return backend
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Runs the model once, in this process.
+        """Runs the model once, in this process or where its runtime lives.
 
         Args:
             inputs: an array for each of the model's inputs.
@@ -246,7 +247,7 @@ class Bundle:
                 options = backend.schema.check(self.options, where=f"{COMPILED}: $.options")
                 folder = self._unpacked() / "compiled"
                 try:
-                    self._executable = backend.load(folder, **options)
+                    self._executable = _elsewhere(backend.name, folder) or backend.load(folder, **options)
                 except PortolanError:
                     raise
                 except Exception as error:
@@ -292,6 +293,16 @@ class Bundle:
                     out.write(piece)
             if seen.hexdigest() != entry.sha256:
                 raise broken(f"`{entry.path}` changed after the bundle was opened")
+
+
+def _elsewhere(name: str, folder: Path) -> Executable | None:
+    """The compiled files, loaded by a worker where the backend lives; None if that is this interpreter."""
+    python = python_for(name)
+    if python is None:
+        return None
+    from portolan.worker.remote import Remote  # a machine for bundles alone has no workers
+
+    return Remote(python, folder)
 
 
 def _size(bundle: Bundle) -> str:

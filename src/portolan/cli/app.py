@@ -34,6 +34,7 @@ VERBS: dict[str, Entry] = {
     "pack": Entry("Deliver", "STUDY|MODEL", "make, verify, export a bundle"),
     "serve": Entry("Deliver", "BUNDLE...", "answer requests: Open Inference Protocol v2"),
     "deploy": Entry("Deliver", "BUNDLE --to PLATFORM", "files for KServe, Ray Serve, Triton, Docker"),
+    "env": Entry("Manage", "[ACTION] [NAME...]", "environments of their own for runtimes that clash"),
     "completion": Entry("Manage", "bash|zsh|fish", "print the script that completes commands in a shell"),
 }
 

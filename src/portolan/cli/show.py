@@ -82,6 +82,9 @@ def _backend_row(backend: Json) -> list[str]:
     why = backend["reason"] or ""
     if backend["fix"] and not backend["ready"]:
         why = f"{why}: {backend['fix']}" if why else backend["fix"]
+    own = backend.get("environment")
+    if backend["ready"] and own is not None and own["size"] is not None:
+        why = f"an environment of its own, {quantity(own['size'], 'B')}"
     return [backend["name"], "yes" if backend["ready"] else "no", backend["version"] or "-", why]
 
 

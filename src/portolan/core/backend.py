@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from portolan.core import interpreters
 from portolan.core.model import Model
 from portolan.core.schema import Schema
 from portolan.core.target import Target
@@ -92,19 +91,17 @@ class Backend(ABC):
     def probe(self, target: Target) -> Support:
         """Whether this backend can run on `target`, without importing the runtime."""
         del target
-        if importlib.util.find_spec(self.module) is None:
+        own = interpreters.environment(self.name)
+        if own is not None and own.reason is not None:
+            return Support(False, reason=own.reason, fix=own.fix)
+        if not interpreters.has(self.name, self.module):
             return Support(False, reason=f"the package `{self.distributions[0]}` is not installed", fix=self.fix)
         return Support(True, version=self.versions().get(self.distributions[0]))
 
     def versions(self) -> dict[str, str]:
-        """Version of each distribution that is installed, without importing it."""
-        found = {}
-        for name in self.distributions:
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+        """Version of each distribution that is installed where the backend lives, without importing it."""
+        found = {name: interpreters.distribution(self.name, name) for name in self.distributions}
+        return {name: version for name, version in found.items() if version is not None}
 
     def refuse(self, model: Model, target: Target) -> str | None:
         """Why this backend cannot run `model` or would gain nothing from what passes did to it; None if it can."""

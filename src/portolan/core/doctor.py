@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from portolan.core import interpreters
+from portolan.core.backend import Backend
 from portolan.core.registry import BACKENDS, PASSES
 from portolan.core.target import Target
 from portolan.errors import PortolanError
 
 
-def examine(target: Target) -> dict[str, Any]:
+def examine(target: Target, elsewhere: Mapping[str, Backend] | None = None) -> dict[str, Any]:
     """The doctor object of the contract; no runtime is imported.
 
     A plug-in that cannot be loaded, or whose probe fails, is a backend that is not ready, with that as its reason.
+
+    Args:
+        target: this machine, or another.
+        elsewhere: backends that answer for an interpreter that the user named.
     """
-    rows = [(_searched(name), _backend(name, target)) for name in BACKENDS.names()]
+    asked = elsewhere or {}
+    rows = [(_searched(name), _backend(name, target, asked.get(name))) for name in BACKENDS.names()]
     return {
         "target": target.to_json(),
         # One that is never searched is news only where it works: nobody misses the fake.
@@ -30,10 +38,12 @@ def _searched(name: str) -> bool:
         return True
 
 
-def _backend(name: str, target: Target) -> dict[str, Any]:
+def _backend(name: str, target: Target, elsewhere: Backend | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "ready": False, "version": None, "reason": None, "fix": None}
+    own = interpreters.environment(name)
+    row["environment"] = None if own is None else own.to_json()
     try:
-        support = BACKENDS.get(name).probe(target)
+        support = (elsewhere or BACKENDS.get(name)).probe(target)
     except PortolanError as error:
         return row | {"reason": error.message, "fix": error.hint}
     except Exception as error:  # someone else's code: what it does wrong is its own row's news

@@ -1,13 +1,19 @@
-"""Which interpreter a backend or a pass's library lives in: this one, or the one that PORTOLAN_PYTHON_<NAME> names."""
+"""Which interpreter a backend or a pass's library lives in.
+
+The one that PORTOLAN_PYTHON_<NAME> names; else the environment of its own, where `portolan env add NAME` made one; else
+this one.
+"""
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
 import shlex
 import subprocess
 
+from portolan.core import environments
 from portolan.errors import UsageError
 
 _SECONDS = 60.0
@@ -19,8 +25,8 @@ def variable(name: str) -> str:
     return f"PORTOLAN_PYTHON_{name.upper().replace('-', '_')}"
 
 
-def python_for(name: str) -> list[str] | None:
-    """The argv of the interpreter that `name` lives in; None for this one.
+def named(name: str) -> list[str] | None:
+    """The argv that the variable names; None where it is not set.
 
     Raises:
         UsageError: the variable is no command line.
@@ -34,6 +40,42 @@ def python_for(name: str) -> list[str] | None:
         ) from error
 
 
+def environment(name: str) -> environments.Found | None:
+    """The environment of its own that `name` has, in whatever state; None where the variable wins or none is known."""
+    return None if os.environ.get(variable(name)) else environments.find(name)
+
+
+def python_for(name: str) -> list[str] | None:
+    """The argv of the interpreter that `name` lives in; None for this one.
+
+    Raises:
+        UsageError: the variable is no command line.
+    """
+    if python := named(name):
+        return python
+    found = environment(name)
+    return [str(found.python)] if found is not None and found.state == "ready" else None
+
+
+def has(name: str, module: str) -> bool:
+    """Whether `module` can be imported where `name` lives, without importing it or asking another interpreter."""
+    found = environment(name)
+    if found is not None and found.state == "ready":
+        return importlib.machinery.PathFinder.find_spec(module.partition(".")[0], [str(found.site)]) is not None
+    return importlib.util.find_spec(module) is not None
+
+
+def distribution(name: str, package: str) -> str | None:
+    """The version of a distribution where `name` lives, likewise; None where it is not installed."""
+    found = environment(name)
+    if found is not None and found.state == "ready":
+        return environments.installed(found.site).get(environments.normal(package))
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def missing(module: str) -> bool:
     """Whether `module` is neither here nor said to be elsewhere."""
     return python_for(module) is None and importlib.util.find_spec(module) is None
@@ -41,12 +83,9 @@ def missing(module: str) -> bool:
 
 def version(module: str) -> str:
     """The version of the distribution `module` in the interpreter it lives in; why not, where it does not answer."""
-    python = python_for(module)
+    python = named(module)
     if python is None:
-        try:
-            return importlib.metadata.version(module)
-        except importlib.metadata.PackageNotFoundError:
-            return "missing"
+        return distribution(module, module) or "missing"
     try:
         done = subprocess.run([*python, "-c", _ASK, module], capture_output=True, text=True, timeout=_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:

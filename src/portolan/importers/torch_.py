@@ -108,6 +108,8 @@ class Torch:
             return x
         if name == "mean" and not x.dtype.is_floating_point:
             return self._torch.mean(x.double(), axes, keep).to(x.dtype)
+        if name == "mean":  # without a type of its own, which LiteRT's converter does not take
+            return self._torch.mean(x, axes, keep)
         return getattr(self._torch, name)(x, axes, keep, dtype=x.dtype)
 
     def cumsum(self, x: Any, axis: int) -> Any:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from portolan.core import registry
+from portolan.core import environments, registry
 from portolan.core.backend import Executable
 from portolan.core.silence import silence
 from portolan.errors import PortolanError
@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)  # what a runtime prints is no answer
     silence()
+    environments.hold()
     Replica(socket.socket(fileno=int(argv[0])), int(argv[1])).serve()
 
 

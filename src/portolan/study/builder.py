@@ -22,6 +22,7 @@ from portolan.core.target import Target
 from portolan.errors import (
     CannotHelp,
     DiskFull,
+    EnvironmentGone,
     NoResult,
     OutOfMemory,
     PortolanError,
@@ -213,7 +214,7 @@ def lasting(error: PortolanError) -> bool:
     """Whether the same would happen again: not so when something from outside, or the user's request, was the cause."""
     outside = isinstance(error, WorkerCrashed) and error.killed
     request = isinstance(error, UsageError) and not isinstance(error, CannotHelp)
-    return not outside and not request and not isinstance(error, (DiskFull, NoResult))
+    return not outside and not request and not isinstance(error, (DiskFull, NoResult, EnvironmentGone))
 
 
 @contextmanager

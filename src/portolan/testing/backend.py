@@ -58,7 +58,9 @@ class Built:
         self.folder = folder
         self.target = this_machine()
         (folder / "models").mkdir()
-        self.cases = contract.cases(folder / "models")
+        every = contract.cases(folder / "models")
+        self.refused = [case for case in every if case.name in contract.refused]
+        self.cases = [case for case in every if case.name not in contract.refused]
         self.before = hashes(folder / "models")
         self.backend = contract.backend
         self._executables: dict[str, Executable] = {}
@@ -83,11 +85,13 @@ class BackendContract:
         backend: the object under test, as its module or entry point names it.
         tolerance: largest error of exact options, as a share of an output's standard deviation.
         loose: the same for options that are not exact.
+        refused: names of cases that the backend refuses, such as those with free sizes; they are not compiled.
     """
 
     backend: ClassVar[Backend]
     tolerance: ClassVar[float] = 1e-4
     loose: ClassVar[float] = 0.1
+    refused: ClassVar[tuple[str, ...]] = ()
 
     def cases(self, folder: Path) -> list[Case]:
         """Models, their inputs and the right outputs; files go into `folder`."""
@@ -266,6 +270,14 @@ class BackendContract:
         refusal = self.backend.refuse(replace(model, features=("int1:nobody",)), built.target)
         assert refusal is not None
         assert "int1:nobody" in refusal
+
+    def test_what_it_cannot_run_is_refused_in_words(self, built: Built) -> None:
+        """Before any time is spent, and nothing else is refused."""
+        assert sorted(case.name for case in built.refused) == sorted(self.refused)
+        for case in built.refused:
+            assert f"`{self.backend.name}`" in (self.backend.refuse(case.model, built.target) or ""), case.name
+        for case in built.cases:
+            assert self.backend.refuse(case.model, built.target) is None, case.name
 
     def test_the_models_files_are_untouched(self, built: Built) -> None:
         """Nothing is rewritten, and nothing is left beside them."""

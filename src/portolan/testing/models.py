@@ -63,15 +63,15 @@ def cases(folder: Path) -> list[Case]:
     return [make(folder) for make in (perceptron, convolutions, free_batch, tokens, several_outputs, external)]
 
 
-def perceptron(folder: Path) -> Case:
+def perceptron(folder: Path, rows: int = 8) -> Case:
     """Two Gemm layers, 8x32 in and 8x10 out."""
     nodes = [_node("Gemm", "x w1 b1", "h"), _node("Relu", "h", "r"), _node("Gemm", "r w2 b2", "y")]
     weights = _weights(w1=(32, 64), b1=(64,), w2=(64, 10), b2=(10,))
-    graph = _graph(nodes, {"x": (np.float32, (8, 32))}, {"y": (np.float32, (8, 10))}, weights)
-    return case(folder, "perceptron", graph, {"x": _normal(8, 32)})
+    graph = _graph(nodes, {"x": (np.float32, (rows, 32))}, {"y": (np.float32, (rows, 10))}, weights)
+    return case(folder, "perceptron" if rows == 8 else f"perceptron of {rows}", graph, {"x": _normal(rows, 32)})
 
 
-def convolutions(folder: Path) -> Case:
+def convolutions(folder: Path, rows: int = 2) -> Case:
     """Convolutions, plain and depthwise, pooling and a classifier over 3x16x16 images."""
     nodes = [
         _node("Conv", "image k1 c1", "h1", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
@@ -84,8 +84,9 @@ def convolutions(folder: Path) -> Case:
         _node("Softmax", "z", "classes", axis=1),
     ]
     weights = _weights(k1=(8, 3, 3, 3), c1=(8,), k2=(8, 1, 3, 3), w=(8, 5), b=(5,))
-    graph = _graph(nodes, {"image": (np.float32, (2, 3, 16, 16))}, {"classes": (np.float32, (2, 5))}, weights)
-    return case(folder, "convolutions", graph, {"image": _normal(2, 3, 16, 16)})
+    graph = _graph(nodes, {"image": (np.float32, (rows, 3, 16, 16))}, {"classes": (np.float32, (rows, 5))}, weights)
+    name = "convolutions" if rows == 2 else f"convolutions of {rows}"
+    return case(folder, name, graph, {"image": _normal(rows, 3, 16, 16)})
 
 
 def free_batch(folder: Path) -> Case:

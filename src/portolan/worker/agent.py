@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from portolan.core import environments
 from portolan.core.silence import silence
 from portolan.errors import PortolanError
 from portolan.worker import frames
@@ -51,6 +52,7 @@ def serve(argv: Sequence[str], made: Callable[[], Answers]) -> None:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     silence()
+    environments.hold()
     operations = made()
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:

@@ -1,22 +1,24 @@
-"""Which interpreter each backend lives in: this one, or another that PORTOLAN_PYTHON_<BACKEND> names.
+"""Which interpreter a backend lives in: this, an environment of its own, or what PORTOLAN_PYTHON_<BACKEND> names.
 
 Compilers clash, so each may have an environment of its own; a worker started there needs NumPy and the runtime only.
+Environments that `portolan env add` made are read from disk; an interpreter that the user named is asked.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import shlex
 from collections.abc import Sequence
 
 from portolan.core import registry
 from portolan.core.backend import Backend, Support
-from portolan.core.interpreters import python_for, variable
+from portolan.core.interpreters import named, python_for, variable
 from portolan.core.target import Target
 from portolan.errors import PortolanError
 from portolan.worker.session import Worker
 
-__all__ = ["backends", "python_for"]
+__all__ = ["backends", "elsewhere", "python_for"]
 
 _PROBE_SECONDS = 60.0
 
@@ -30,9 +32,14 @@ def backends(target: Target, names: Sequence[str] | None = None) -> dict[str, Ba
     found = {}
     for name in registry.BACKENDS.names() if names is None else names:
         backend = registry.backend(name)
-        python = python_for(name)
+        python = named(name)
         found[name] = backend if python is None else _elsewhere(backend, python, target)
     return found
+
+
+def elsewhere(target: Target) -> dict[str, Backend]:
+    """Those backends whose interpreter the user named in a variable; what is wrong with a name is their `probe`."""
+    return backends(target, [name for name in registry.BACKENDS.names() if os.environ.get(variable(name))])
 
 
 def _elsewhere(backend: Backend, python: list[str], target: Target) -> Backend:

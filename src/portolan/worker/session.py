@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from portolan import errors
-from portolan.errors import OutOfMemory, PortolanError, WorkerCrashed, WorkerError, WorkerTimeout
+from portolan.core import environments
+from portolan.errors import EnvironmentGone, OutOfMemory, PortolanError, WorkerCrashed, WorkerError, WorkerTimeout
 from portolan.worker import frames
 from portolan.worker.frames import Frame
 from portolan.worker.memory import default_memory_limit, ran_out
@@ -46,6 +47,7 @@ class Worker:
     ) -> None:
         self.memory_limit = memory_limit or default_memory_limit()
         self.started = time.monotonic()
+        self._python = python
         self._stderr = tempfile.TemporaryFile(prefix="portolan-worker-")  # noqa: SIM115 - closed with the worker
         self._op = "start"
         try:
@@ -60,6 +62,8 @@ class Worker:
             )
         except OSError as error:
             self._stderr.close()
+            if lost := self._lost():
+                raise lost from error
             raise WorkerError(f"no worker could be started: {error.strerror}: `{(python or [''])[0]}`") from error
         self._pipes = (cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout))
         self._stdin, self._stdout = (pipe.fileno() for pipe in self._pipes)
@@ -94,12 +98,12 @@ class Worker:
             self.kill()
             raise WorkerTimeout(f"no answer to `{op}` within {timeout:.3g} s", stderr=self.tail()) from None
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise self._obituary() from None
+            raise self._lost() or self._obituary() from None
         except WorkerError:
             self.kill()
             raise
         if problem := reply.fields.get("error"):
-            raise _rebuild(problem, self.tail())
+            raise self._lost() or _rebuild(problem, self.tail())
         return reply
 
     def tail(self) -> str:
@@ -128,6 +132,14 @@ class Worker:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
+
+    def _lost(self) -> EnvironmentGone | None:
+        """The better reason for any failure: what the process runs in is no longer there."""
+        name = environments.gone(self._python)
+        if name is None:
+            return None
+        reason = f"the environment `{name}` was removed while it was in use"
+        return EnvironmentGone(reason, hint=f"portolan env add {name}")
 
     def _write(self, buffer: memoryview, deadline: float) -> None:
         while buffer:

@@ -1,0 +1,112 @@
+"""tinygrad: exact, small, slow. Kernels are compiled as the model loads: compiled ones it keeps only as pickles."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from portolan.backends._artefact import Artefact, explained
+from portolan.backends._convert import EXACT, foreign_type, free_axis, verify
+from portolan.core.backend import Backend, Executable, Support, Tensors
+from portolan.core.model import Model
+from portolan.core.silence import runtime
+from portolan.core.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_TYPES = ("float32", "float64", "int32", "int64", "uint8", "int8", "bool")
+_LACKS = (r"op='?([\w.]+)'? (?:is )?not supported", r"([A-Z]\w+) is not (?:supported|implemented)")
+#: Names that distributions give clang, the newest last.
+_CLANGS = ("clang", *(f"clang-{n}" for n in range(14, 24)))
+#: Operators that its front end lacks, or computes wrongly.
+_LACKING = ("LSTM", "GRU", "RNN")
+
+
+class Replay(Executable):
+    """A recorded run: the first call traces, the second records, later ones replay into the same buffers."""
+
+    def __init__(self, artefact: Artefact) -> None:
+        # Its disk cache would hide a missing compiler, and leave pickles in the user's home.
+        os.environ.update(DEV="CPU:LLVM", CACHELEVEL="0", CC=_clang() or "clang")
+        with explained("tinygrad", artefact.path, *_LACKS), artefact.unpacked() as path:
+            tinygrad = runtime("tinygrad")
+            runner = runtime("tinygrad.nn.onnx").OnnxRunner(str(path))
+        self._tensor, self._lock = tinygrad.Tensor, threading.Lock()
+        self._call = tinygrad.TinyJit(lambda **given: [v.contiguous().realize() for v in runner(given).values()])
+        self._artefact = artefact
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Runs once; the buffers are copied before another call may enter."""
+        import numpy as np
+
+        signature = self._artefact.signature
+        with self._lock, explained("tinygrad", self._artefact.path, *_LACKS, doing="run"):
+            names = [spec.name for spec in signature.inputs]
+            given = {name: self._tensor(np.array(inputs[name], order="C")).realize() for name in names}
+            values = self._call(**given)
+            return {
+                spec.name: np.array(value.numpy(), dtype=spec.dtype)
+                for spec, value in zip(signature.outputs, values, strict=True)
+            }
+
+    def save(self, folder: Path) -> None:
+        """Writes the graph; it is compiled again where it is loaded."""
+        self._artefact.save(folder)
+
+    def facts(self) -> dict[str, Any]:
+        """The device that it was told to use."""
+        return {"device": "cpu", "precision": "f32"}
+
+    def close(self) -> None:
+        """Drops what was recorded."""
+        self._call = None
+
+
+class Tinygrad(Backend):
+    """tinygrad on the CPU through LLVM. Ten and more times slower than the others here."""
+
+    name = "tinygrad"
+    distributions = ("tinygrad",)
+    module = "tinygrad"
+    fix = "portolan env add tinygrad"
+
+    def probe(self, target: Target) -> Support:
+        """Besides the package: clang, which compiles its kernels; gcc does not do."""
+        support = super().probe(target)
+        if support.ready and _clang() is None:
+            reason = "tinygrad compiles its kernels with clang, which is not on the PATH"
+            return Support(False, support.version, reason, "apt-get install clang")
+        return support
+
+    def refuse(self, model: Model, target: Target) -> str | None:
+        """Besides the features: recurrent operators, free sizes, and element types that it has none of."""
+        if lacking := next((name for name in _LACKING if name in model.operators), None):
+            return f"`tinygrad` has no operator `{lacking}`"
+        refused = super().refuse(model, target) or free_axis("tinygrad", model)
+        return refused or foreign_type("tinygrad", model, *_TYPES)
+
+    def compile(self, model: Model, target: Target) -> Replay:
+        """Traces `model`, and compares it with the original."""
+        del target
+        executable = Replay(Artefact.of(model))
+        verify("tinygrad", model, executable, EXACT)
+        return executable
+
+    def load(self, folder: Path) -> Replay:
+        """Traces what was saved."""
+        return Replay(Artefact.open(folder))
+
+
+def _clang() -> str | None:
+    """The compiler: what CC names if that is a clang, else the newest on the PATH."""
+    given = os.environ.get("CC", "")
+    if "clang" in given and shutil.which(given):
+        return given
+    return next((name for name in reversed(_CLANGS) if shutil.which(name)), None)
+
+
+tinygrad = Tinygrad()
