@@ -22,6 +22,7 @@ from portolan import errors, units
 from portolan.cli.app import VERBS, app
 from portolan.cli.config import NO_KEYS, PATHS
 from portolan.cli.options import Whole
+from portolan.core import environments as plans
 from portolan.core.measurement import METRICS
 from portolan.core.registry import BACKENDS, FRONTENDS, PASSES
 from portolan.core.schema import Parameter, Schema
@@ -40,6 +41,7 @@ def pages() -> dict[str, str]:
         "backends.md": backends(),
         "passes.md": passes(),
         "front-ends.md": frontends(),
+        "environments.md": environments(),
         "metrics-and-goals.md": metrics(),
         "errors.md": failures(),
         "json.md": shapes(),
@@ -190,6 +192,20 @@ def frontends() -> str:
         packages = ", ".join(f"`{d}`" for d in found.distributions) or "-"
         rows.append((name, found.forms, packages, _about(type(found)).split("\n")[0]))
     return "# Front ends\n\n" + _table(("name", "reads", "needs", ""), rows)
+
+
+def environments() -> str:
+    """Every environment that `portolan env add` makes, with its packages and their licences."""
+    parts = [
+        "# Environments\n",
+        "What `portolan env add NAME` installs: these packages in these versions and no others.",
+        "[The guide](../guides/another-interpreter.md) says how they are used.\n",
+    ]
+    for name in plans.names():
+        plan = plans.plan(name)
+        rows = [(f"`{pin.name}`", pin.version, pin.licence) for pin in plan.pins]
+        parts += [f"## {name}\n\n{plan.about}\n", _table(("package", "version", "licence"), rows)]
+    return "\n".join(parts)
 
 
 def _own(names: list[str], group: str) -> list[str]:
