@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STUDY := .demo
 
-.PHONY: demo demo-minilm test test-all bench lint browser clean
+.PHONY: demo demo-minilm envs test test-all bench lint browser clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,8 +68,14 @@ $(VENV)/ray: $(VENV)/test
 	$(VENV)/ray-env/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[serve,ray]'
 	touch $@
 
-test-all: lint browser $(VENV)/ray
-	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python $(PYTEST) -m "not hardware"
+# Some 7 GB: the runtimes whose packages clash, each in an environment of its own.
+ENVS := $(abspath $(VENV)/envs)
+
+envs: $(VENV)/core
+	PORTOLAN_ENVS=$(ENVS) $(BIN)/portolan env add $(notdir $(basename $(wildcard src/portolan/environments/*.txt)))
+
+test-all: lint browser $(VENV)/ray envs
+	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python PORTOLAN_TEST_ENVS=$(ENVS) $(PYTEST) -m "not hardware"
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py

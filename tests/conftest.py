@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No test is timed: on a busy machine hypothesis would take slowness for a fault.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_environments() -> Iterator[None]:
+    """Environments that the person who runs the tests has made would bring more backends into every search."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PORTOLAN_ENVS", "/nowhere")
+        yield

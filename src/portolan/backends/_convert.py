@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portolan.backends._artefact import Artefact
+from portolan.backends._artefact import Artefact, external_files
 from portolan.core.backend import Executable, Tensors
 from portolan.core.data import generate, sample
 from portolan.core.model import Model
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: Largest error of a converted model, as a share of an output's standard deviation: float32 stays below 3e-5 of it.
 EXACT, REDUCED = 1e-3, 0.2
 _FREE = 4
+#: Protobuf's messages end here.
+_LARGEST = 2**31 - 1
 _IDS = (100, 20, 2)
 
 
@@ -47,10 +49,23 @@ def foreign_type(backend: str, model: Model, *known: str) -> str | None:
 
 
 def graph(model: Model) -> onnx.ModelProto:
-    """The model's graph in memory, external data and all, with its functions inlined."""
+    """The model's graph in memory, external data and all, with its functions inlined.
+
+    Raises:
+        ModelError: it is larger than a graph in memory can be.
+    """
     import onnx
     import onnx.inliner
 
+    size = sum(
+        path.stat().st_size for path in (model.path, *map(model.path.parent.joinpath, external_files(model.path)))
+    )
+    if size > _LARGEST:
+        raise ModelError(
+            f"`{model.name}` has {size / 2**30:.1f} GiB, and converters take graphs of up to 2 GiB",
+            hint="`--backend onnxruntime` runs larger ones as they are",
+            where=str(model.path),
+        )
     proto = onnx.load(str(model.path))
     return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
 
