@@ -129,4 +129,4 @@ def test_functions_are_inlined(tmp_path: Path) -> None:
     proto.opset_import.append(onnx.helper.make_opsetid("mine", 1))
     proto.graph.node.append(onnx.helper.make_node("Twice", ["y"], ["z"], domain="mine"))
     onnx.save(proto, case.model.path)
-    assert {node.op_type for node in _convert.graph(case.model).node} == {"Gemm", "Relu", "Add"}
+    assert {node.op_type for node in _convert.graph(case.model).graph.node} == {"Gemm", "Relu", "Add"}

@@ -72,6 +72,7 @@ class Iree(Backend):
     distributions = ("iree-base-runtime", "iree-base-compiler")
     module = "iree"
     fix = "portolan env add iree"
+    heavy = True
     native_code = True
 
     def refuse(self, model: Model, target: Target) -> str | None:
@@ -87,7 +88,8 @@ class Iree(Backend):
             bool, Knob(help="Whether operands are laid out in tiles, with microkernels for them.")
         ] = True,
         level: Annotated[Level, Knob(search=False, help="How much is optimized.")] = "O3",
-        threads: Annotated[int, Knob(values=(0, 1), help="Threads of one inference; 0 means all cores.")] = 0,
+        # Decided at load, but another value would be compiled again.
+        threads: Annotated[int, Knob(search=False, help="Threads of one inference; 0 means all cores.")] = 0,
     ) -> Native:
         """Compiles `model` for this processor; takes 3 to 13 s."""
 

@@ -66,6 +66,7 @@ class Tvm(Backend):
     distributions = ("apache-tvm",)
     module = "tvm"
     fix = "portolan env add tvm"
+    heavy = True
     native_code = True
 
     def probe(self, target: Target) -> Support:

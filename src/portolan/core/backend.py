@@ -85,6 +85,8 @@ class Backend(ABC):
     exploits: ClassVar[tuple[Exploit, ...]] = ()
     #: Whether it starts from the exported torch program instead of the ONNX graph.
     needs_program: ClassVar[bool] = False
+    #: Whether compiling takes tens of seconds where others take one: a search tries it after the others.
+    heavy: ClassVar[bool] = False
     #: False keeps it out of searches unless it is named with `--backend`.
     searched: ClassVar[bool] = True
 

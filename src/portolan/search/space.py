@@ -85,7 +85,7 @@ def candidates(
     _check_options(usable, fixed)
 
     baseline = Recipe((), base.name, base.schema.check({}), target.id)
-    found = [Candidate(baseline, base.exact(baseline.options), heavy=base.needs_program)]
+    found = [Candidate(baseline, base.exact(baseline.options), heavy=base.heavy or base.needs_program)]
     options = {name: _options(b, target, goals, fixed.get("options", {})) for name, b in usable.items()}
     for _, told in options.values():
         refused += [replace(c, recipe=replace(c.recipe, target=target.id)) for c in told]
@@ -95,7 +95,9 @@ def candidates(
         for chosen in options[backend.name][0]:
             recipe = Recipe(chain.steps, backend.name, chosen, target.id, serving)
             exact = not chain.lossy and backend.exact(chosen)
-            found.append(Candidate(recipe, exact, heavy=backend.needs_program, features=chain.features))
+            found.append(
+                Candidate(recipe, exact, heavy=backend.heavy or backend.needs_program, features=chain.features)
+            )
     return _merged(found + refused if refused_too else found)
 
 
