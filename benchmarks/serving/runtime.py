@@ -31,13 +31,23 @@ class Alone:
     rate: float
 
 
-def alone(work: Workload, batches: tuple[int, ...], seconds: float, processes: int = CORES) -> list[Alone]:
-    """Measures each batch size in `processes` processes at once."""
+def alone(
+    work: Workload, batches: tuple[int, ...], seconds: float, processes: int = CORES, copies: int = 1
+) -> list[Alone]:
+    """Measures each batch size in `processes` processes at once, on `copies` of the inputs in turn."""
     with tempfile.TemporaryDirectory(prefix="portolan-runtime-") as folder:
         samples = Path(folder) / "rows.npz"
         np.savez(samples, **work.inputs)  # type: ignore[arg-type]
         script = Path(__file__).with_name("inprocess.py")
-        argv = [sys.executable, str(script), str(work.path), str(seconds), str(samples), *map(str, batches)]
+        argv = [
+            sys.executable,
+            str(script),
+            str(work.path),
+            str(seconds),
+            str(samples),
+            str(copies),
+            *map(str, batches),
+        ]
         running = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
         said = [json.loads(process.communicate()[0]) for process in running]
     return [

@@ -17,12 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from portolan.core.serving import largest_batch
 from portolan.errors import PortolanError, UsageError, rebuilt
 from portolan.serving.settings import Settings
 from portolan.serving.source import Limits, Source
 
 if TYPE_CHECKING:
-    from portolan.core.serving import Serving
+    from portolan.bundle.manifest import Manifest
     from portolan.serving.gateway import Gateway
     from portolan.serving.surroundings import Asked
 
@@ -111,7 +112,7 @@ async def gateway(
         bundle: a folder or a `.portolan` file.
         replicas: fewest and most processes; those of the recipe, else one.
         native: run its compiled code.
-        max_batch: rows of the largest batch; that of the recipe, else 16.
+        max_batch: rows of the largest batch; None: see `portolan.core.serving.largest_batch`.
 
     Raises:
         PortolanError: the bundle is damaged, or cannot run here.
@@ -200,7 +201,7 @@ def open_source(path: str | Path, into: Path, *, native: bool = False) -> Source
             signature=manifest.signature,
             platform=manifest.recipe.backend,
             python=None if python is None else tuple(python),
-            limits=_limits(manifest.recipe.served),
+            limits=_limits(manifest),
             profile={} if manifest.profile is None else manifest.profile.seconds,
             sha256=bundle.sha256,
             private=True,
@@ -212,9 +213,11 @@ def _plain(array: Any) -> Any:
     return array.astype(str) if array.dtype.kind == "O" else array
 
 
-def _limits(serving: Serving) -> Limits:
+def _limits(manifest: Manifest) -> Limits:
     """What the recipe chose; what it left open is the server's default."""
-    chosen = {"max_batch": serving.max_batch, "replicas": serving.replicas, "deadline": serving.deadline}
+    serving = manifest.recipe.served
+    batch = largest_batch(serving.max_batch, manifest.profile, manifest.signature.batch)
+    chosen = {"max_batch": batch, "replicas": serving.replicas, "deadline": serving.deadline}
     return Limits(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from portolan.core.signature import Signature, TensorSpec
 from portolan.hosting import open_source
 from portolan.serving.calls import Call, Refusal, Tensor
+from portolan.serving.metrics import Metrics
 from portolan.serving.models import Models
 from portolan.serving.rollout import Terms
 from portolan.serving.source import Source
@@ -105,6 +107,11 @@ def test_nobody_sees_what_a_shadow_answers(tmp_path: Path) -> None:
         shadow = models.versions()[1]
         assert {await answer(models, 1.0) for _ in range(30)} == {2.0}
         await until(lambda: shadow.counters.request_success == 30)
+        # One is 3 where the other is 2, but the top of four equal scores is the same: they agree.
+        await until(lambda: shadow.counters.compared == 30)
+        (stats,) = models.statistics("moody", shadow.number)["model_stats"]
+        assert stats["shadow"] == {"compared": 30, "agreed": 30}
+        assert 'portolan_shadow_agreed_total{model="moody",version="2"} 30' in Metrics(models).text()
         assert [v.number for v in models.versions()] == ["1", "2"]
 
     run(work)
@@ -158,6 +165,62 @@ def test_large_tensors_go_through_shared_memory_and_come_back_right(tmp_path: Pa
             np.testing.assert_array_equal(np.frombuffer(got.outputs[0].data, np.float32).reshape(rows, 4), x * 2)
             assert released == [True]
         assert models.arena.used == 0
+
+    run(work)
+
+
+def test_large_outputs_come_back_through_shared_memory(tmp_path: Path) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        version = await models.add(source(tmp_path, 2.0))
+        x = np.random.default_rng(0).random((40_000, 4), np.float32)
+        seen: list[int] = []
+        take = models.arena.take
+        models.arena.take = lambda size: seen.append(size) or take(size)  # type: ignore[method-assign,func-returns-value]
+
+        async def twice() -> None:
+            for factor in (1.0, 3.0):
+                asked = Call("moody", None, [Tensor("x", "FP32", x.shape, (x * factor).tobytes())])
+                got = await models.infer(asked)
+                y = np.frombuffer(got.outputs[0].data, np.float32).reshape(x.shape)
+                np.testing.assert_array_equal(y, x * factor * 2)
+
+        await twice()
+        # The first answer of its size came through the socket; from then on there is room for the next one.
+        assert seen == [x.nbytes, x.nbytes, x.nbytes]
+        await twice()
+        assert len(seen) == 7
+        assert models.arena.used == 0
+        assert version.counters.request_success == 4
+
+    run(work)
+
+
+def fixed(tmp: Path, factor: float, rows: int, **limits: Any) -> Source:
+    """A model that runs with so many rows and no other number."""
+    made = source(tmp, factor, **limits)
+    (Path(made.folder) / "rows.txt").write_text(str(rows))
+    np.savez(tmp / "warm.npz", x=np.arange(rows * 4, dtype=np.float32).reshape(rows, 4) / 100)
+    signature = Signature(*((TensorSpec(name, "float32", (rows, 4)),) for name in "xy"))
+    return replace(made, signature=signature, samples=str(tmp / "warm.npz"))
+
+
+def test_a_model_of_a_fixed_batch_serves_single_calls_together(tmp_path: Path) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        version = await models.add(fixed(tmp_path, 2.0, 8, max_batch=8))
+        assert models.metadata("moody")["inputs"][0]["shape"] == [-1, 4]
+        assert models.config("moody")["max_batch_size"] == 8
+        assert await answer(models, 3.0) == 6.0
+        whole = await models.infer(call(1.0, rows=8))
+        assert whole.outputs[0].shape == (8, 4)
+        before = version.counters.exec_count
+        first = models.infer(call(-0.2))  # the others gather meanwhile
+        await asyncio.sleep(0.1)
+        got = await asyncio.gather(*(answer(models, float(i)) for i in range(1, 8)))
+        assert [float(value) for value in got] == [2.0 * i for i in range(1, 8)]
+        assert np.frombuffer((await first).outputs[0].data, np.float32)[0] == pytest.approx(-0.4)
+        assert version.counters.exec_count == before + 2
+        with pytest.raises(Refusal, match="9 rows, and the model takes at most 8"):
+            models.infer(call(1.0, rows=9))
 
     run(work)
 

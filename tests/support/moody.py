@@ -1,6 +1,7 @@
 """A runtime that does what its inputs say: x[0, 0] of 666 ends the process, 777 hangs, 888 raises, below 0 sleeps.
 
-Installed as a package with an entry point, so that replicas find it; `y` is `x` times the number in `factor.txt`.
+Installed as a package with an entry point, so that replicas find it; `y` is `x` times the number in `factor.txt`. Where
+there is a `rows.txt`, it runs with that many rows alone.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ from portolan.core.backend import Backend, Executable
 class Play(Executable):
     def __init__(self, folder):
         self.factor = float((folder / "factor.txt").read_text())
+        rows = folder / "rows.txt"
+        self.rows = int(rows.read_text()) if rows.exists() else None
     def run(self, inputs):
         x = inputs["x"]
+        if self.rows is not None and len(x) != self.rows:
+            raise RuntimeError(f"{len(x)} rows, and it takes {self.rows}")
         first = x[:, 0]
         if (first == 666).any():
             os.kill(os.getpid(), signal.SIGKILL)

@@ -92,7 +92,7 @@ def serve(
         port: of HTTP; 0 for any that is free.
         replicas: least and most processes for each model; those of its recipe, else one. A least of 0 ends the last
             one when nobody asks.
-        max_batch: rows of the largest batch; that of the recipe, else 16.
+        max_batch: rows of the largest batch; that of the recipe, else the largest that was measured, else 16.
         deadline: seconds a call may take if it brings no `timeout`; that of the recipe, else 30.
         hang_after: seconds beyond what its batch should take after which a replica is taken for hung; 10 by default.
         drain: seconds between "not ready" and the end of listening.

@@ -56,7 +56,7 @@ def _path(flag: str, said: str) -> Callable[[Any], Any]:
     "--max-batch",
     type=options.Whole(1),
     metavar="N",
-    help="Rows of the largest batch.  [default: the recipe's, else 16]",
+    help="Rows of the largest batch.  [default: the recipe's, else the largest measured, else 16]",
 )
 @click.option(
     "--deadline",

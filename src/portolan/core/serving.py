@@ -14,11 +14,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from portolan.core.measurement import Measurement
+from portolan.core.signature import Dim
 from portolan.errors import UsageError, nearest
 
 KEYS = ("max_batch", "replicas", "deadline")
 #: What a server takes without being asked twice: calls in one batch, processes of one model, seconds of patience.
 MOST_BATCH, MOST_REPLICAS, MOST_DEADLINE = 4096, 256, 3600.0
+#: A first axis that is free, whatever its name.
+FREE = "batch"
+#: Rows of the largest batch where nobody chose one and nothing was measured.
+DEFAULT_BATCH = 16
 #: The share of readings of a batch size that a profile's time covers.
 QUANTILE = 0.95
 
@@ -28,7 +33,7 @@ class Serving:
     """The orchestration layer of a recipe. None leaves a choice to the server.
 
     Attributes:
-        max_batch: most calls that are run together.
+        max_batch: most calls that are run together; see `largest_batch`.
         replicas: fewest and most processes.
         deadline: seconds after which a call that names no timeout of its own is given up.
     """
@@ -136,6 +141,22 @@ class Profile:
     def from_json(cls, data: Mapping[str, Any]) -> Profile:
         """Reads what `to_json` wrote."""
         return cls({int(size): Measurement(**metric) for size, metric in data["batches"].items()})
+
+
+def largest_batch(chosen: int | None, profile: Profile | None, axis: Dim | None = FREE) -> int:
+    """Rows of the largest batch that a model is served with, wherever that is asked: the one rule.
+
+    A fixed first axis is the batch, since it has no other: 8 serves up to 8 rows together. Where it is free, what the
+    recipe chose holds, else the largest batch that was measured, else DEFAULT_BATCH. Whoever serves may set another.
+
+    Args:
+        chosen: `max_batch` of the recipe.
+        profile: what was measured.
+        axis: `Signature.batch` of the model; left out, calls are joined one by one, as in a profile.
+    """
+    if not isinstance(axis, str):
+        return axis or 1
+    return chosen or (profile.largest if profile else DEFAULT_BATCH)
 
 
 def sizes_up_to(limit: int) -> Sequence[int]:

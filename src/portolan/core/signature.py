@@ -51,6 +51,15 @@ class Signature:
             return None
         return fixed.pop() if fixed else firsts[0]
 
+    @property
+    def freed(self) -> Signature:
+        """The same with a free first axis everywhere."""
+        inputs, outputs = (
+            tuple(TensorSpec(s.name, s.dtype, ("batch", *s.shape[1:])) for s in specs)
+            for specs in (self.inputs, self.outputs)
+        )
+        return Signature(inputs, outputs)
+
     def check(self, inputs: Mapping[str, np.ndarray], where: str | None = None) -> None:
         """Checks names, element types and shapes of one call's inputs.
 

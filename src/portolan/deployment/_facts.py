@@ -12,9 +12,8 @@ from portolan.bundle import Bundle
 from portolan.bundle.manifest import Manifest
 from portolan.bundle.names import show
 from portolan.core.measurement import Measurement
-from portolan.core.serving import MOST_REPLICAS, Profile, Serving
+from portolan.core.serving import MOST_REPLICAS, Profile, Serving, largest_batch
 from portolan.errors import UsageError
-from portolan.serving.source import DEFAULT_BATCH
 
 ScaleOn = Literal["cpu", "concurrency", "qps"]
 _LABEL = re.compile(r"[a-z](?:[a-z0-9-]{0,51}[a-z0-9])?\Z")
@@ -118,10 +117,8 @@ class Facts:
 
     @property
     def max_batch(self) -> int:
-        """The same as the server takes it: it has a limit of its own, and joins nothing whose first axis is fixed."""
-        if not isinstance(self.manifest.signature.batch, str):
-            return 1
-        return self.batch or DEFAULT_BATCH
+        """The same as the server takes it, which has a limit of its own."""
+        return largest_batch(self.serving.max_batch, self.profile, self.manifest.signature.batch)
 
     @property
     def threads(self) -> int:

@@ -33,8 +33,6 @@ def arguments(
     if grpc is not None:
         words += ["--grpc-port", str(grpc)]
     words += ["--replicas", f"{few}..{many}"]
-    if facts.batch is not None and facts.serving.max_batch is None:
-        words += ["--max-batch", str(facts.batch)]
     words += ["--grace", f"{(sizing.grace(facts).value or 0) - _SOONER}s"]
     if drain:
         words += ["--drain", f"{drain}s"]

@@ -17,7 +17,7 @@ import numpy as np
 
 from portolan.core.goal import Goals
 from portolan.core.measurement import METRICS, Measurement, Metrics, at_load, load_of
-from portolan.core.serving import KEYS, Profile, Serving, sizes_up_to
+from portolan.core.serving import KEYS, Profile, Serving, largest_batch, sizes_up_to
 from portolan.measure.load import QUANTILES
 from portolan.search.candidate import Candidate
 from portolan.serving.scheduler import Cost, Queue
@@ -112,7 +112,7 @@ def predict(profile: Profile, serving: Serving, goals: Goals, known: Metrics) ->
         goals: what is asked for.
         known: metrics of the compiled model in one process.
     """
-    cap, replicas = serving.max_batch or profile.largest, max((serving.replicas or (1, 1))[1], 1)
+    cap, replicas = largest_batch(serving.max_batch, profile), max((serving.replicas or (1, 1))[1], 1)
     best = replicas * profile.rate(cap)
     found = dict(known)
     for rate in goals.loads:
@@ -206,7 +206,7 @@ def ranked(found: Sequence[Choice], goals: Goals) -> list[Choice]:
         short = goals.shortfall(choice.predicted)
         costs = tuple(_rough(c) for c in goals.costs(choice.predicted))
         serving = choice.serving
-        replicas, batch = (serving.replicas or (1, 1))[1], serving.max_batch or 1
+        replicas, batch = (serving.replicas or (1, 1))[1], largest_batch(serving.max_batch, choice.profile)
         room = min(choice.profile.rate(batch) / choice.profile.rate(choice.profile.largest), _NEARLY)
         return short, costs, replicas, -round(room, 2), batch, choice.candidate.key
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 from portolan.core.signature import Signature
 from portolan.serving import wire
@@ -31,34 +31,64 @@ class Packer:
         self._batches = batches
         self._texts = any(spec.dtype == "string" for spec in signature.inputs)
         self._heads: dict[Hashable, bytes] = {}
+        self._answers: dict[Hashable, int] = {}
 
     def pack(self, batch: Batch) -> tuple[bytes, list[Piece]]:
         """Header and body of the frame that runs `batch`."""
-        layout = batch.tickets[0].layout
-        large = sum([ticket.layout.size for ticket in batch.tickets]) >= LARGE
-        key = None if large or self._texts else (batch.rows, layout.key)
-        head = None if key is None else self._heads.get(key)
-        listed, inline = [], []
+        large = sum([ticket.size for ticket in batch.tickets]) >= LARGE
+        placed: list[list[wire.Place] | None] = []
+        inline = []
         for i, spec in enumerate(self._signature.inputs):
             tensors = [ticket.call.inputs[ticket.layout.order[i]] for ticket in batch.tickets]
-            places = _places(tensors, batch, self._arena) if large and spec.dtype != "string" else None
-            if places is None:
+            found = _places(tensors, batch, self._arena) if large and spec.dtype != "string" else None
+            placed.append(found)
+            if found is None:
                 inline.append([tensor.data for tensor in tensors])
-            if head is None:
-                whole = len(tensors) == 1 or not self._batches
-                shape = tensors[0].shape if whole else (batch.rows, *tensors[0].shape[1:])
-                size = sum([len(tensor.data) for tensor in tensors])
-                listed.append([spec.name, spec.dtype, shape, size, places])
-        if head is None:
-            head = wire.header(["run", listed])
-            if key is not None:
-                if len(self._heads) >= _REMEMBERED:
-                    self._heads.clear()
-                self._heads[key] = head
-        return head, wire.laid_out(inline)
+        spots = [place for places in placed if places is not None for place in places] if large else []
+        if self._answers:
+            spots += self._room(batch)
+        if spots:
+            inline.insert(0, [wire.places(spots)])
+        return self._head(batch, placed), wire.laid_out(inline)
+
+    def learn(self, batch: Batch, size: int) -> None:
+        """An answer to such a batch has so many bytes: the next one finds room in shared memory, if it is large."""
+        if size >= LARGE:
+            if len(self._answers) >= _REMEMBERED:
+                self._answers.clear()
+            self._answers[batch.rows, batch.tickets[0].key] = size
+
+    def _room(self, batch: Batch) -> list[wire.Place]:
+        """Shared memory for the outputs, where it is known how large they will be."""
+        size = self._answers.get((batch.rows, batch.tickets[0].key))
+        place = None if size is None else self._arena.take(size)
+        if size is None or place is None:
+            return []
+        batch.places.append(place)
+        batch.room = place, size
+        return [batch.room]
+
+    def _head(self, batch: Batch, placed: Sequence[list[wire.Place] | None]) -> bytes:
+        parts = tuple([None if places is None else len(places) for places in placed])
+        key = None if self._texts else (batch.rows, batch.tickets[0].key, parts, batch.room is None)
+        head = None if key is None else self._heads.get(key)
+        if head is not None:
+            return head
+        listed = []
+        for i, spec in enumerate(self._signature.inputs):
+            tensors = [ticket.call.inputs[ticket.layout.order[i]] for ticket in batch.tickets]
+            whole = len(tensors) == 1 or not self._batches
+            shape = tensors[0].shape if whole else (batch.rows, *tensors[0].shape[1:])
+            listed.append([spec.name, spec.dtype, shape, sum([len(tensor.data) for tensor in tensors]), parts[i]])
+        head = wire.header(["run", listed, batch.room is not None])
+        if key is not None:
+            if len(self._heads) >= _REMEMBERED:
+                self._heads.clear()
+            self._heads[key] = head
+        return head
 
 
-def _places(tensors: list[Tensor], batch: Batch, arena: Arena) -> list[tuple[int, int]] | None:
+def _places(tensors: list[Tensor], batch: Batch, arena: Arena) -> list[wire.Place] | None:
     """Where the tensors lie in shared memory, moved there if need be; None where they are to go through the socket."""
     if all(tensor.place < 0 and len(tensor.data) < LARGE for tensor in tensors):
         return None
@@ -74,50 +104,123 @@ def _places(tensors: list[Tensor], batch: Batch, arena: Arena) -> list[tuple[int
     return [(tensor.place, len(tensor.data)) for tensor in tensors]
 
 
-class Outputs:
-    """What a replica answered, ready to be divided.
+class _Output(NamedTuple):
+    """One output of a batch: where it lies, the shape of one row, and where rows end that differ in size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    at: int
+    size: int
+    ends: list[int] | None
+
+
+class Division:
+    """How a replica's outputs are divided among the calls of a batch: the same for all answers with that header.
 
     Args:
         listed: name, datatype, shape, bytes and row ends of each output, as in the frame.
-        body: their bytes; they are copied once, for all calls together.
         signature: whose outputs they have to be, and in which order.
         rows: of the batch, if calls share batches, else None.
+
+    Attributes:
+        size: of all outputs, one after another.
 
     Raises:
         ValueError: outputs that are not the signature's, or do not have the batch's rows.
     """
 
-    def __init__(self, listed: list[Any], body: memoryview, signature: Signature, rows: int | None) -> None:
-        blob = memoryview(bytes(body))
+    def __init__(self, listed: list[Any], signature: Signature, rows: int | None) -> None:
         found, at = {}, 0
         for name, datatype, shape, size, ends in listed:
-            raw = blob[at : at + size]
-            at += wire.padded(size)
             if rows is not None and (not shape or shape[0] != rows):
                 raise ValueError(f"output `{name}` has shape {shape} for a batch of {rows}")
             if ends is None and size != count(shape) * SIZE[datatype]:
                 raise ValueError(f"output `{name}` has {size} bytes for shape {shape}")
-            found[name] = (name, datatype, tuple(shape[1:] if rows is not None else shape), raw, ends)
+            row, parts = (shape, None) if rows is None else (shape[1:], ends)
+            found[name] = _Output(name, datatype, tuple(row), at, size, parts)
+            at += wire.padded(size)
         missing = [spec.name for spec in signature.outputs if spec.name not in found]
         if missing:
             raise ValueError(f"the output `{missing[0]}` is missing")
-        self._all = [found[spec.name] for spec in signature.outputs]
+        self._outputs = {spec.name: found[spec.name] for spec in signature.outputs}
         self._rows = rows
+        self.size = at
+        self._shares: dict[Hashable, Share] = {}
 
-    def part(self, first: int, rows: int, wanted: list[str]) -> list[Tensor]:
-        """The outputs of the call whose rows start at `first`; those that are wanted, in that order."""
-        chosen = self._all
-        if wanted:
-            by_name = {entry[0]: entry for entry in chosen}
-            chosen = [by_name[name] for name in wanted]
-        if self._rows is None:
-            return [Tensor(name, datatype, shape, raw) for name, datatype, shape, raw, _ in chosen]
-        tensors = []
-        for name, datatype, shape, raw, ends in chosen:
-            if ends is None:
-                width = len(raw) // self._rows
-                piece = raw[first * width : (first + rows) * width]
-            else:
-                piece = raw[ends[first - 1] if first else 0 : ends[first + rows - 1]]
-            tensors.append(Tensor(name, datatype, (rows, *shape), piece))
+    def share(self, rows: int, wanted: list[str]) -> Share:
+        """What a call of so many rows gets that wants these outputs, in that order; none named is all."""
+        key: Hashable = (rows, *wanted) if wanted else rows
+        found = self._shares.get(key)
+        if found is None:
+            chosen = [self._outputs[name] for name in wanted or self._outputs]
+            found = self._shares[key] = Share(chosen, rows, self._rows)
+        return found
+
+
+class Divisions:
+    """Divisions by headers, which the reader of the frames gives as the same object when they come again.
+
+    Args:
+        signature: whose outputs they are.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature = signature
+        self._known: dict[int, tuple[list[Any], Division]] = {}
+
+    def of(self, header: list[Any], rows: int | None) -> Division:
+        """How an answer with that header is divided.
+
+        Raises:
+            ValueError: as `Division`.
+        """
+        kept = self._known.get(id(header))
+        if kept is not None and kept[0] is header:
+            return kept[1]
+        division = Division(header[1], self._signature, rows)
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[id(header)] = header, division
+        return division
+
+
+class Share:
+    """The part of a batch's outputs that belongs to a call of so many rows.
+
+    Args:
+        chosen: the outputs.
+        rows: of the call.
+        all_rows: of the batch; None where the call is the batch.
+
+    Attributes:
+        form: see `Answer`.
+    """
+
+    def __init__(self, chosen: list[_Output], rows: int, all_rows: int | None) -> None:
+        self._chosen = chosen
+        lead = () if all_rows is None else (rows,)
+        self._shapes = [(*lead, *output.shape) for output in chosen]
+        self._rows, whole = (1, 1) if all_rows is None else (rows, all_rows)
+        self._widths = [output.size // whole for output in chosen]
+        self.form = None if any(output.ends for output in chosen) else self
+        self._even = [
+            (output.name, output.datatype, shape, output.at, width, width * self._rows)
+            for output, shape, width in zip(chosen, self._shapes, self._widths, strict=True)
+        ]
+
+    def tensors(self, blob: memoryview, first: int) -> list[Tensor]:
+        """The outputs of the call whose rows start at `first`, as parts of what the replica answered."""
+        if self.form is not None:
+            return [
+                Tensor(name, datatype, shape, blob[(begin := at + first * width) : begin + size])
+                for name, datatype, shape, at, width, size in self._even
+            ]
+        last, tensors = first + self._rows, []
+        for output, shape, width in zip(self._chosen, self._shapes, self._widths, strict=True):
+            ends = output.ends
+            begin, end = first * width, last * width
+            if ends is not None:
+                begin, end = ends[first - 1] if first else 0, ends[last - 1]
+            tensors.append(Tensor(output.name, output.datatype, shape, blob[output.at + begin : output.at + end]))
         return tensors

@@ -63,6 +63,8 @@ class Call:
         parameters: what else came along, as the protocol's parameters.
         trace: the W3C `traceparent` that came along.
         release: called once when nothing of the inputs will be read again; for doors that lend shared memory.
+        form: the same object for calls that a door knows to differ in nothing but the elements of tensors whose
+            elements have one size; None where it does not know.
     """
 
     model: str
@@ -75,16 +77,27 @@ class Call:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     trace: str | None = None
     release: Callable[[], None] | None = None
+    form: object | None = None
 
 
 @dataclass(slots=True)
 class Answer:
-    """The outputs of one call."""
+    """The outputs of one call.
+
+    Attributes:
+        model, version: what answered.
+        outputs: in the order asked for. Their data may be read until whoever was told of the answer returns: then
+            the memory is used again.
+        id: of the call.
+        form: the same object for answers that differ in nothing but their outputs' elements and the id; None where
+            that is not known.
+    """
 
     model: str
     version: str
     outputs: list[Tensor]
     id: str = ""
+    form: object | None = None
 
 
 class Refusal(Exception):

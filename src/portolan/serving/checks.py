@@ -43,17 +43,18 @@ class Checker:
     Args:
         signature: the model's.
         batches: whether the first axis of every input is the batch.
+        fixed: rows that the model runs with, where calls with fewer are padded to them; else 0.
 
     Raises:
         ValueError: an element type that the protocol has no word for.
     """
 
-    def __init__(self, signature: Signature, *, batches: bool) -> None:
+    def __init__(self, signature: Signature, *, batches: bool, fixed: int = 0) -> None:
         for spec in (*signature.inputs, *signature.outputs):
             if spec.dtype not in WORD:
                 raise ValueError(f"`{spec.name}` is {spec.dtype}, which the protocol has no word for")
-        self.signature = signature
         self.batches = batches
+        self._most = fixed
         self._inputs = {spec.name: (i, spec) for i, spec in enumerate(signature.inputs)}
         self._outputs = frozenset(spec.name for spec in signature.outputs)
         self._known: dict[Hashable, Layout] = {}
@@ -64,13 +65,14 @@ class Checker:
         Raises:
             Refusal: what is wrong with it, `invalid`.
         """
+        layout = None if call.form is None else self._known.get(call.form)
+        if layout is not None:
+            return layout
         signs = tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in call.inputs])
         layout = self._known.get(signs)
         if layout is None:
             layout = self._study(call.inputs)
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[signs] = layout
+            self._remember(signs, layout)
         for tensor, size in zip(call.inputs, layout.sizes, strict=True):
             if size < 0:
                 _check_elements(tensor)
@@ -82,7 +84,14 @@ class Checker:
         for name in call.outputs:
             if name not in self._outputs:
                 raise Refusal("invalid", f"the model has no output `{name}`: {nearest(name, self._outputs)}")
+        if call.form is not None:
+            self._remember(call.form, layout)
         return layout
+
+    def _remember(self, key: Hashable, layout: Layout) -> None:
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[key] = layout
 
     def _study(self, inputs: Sequence[Tensor]) -> Layout:
         if len({tensor.name for tensor in inputs}) != len(inputs):
@@ -115,6 +124,8 @@ class Checker:
         count = rows.pop()
         if not count:
             raise Refusal("invalid", "the inputs have no rows")
+        if self._most and count > self._most:
+            raise Refusal("invalid", f"the inputs have {count} rows, and the model takes at most {self._most}")
         return count
 
 

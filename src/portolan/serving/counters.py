@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,15 @@ class Histogram:
         """Counts one value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def add_all(self, values: Sequence[float]) -> float:
+        """Counts values; gives their sum."""
+        bounds, counts = self.bounds, self.counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        added = sum(values)
+        self.total += added
+        return added
 
     def quantile(self, share: float, since: Sequence[int] | None = None) -> float | None:
         """The bound below which `share` of the values lie; with `since`, of those after that copy of `counts`."""
@@ -67,6 +77,8 @@ class Counters:
         batches: by exact rows: how many, and their seconds in the runtime.
         retried: calls that ran again because their replica ended.
         replicas_lost: replicas that crashed or hung.
+        compared: answers as a shadow that were held against those of the version that serves.
+        agreed: those of them that agreed.
         last: when the last call came, in seconds since the epoch.
     """
 
@@ -87,12 +99,34 @@ class Counters:
     batches: dict[int, tuple[int, float]] = field(default_factory=dict)
     retried: int = 0
     replicas_lost: int = 0
+    compared: int = 0
+    agreed: int = 0
     last: float = 0.0
 
-    def batch(self, rows: int, seconds: float) -> None:
-        """Counts a batch that ran."""
+    def compare(self, same: bool) -> None:
+        """Counts a shadow's answer beside the one that was given."""
+        self.compared += 1
+        self.agreed += same
+
+    def ran(self, arrived: Sequence[float], rows: int, started: float, now: float, seconds: float) -> None:
+        """Counts a batch that ran.
+
+        Args:
+            arrived: when each of its calls came that still wants its answer.
+            rows: of the batch.
+            started: when it left for its replica, on the same clock.
+            now: when its answer came.
+            seconds: in the runtime.
+        """
+        calls = len(arrived)
+        self.request_duration += self.request_seconds.add_all([now - at for at in arrived])
+        self.queue_duration += self.queue_seconds.add_all([started - at for at in arrived])
+        self.request_success += calls
+        self.compute_infer_duration += seconds * calls
+        self.compute_output_duration += max(now - started - seconds, 0.0) * calls
         self.exec_count += 1
         self.count += rows
         self.batch_rows.add(rows)
         times, total = self.batches.get(rows, (0, 0.0))
         self.batches[rows] = (times + 1, total + seconds)
+        self.last = time.time()

@@ -17,7 +17,7 @@ _TYPES = {"BYTES": "TYPE_STRING"}
 
 def metadata(version: Version, versions: list[str]) -> dict[str, Any]:
     """The protocol's model metadata."""
-    signature = version.source.signature
+    signature = version.signature
     return {
         "name": version.source.name,
         "versions": versions,
@@ -41,8 +41,8 @@ def config(version: Version) -> dict[str, Any]:
         "platform": source.platform,
         "backend": source.platform,
         "max_batch_size": limits.max_batch if batches else 0,
-        "input": [_config_tensor(spec, batches) for spec in source.signature.inputs],
-        "output": [_config_tensor(spec, batches) for spec in source.signature.outputs],
+        "input": [_config_tensor(spec, batches) for spec in version.signature.inputs],
+        "output": [_config_tensor(spec, batches) for spec in version.signature.outputs],
         "instance_group": [{"name": source.name, "kind": "KIND_CPU", "count": limits.replicas[1]}],
         "parameters": {
             "sha256": {"string_value": source.sha256},
@@ -67,7 +67,7 @@ def _config_tensor(spec: TensorSpec, batches: bool) -> dict[str, Any]:
 
 
 def statistics(version: Version) -> dict[str, Any]:
-    """One entry of Triton's statistics, with the replicas and what they cost beside it."""
+    """One entry of Triton's statistics, with the replicas and what they cost beside it, and how a shadow agreed."""
     counters = version.counters
     failed = sum(counters.request_failure.values())
     good = counters.request_success
@@ -106,6 +106,7 @@ def statistics(version: Version) -> dict[str, Any]:
             "lost": counters.replicas_lost,
             "retried": counters.retried,
         },
+        "shadow": {"compared": counters.compared, "agreed": counters.agreed},
     }
 
 

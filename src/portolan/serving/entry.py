@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+from portolan.serving.agreement import Pair
 from portolan.serving.calls import Answer, Call, Refusal, Tensor
 from portolan.serving.rollout import Tally, Terms, Verdict, judge
 from portolan.serving.ticket import Done, Ticket
@@ -93,19 +94,27 @@ class Entry:
             if trial.terms.mode == "canary":
                 version = trial.version
             else:
-                _copied(trial.version, call)
+                done = _copied(trial.version, call, done)
         return version, version.submit(call, done)
 
 
-def _copied(version: Version, call: Call) -> None:
-    """Has a version run a copy of `call`; nobody sees what it answers, and it can refuse what it likes."""
+def _copied(version: Version, call: Call, done: Done) -> Done:
+    """Has a version run a copy of `call`; nobody sees what it answers, and it can refuse what it likes.
+
+    Returns:
+        What is to be told of the answer that counts: both are compared.
+    """
     inputs = [Tensor(t.name, t.datatype, t.shape, bytes(t.data)) for t in call.inputs]
     copy = Call(call.model, None, inputs, call.outputs, call.id, call.timeout, call.priority, call.parameters)
 
-    def unseen(result: Answer | Refusal) -> None:
-        del result
+    pair = Pair(version.counters.compare)
+
+    def both(result: Answer | Refusal) -> None:
+        pair(result)
+        done(result)
 
     try:
-        version.submit(copy, unseen)
+        version.submit(copy, pair)
     except Refusal:  # counted where it was refused
-        return
+        return done
+    return both

@@ -36,6 +36,7 @@ class _Link:
         """Hands the answer to who waits for it; nobody does when the client has gone."""
         del request
         if not self.response.done():
+            response.pieces = [bytes(piece) for piece in response.pieces]  # they are read later
             self.response.set_result(response)
 
     def extra(self, key: str) -> object:
@@ -73,7 +74,7 @@ class Gateway:
             request = Request(link, Head.of(method.encode(), path.encode(), read, close=False))
             if len(body) > self._bounds.body:
                 raise Refusal("too_large", f"the body has more than {self._bounds.body:,} bytes")
-            coding = request.head.headers.get(b"content-encoding")
+            coding = request.head.coding
             request.body = inflate(body, coding, self._bounds.inflated) if coding else body
             self._routes(request)
             response = await link.response

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from portolan.serving.calls import Refusal
 
+_END = b"\r\n\r\n"
 _REMEMBERED, _LONGEST = 512, 4096
 #: Headers that the server reads.
 KNOWN = frozenset(
@@ -21,9 +23,9 @@ ONCE = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Head:
-    """One head.
+    """One head; the same object for every request that has it.
 
     Attributes:
         method, path: as they came.
@@ -31,6 +33,8 @@ class Head:
         close: whether the client wants the connection to end with the answer.
         size: bytes of the body, as far as they are announced.
         json: length of the JSON part of the body; 0 where that is not said.
+        coding: how the body is compressed; empty where it is not.
+        handler: what the routes found for it; None until they have.
     """
 
     method: bytes
@@ -39,6 +43,8 @@ class Head:
     close: bool
     size: int
     json: int
+    coding: bytes = b""
+    handler: Callable[[Any], None] | None = None
 
     @classmethod
     def of(cls, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, close: bool) -> Head:
@@ -49,7 +55,7 @@ class Head:
         """
         size = whole(headers.get(b"content-length"), "content-length") or 0
         json = whole(headers.get(b"inference-header-content-length"), "inference-header-content-length") or 0
-        return cls(method, path, headers, close, size, json)
+        return cls(method, path, headers, close, size, json, headers.get(b"content-encoding", b""))
 
 
 class Heads:
@@ -57,7 +63,25 @@ class Heads:
 
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
-        self.get = self._known.get
+        #: The one found last, which nearly always is the next one too.
+        self._last: tuple[bytes, Head] | None = None
+
+    def find(self, buffer: bytearray, start: int, end: int) -> tuple[bytes, Head | None]:
+        """The head that begins at `start` and ends before `end`: its bytes, and what a parser found in them once.
+
+        No bytes mean that it is not all there yet.
+        """
+        last = self._last
+        if last is not None and start + len(last[0]) <= end and buffer.startswith(last[0], start):
+            return last
+        at = buffer.find(_END, start, end)
+        if at < 0:
+            return b"", None
+        raw = bytes(buffer[start : at + len(_END)])
+        head = self._known.get(raw)
+        if head is not None:
+            self._last = raw, head
+        return raw, head
 
     def remember(self, raw: bytes, head: Head) -> None:
         """Keeps what a parser found, if it is short and says all there is to say about the body."""

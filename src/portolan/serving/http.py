@@ -7,7 +7,6 @@ Requests of one connection are answered in order; a client that goes away takes 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +14,8 @@ import httptools
 
 from portolan.serving.arena import LARGE
 from portolan.serving.bounds import inflate
-from portolan.serving.calls import Refusal
+from portolan.serving.calls import Piece, Refusal
+from portolan.serving.direct import Direct
 from portolan.serving.heads import KNOWN, ONCE, Head
 from portolan.serving.request import Request
 from portolan.serving.responses import Response, error, raw
@@ -23,11 +23,10 @@ from portolan.serving.responses import Response, error, raw
 if TYPE_CHECKING:
     from portolan.serving.door import Door
 
-_END = b"\r\n\r\n"
 _PAUSE_AT = 64
 _LINGER = 2.0
-#: What is read of a large body at a time; a client at the lowest rate sends it within the time for a head.
-_CHUNK = 128 * 1024
+#: What is read first on a connection whose last body was large: the head. The body then goes to its place at once.
+_FIRST = 4096
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -37,8 +36,8 @@ class Connection(asyncio.BufferedProtocol):
         self._door = door
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
-        self._socket: socket.socket | None = None
-        self._lowest = 1
+        self._direct: Direct | None = None
+        self._large = False  # whether the last body was
         self._waiting: deque[Request] = deque()
         self._since = door.loop.time()
         self._reading = False  # between the first byte of a request and its last
@@ -70,9 +69,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has come."""
         self._transport = cast(asyncio.Transport, transport)
-        if transport.get_extra_info("sslcontext") is None:
-            given = transport.get_extra_info("socket")
-            self._socket = socket.socket(given.family, given.type, given.proto, fileno=given.fileno())
+        self._direct = Direct(self._transport)
         crowded = len(self._door.connections) >= self._door.bounds.connections
         self._door.connections.add(self)
         if crowded:
@@ -82,9 +79,9 @@ class Connection(asyncio.BufferedProtocol):
         """The client has gone: what it asked for and nobody runs yet is taken back."""
         self._door.connections.discard(self)
         self._closed, self._transport = True, None
-        if self._socket is not None:
-            self._socket.detach()  # the transport's descriptor, which it closes itself
-            self._socket = None
+        if self._direct is not None:
+            self._direct.let_go()
+            self._direct = None
         self._forget_body()
         while self._waiting:
             self._waiting.popleft().end(gone=True)
@@ -97,7 +94,7 @@ class Connection(asyncio.BufferedProtocol):
         """Where the next bytes go."""
         if self._bulk and self._target is not None:
             return self._target[self._got :]
-        return self._door.view
+        return self._door.view[:_FIRST] if self._large else self._door.view
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have come."""
@@ -110,9 +107,9 @@ class Connection(asyncio.BufferedProtocol):
                 start = 0 if self._reading else self._take_known(nbytes)
                 while start < nbytes and not self._closed:
                     start = self._feed(start, nbytes)
-                if self._target is not None:
+                if self._target is not None and self._direct is not None:
                     self._bulk = True
-                    self._wake_at(min(len(self._target) - self._got, _CHUNK))
+                    self._direct.wake_at(len(self._target) - self._got)
         except Refusal as refusal:
             self._refuse(refusal)
         except httptools.HttpParserCallbackError as wrong:
@@ -179,18 +176,23 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         """A request is complete."""
-        request, self._request = self._request, None
-        self._reading, self._since = False, self._door.loop.time()
-        if request is None:
+        self._since = self._door.loop.time()
+        if self._request is None:
+            self._reading = False
             return
+        body: Piece
+        if self._target is not None:
+            body, self._target = self._target, None
+        else:
+            body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._complete(self._request, body)
+
+    def _complete(self, request: Request, body: Piece) -> None:
+        self._request, self._reading, self._parts = None, False, []
         if self._closed:
             request.give_back(self._door.arena)
             return
-        if self._target is not None:
-            request.body, self._target = self._target, None
-        else:
-            request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts = []
+        request.body = body
         self._waiting.append(request)
         if len(self._waiting) >= _PAUSE_AT:
             self._hold()
@@ -200,7 +202,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def answer(self, request: Request, response: Response) -> None:
         """Sends what can be sent in order."""
-        if self._transport is None:
+        if self._transport is None or self._direct is None:
             return
         request.close = request.close or response.close or self._door.draining
         if self._door.noted is not None:
@@ -209,28 +211,37 @@ class Connection(asyncio.BufferedProtocol):
         waiting = self._waiting
         while waiting and waiting[0].ready is not None:
             first = waiting.popleft()
-            self._transport.write(b"".join(first.ready or ()))
+            self._direct.send(first.ready or ())
+            first.ready = None
             first.end()
             if first.close:
                 self._finish()
                 return
+        if request.ready is not None and len(request.ready) > 1:  # others come first, and it may lie in lent memory
+            request.ready = [b"".join(request.ready)]
         if self._paused and len(waiting) < _PAUSE_AT:
             self._resume()
 
     def check(self, now: float) -> None:
         """Ends the connection if it is too slow, or idle for too long."""
         bounds, transport = self._door.bounds, self._transport
-        if transport is None:
+        if transport is None or self._direct is None:
             return
         if self._closed:
             if now - self._since > _LINGER:
                 transport.abort()
         elif self._blocked is not None and now - self._blocked > bounds.write_seconds:
             transport.abort()
-        elif self._reading and now - self._since > bounds.head_seconds + self._got / bounds.rate:
+        elif self._reading and self._slow(now, self._direct):
             self._refuse(Refusal("invalid", "the request came too slowly"), 408)
         elif not self._reading and not self._waiting and now - self._since > bounds.keep_alive:
             transport.close()
+
+    def _slow(self, now: float, direct: Direct) -> bool:
+        """Whether a request comes too slowly; bytes that the kernel holds have come."""
+        bounds = self._door.bounds
+        late = now - self._since - bounds.head_seconds
+        return late > self._got / bounds.rate and late > (self._got + direct.there()) / bounds.rate
 
     def shut(self) -> None:
         """Ends the connection now if nothing is under way on it."""
@@ -240,8 +251,8 @@ class Connection(asyncio.BufferedProtocol):
     def _route(self, request: Request) -> None:
         door = self._door
         try:
-            if coding := request.head.headers.get(b"content-encoding"):
-                request.body = inflate(request.body, coding, door.bounds.inflated)
+            if request.head.coding:
+                request.body = inflate(request.body, request.head.coding, door.bounds.inflated)
             door.route(request)
         except Refusal as refusal:
             self.answer(request, error(refusal))
@@ -250,7 +261,8 @@ class Connection(asyncio.BufferedProtocol):
             context = {"message": "a bug in the server", "exception": bug}
             door.loop.call_exception_handler(context)
         finally:
-            request.give_back(door.arena)
+            if request.place >= 0:
+                request.give_back(door.arena)
 
     def _feed(self, start: int, end: int) -> int:
         """Has the parser read what is in the buffer; says how far it came. A wish to upgrade is ignored, as any server
@@ -266,36 +278,35 @@ class Connection(asyncio.BufferedProtocol):
     def _take_known(self, count: int) -> int:
         """Takes requests whose heads are known off the buffer, past the parser; says where it stopped."""
         door, view, start = self._door, self._door.view, 0
+        buffer, find = door.buffer, door.heads.find
         while start < count:
-            end = door.buffer.find(_END, start, count) + len(_END)
-            if end < len(_END):
-                break
-            raw = bytes(view[start:end])
-            head = door.heads.get(raw)
+            raw, head = find(buffer, start, count)
             if head is None:
-                self._raw = raw
+                self._raw = raw or None
                 break
+            end = start + len(raw)
             there = count - end
             if there < head.size < LARGE:  # the parser collects it
                 break
             self._since = door.loop.time()
-            self._begin(head)
-            got = min(there, head.size)
-            start = end + got
+            request = self._begin(head)
             if self._target is None:
-                self._parts = [bytes(view[end:start])]
+                start = end + head.size
+                self._complete(request, buffer[end:start])
             else:
+                got = min(there, head.size)
+                start = end + got
                 self._target[:got] = view[end:start]
                 self._got = got
                 if got < head.size:
                     self._reading = True
                     break
-            self.on_message_complete()
+                self.on_message_complete()
             if self._closed:
                 return count
         return start
 
-    def _begin(self, head: Head) -> None:
+    def _begin(self, head: Head) -> Request:
         """A request whose head is there: what can be refused is refused before its body is read."""
         door = self._door
         if head.size > door.bounds.body:
@@ -306,17 +317,19 @@ class Connection(asyncio.BufferedProtocol):
         request.since = self._since
         if door.admit is not None:
             door.admit(request)
-        self._request, self._got, self._parts = request, 0, []
-        if head.size >= LARGE and b"content-encoding" not in head.headers:
-            self._target = request.receive(door.arena, head.size, head.json)
+        self._request, self._got = request, 0
+        self._large = False
+        if head.size >= LARGE and not head.coding:
+            self._large, self._target = True, request.receive(door.arena, head.size, head.json)
             if self._target is None:
                 raise Refusal("overloaded", "no memory is left for large tensors", 1.0)
+        return request
 
     def _fill(self, count: int) -> None:
         self._got += count
-        if self._target is None:
+        if self._target is None or self._direct is None:
             return
-        self._wake_at(min(len(self._target) - self._got, _CHUNK) or 1)
+        self._direct.wake_at(len(self._target) - self._got)
         if self._got == len(self._target):
             self._bulk = False
             self._parser = httptools.HttpRequestParser(self)  # the old one still waits for this body
@@ -326,12 +339,6 @@ class Connection(asyncio.BufferedProtocol):
         self._head += count
         if self._head > self._door.bounds.head:
             raise _HeadTooLarge("too_large", f"the request's head has more than {self._door.bounds.head:,} bytes")
-
-    def _wake_at(self, count: int) -> None:
-        """Has the kernel wake this process only when so many bytes are there: each wake costs more than a copy."""
-        if self._socket is not None and count != self._lowest:
-            self._lowest = count
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _refuse(self, refusal: Refusal, status: int | None = None) -> None:
         """Answers what cannot be read any further, and ends the connection."""

@@ -121,10 +121,17 @@ def _own(found: Sequence[tuple[Labels, Version]]) -> Iterator[str]:
         "counter",
         ((labels, v.counters.retried) for labels, v in found),
     )
+    for name, said in _SHADOW.items():
+        values = [(labels, getattr(v.counters, name)) for labels, v in found if v.counters.compared]
+        yield _family(f"portolan_shadow_{name}_total", said, "counter", values)
     for name, said, attribute, every in _HISTOGRAMS:
         yield _histogram(name, said, [(labels, getattr(v.counters, attribute)) for labels, v in found], every)
 
 
+_SHADOW = {
+    "compared": "A shadow's answers that were held against those given",
+    "agreed": "Those of them that agreed",
+}
 _HISTOGRAMS = (
     ("portolan_request_seconds", "From arrival to answer", "request_seconds", _THIN),
     ("portolan_queue_seconds", "From arrival to the start of the batch", "queue_seconds", _THIN),

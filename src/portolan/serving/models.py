@@ -14,6 +14,7 @@ from portolan.errors import ModelError, PortolanError, nearest
 from portolan.serving import describe
 from portolan.serving.arena import Arena
 from portolan.serving.calls import Answer, Call, Refusal
+from portolan.serving.cores import Cores
 from portolan.serving.entry import Entry, Trial
 from portolan.serving.rollout import Terms
 from portolan.serving.source import Source
@@ -49,6 +50,7 @@ class Models:
     ) -> None:
         self.arena = Arena(arena_bytes)
         self.observer: Observer | None = None
+        self._cores = Cores()
         self._entries: dict[str, Entry] = {}
         self._opener = opener
         self._terms = terms or Terms()
@@ -80,6 +82,8 @@ class Models:
             if isinstance(result, Refusal):
                 future.set_exception(result)
             else:
+                for tensor in result.outputs:  # they are read later, and may lie in memory that is lent
+                    tensor.data = bytes(tensor.data)
                 future.set_result(result)
 
         version, ticket = self.submit(call, done)
@@ -201,7 +205,7 @@ class Models:
         entry, terms = self.name(source.name), terms or Terms()
         async with entry.lock:
             entry.number += 1
-            version = Version(source, str(entry.number), self.arena, self.observer)
+            version = Version(source, str(entry.number), self.arena, self.observer, self._cores)
             try:
                 await version.load()
             except BaseException as error:
@@ -288,6 +292,7 @@ class Models:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK, self._tick)
+        self._cores.look()
         for entry in self._entries.values():
             for version in entry.all:
                 version.tick()

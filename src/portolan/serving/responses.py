@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 from portolan.serving import protocol
+from portolan.serving.arena import LARGE
 from portolan.serving.calls import HTTP, Piece, Refusal
 
 _REASONS = {
@@ -39,10 +40,13 @@ class Response:
 
 
 def raw(response: Response, *, close: bool, body: bool = True) -> list[Piece]:
-    """The answer as it goes over the wire; without its body for HEAD."""
-    size = sum([len(piece) for piece in response.pieces])
+    """The answer as it goes over the wire, in one piece unless it is large; without its body for HEAD."""
+    pieces = response.pieces
+    size = sum([len(piece) for piece in pieces])
     head = _head(response.status, response.headers, close, size, response.json)
-    return [head, *response.pieces] if body else [head]
+    if not body:
+        return [head]
+    return [b"".join([head, *pieces])] if size < LARGE else [head, *pieces]
 
 
 @functools.lru_cache(256)

@@ -12,7 +12,7 @@ from portolan.serving.counters import Counters
 Mode = Literal["swap", "canary", "shadow"]
 #: Calls after which errors are judged without waiting for the rest.
 _EARLY = 20
-_KEYS = ("canary", "shadow", "calls", "seconds", "errors", "p99")
+_KEYS = ("canary", "shadow", "calls", "seconds", "errors", "p99", "agreement")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Terms:
         seconds: after which it takes over with fewer, if there is nothing against it.
         errors: by how much its share of errors may be above the old one's.
         p99: times the old version's p99 that its own may be.
+        agreement: of a shadow, the least share of answers that agree with those given.
     """
 
     mode: Mode = "swap"
@@ -34,6 +35,7 @@ class Terms:
     seconds: float = 300.0
     errors: float = 0.01
     p99: float = 1.5
+    agreement: float = 0.0
 
     @classmethod
     def read(cls, parameters: Mapping[str, Any]) -> Terms:
@@ -50,7 +52,9 @@ class Terms:
         share = numbers.get(mode, 1.0)
         if not 0 < share <= 1:
             raise Refusal("invalid", f"`{mode}` is a share of the calls, above 0 and at most 1")
-        rest = {key: numbers[key] for key in ("seconds", "errors", "p99") if key in numbers}
+        if numbers.get("agreement", 0.0) > 1 or ("agreement" in numbers and mode != "shadow"):
+            raise Refusal("invalid", "`agreement` is a share of a shadow's answers, at most 1")
+        rest = {key: numbers[key] for key in ("seconds", "errors", "p99", "agreement") if key in numbers}
         return cls(mode, share, int(numbers.get("calls", cls.calls)), **rest)
 
 
@@ -71,6 +75,7 @@ class Tally:
         self._counters = counters
         self._good, self._bad = counters.request_success, _failures(counters)
         self._since = list(counters.request_seconds.counts)
+        self._compared, self._agreed = counters.compared, counters.agreed
 
     @property
     def calls(self) -> int:
@@ -81,6 +86,12 @@ class Tally:
     def failures(self) -> int:
         """Calls that it refused or failed although they were right."""
         return _failures(self._counters) - self._bad
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of its answers as a shadow that agreed with those given; None where none was compared."""
+        compared = self._counters.compared - self._compared
+        return (self._counters.agreed - self._agreed) / compared if compared else None
 
     @property
     def p99(self) -> float | None:
@@ -116,6 +127,9 @@ def judge(old: Tally, new: Tally, terms: Terms, seconds: float) -> Verdict:
             return Verdict("roll back", f"{failed} of {calls} calls failed, {before:.1%} with the version before")
     if not ended:
         return Verdict("wait")
+    agreed = new.agreement
+    if agreed is not None and agreed < terms.agreement:
+        return Verdict("roll back", f"{agreed:.1%} of its answers agree with those of the version before")
     slow, fast = new.p99, old.p99
     # They are bounds of a histogram, 25 % apart: one step alone is no difference.
     if slow is not None and fast is not None and slow > fast * max(terms.p99, 1.26):

@@ -14,7 +14,6 @@ from portolan.serving.models import Models
 from portolan.serving.request import Request
 from portolan.serving.responses import BINARY, JSON, Response
 
-_REMEMBERED = 1024
 #: What a path may ask of a model, and by which method.
 _MODEL = {"": b"GET", "ready": b"GET", "infer": b"POST", "config": b"GET", "stats": b"GET"}
 _REPOSITORY = {"load", "unload"}
@@ -37,7 +36,6 @@ class Routes:
         self.models = models
         self.control = control
         self.pages: dict[str, Callable[[], tuple[str, bytes]]] = {}
-        self._known: dict[tuple[bytes, bytes], Handler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._codec = Codec()
 
@@ -47,17 +45,14 @@ class Routes:
         Raises:
             Refusal: it cannot be answered.
         """
-        handler = self._known.get((request.head.method, request.head.path))
-        if handler is None:
+        head = request.head
+        if head.handler is None:
             found = self._find(request)
             if isinstance(found, Response):
                 request.answer(found)
                 return
-            handler = found
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[request.head.method, request.head.path] = handler
-        handler(request)
+            head.handler = found
+        head.handler(request)
 
     def _find(self, request: Request) -> Handler | Response:
         path = request.head.path.partition(b"?")[0]
@@ -111,7 +106,8 @@ class Routes:
         arena = models.arena
 
         def handle(request: Request) -> None:
-            head, headers = request.head, request.head.headers
+            head = request.head
+            headers = head.headers
             if not head.json and b"inference-header-content-length" in headers:
                 told = models.metadata(model, version)["inputs"]
                 signs = [(item["name"], item["datatype"], item["shape"]) for item in told]
@@ -136,7 +132,8 @@ class Routes:
                 request.answer(response)
 
             found, ticket = models.submit(call, done)
-            call.release = request.lend(arena)
+            if request.place >= 0:
+                call.release = request.lend(arena)
             request.cancel = lambda: found.cancel(ticket)
 
         return handle

@@ -151,9 +151,10 @@ class Queue(Generic[T]):
         self._number += 1
         item.gone = False
         heapq.heappush(heap, (item.deadline, self._number, item))
-        self._rows[place] += item.rows
+        rows = item.rows
+        self._rows[place] += rows
         self.length += 1
-        self.rows += item.rows
+        self.rows += rows
         self.bytes += item.size
 
     def remove(self, item: T) -> bool:
@@ -210,19 +211,26 @@ class Queue(Generic[T]):
         return self.expire(float("inf"))
 
     def _take(self, place: tuple[int, Hashable], rows: int) -> list[T]:
-        heap = self._heaps[place]
+        heap, pop = self._heaps[place], heapq.heappop
         batch = [self._pop(place)]
-        rows -= batch[0].rows
+        left, size = rows - batch[0].rows, 0
+        room = left
         while heap:
             item: T = heap[0][2]
             if item.gone:
-                heapq.heappop(heap)
+                pop(heap)
                 self._left_inside -= 1
                 continue
-            if item.rows > rows or item.alone:
+            if item.rows > left or item.alone:
                 break
-            rows -= item.rows
-            batch.append(self._pop(place))
+            left -= item.rows
+            size += item.size
+            item.gone = True
+            batch.append(pop(heap)[2])
+        self._rows[place] -= room - left
+        self.length -= len(batch) - 1
+        self.rows -= room - left
+        self.bytes -= size
         self._clean(place)
         return batch
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from portolan.core.serving import DEFAULT_BATCH
 from portolan.core.signature import Signature, TensorSpec
 
-DEFAULT_BATCH = 16
 DEFAULT_DEADLINE = 30.0
 
 

@@ -45,12 +45,6 @@ class Ticket:
         self.gone = True
         self.tries = 0
 
-    def tell(self, result: Answer | Refusal) -> None:
-        """Answers or refuses, once."""
-        done, self.done = self.done, None
-        if done is not None:
-            done(result)
-
     def let_go(self) -> None:
         """Nothing of the inputs will be read again."""
         release, self.call.release = self.call.release, None
@@ -67,15 +61,17 @@ class Batch:
         started: when it left, on the loop's clock.
         begun: when its replica could begin with it, as far as the front can tell.
         places: shared memory taken for it, besides what the calls brought along.
+        room: place and size of the piece of it that is for the outputs; None where they come through the socket.
     """
 
-    __slots__ = ("begun", "places", "rows", "started", "tickets")
+    __slots__ = ("begun", "places", "room", "rows", "started", "tickets")
 
     def __init__(self, tickets: list[Ticket], started: float) -> None:
         self.tickets = tickets
         self.rows = sum([ticket.rows for ticket in tickets])
         self.started = self.begun = started
         self.places: list[int] = []
+        self.room: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         return f"Batch({len(self.tickets)} calls, {self.rows} rows)"

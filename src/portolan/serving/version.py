@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from portolan.errors import ModelError
-from portolan.serving import batches, wire
+from portolan.serving import wire
 from portolan.serving.arena import Arena
-from portolan.serving.batches import Packer
+from portolan.serving.batches import Divisions, Packer
 from portolan.serving.calls import Answer, Call, Refusal
 from portolan.serving.checks import Checker
+from portolan.serving.cores import Cores
 from portolan.serving.counters import Counters
 from portolan.serving.instance import Instance
 from portolan.serving.pool import Pool
@@ -22,6 +22,8 @@ from portolan.serving.source import Source
 from portolan.serving.ticket import Batch, Done, Ticket
 
 _LONGEST_TIMEOUT = 3600.0
+#: Seconds that calls wait for company at most, where there is no core to run them on.
+_SHORT = 0.01
 
 
 class Observer(Protocol):
@@ -42,15 +44,21 @@ class Version:
         number: the version, as clients write it.
         arena: memory shared with the replicas.
         observer: told of every call that ended and of replicas that come and go; for logs and traces.
+        cores: what the front leaves to replicas; None: all of them.
 
     Attributes:
+        signature: as clients see it.
         state: loading until a replica is warm; draining when it takes no more calls; gone.
         counters: what happened.
     """
 
-    def __init__(self, source: Source, number: str, arena: Arena, observer: Observer | None = None) -> None:
+    def __init__(
+        self, source: Source, number: str, arena: Arena, observer: Observer | None = None, cores: Cores | None = None
+    ) -> None:
         self._observer = observer
+        self._cores = cores or Cores()
         self.source = source
+        self.signature = source.signature
         self.number = number
         self.state: Literal["loading", "ready", "draining", "gone"] = "loading"
         self.counters = Counters()
@@ -64,6 +72,7 @@ class Version:
         self._last = self._loop.time()
         self._shared = False
         self._packer = Packer(source.signature, arena, batches=False)
+        self._divisions = Divisions(source.signature)
         self._kicked = False
         self._running = 0
         self._first: asyncio.Future[None] = self._loop.create_future()
@@ -149,13 +158,8 @@ class Version:
         self.pool.loaded(instance, told)
         self._note("replica_ready", pid=instance.pid, seconds=round(self.pool.start_seconds, 3))
         if self.checker is None:
-            self.cap = self.source.limits.max_batch if told["batches"] else 1
-            if not self.source.profile:
-                self.cost = Cost({int(rows): s for rows, s in told["profile"].items()}, self.source.limits.max_batch)
             try:
-                self._shared = bool(told["batches"])
-                self.checker = Checker(self.source.signature, batches=self._shared)
-                self._packer = Packer(self.source.signature, self._arena, batches=self._shared)
+                self._learn(told)
             except ValueError as error:
                 return self._fail(str(error))
             if self.state == "loading":
@@ -163,6 +167,18 @@ class Version:
         if not self._first.done():
             self._first.set_result(None)
         return self._kick()
+
+    def _learn(self, told: dict[str, Any]) -> None:
+        """How batches behave. A model that runs with a fixed number of rows alone takes any number up to it."""
+        limit, fixed = self.source.limits.max_batch, int(told["fixed"])
+        self._shared = bool(told["batches"])
+        self.cap = limit if self._shared else 1
+        if fixed:
+            self.cap, self.signature = min(limit, fixed), self.signature.freed
+        if fixed or not self.source.profile:
+            self.cost = Cost({int(rows): s for rows, s in told["profile"].items()}, max(limit, fixed))
+        self.checker = Checker(self.signature, batches=self._shared, fixed=fixed)
+        self._packer = Packer(self.signature, self._arena, batches=self._shared)
 
     def on_done(self, instance: Instance, batch: Batch, frame: wire.Frame) -> None:
         """A batch has run: the next one leaves before its answers do, so that the replica never waits for them."""
@@ -172,22 +188,33 @@ class Version:
             instance.batches[0].begun = now
         self.cost.observe(batch.rows, now - batch.begun)
         try:
-            rows = batch.rows if self._shared else None
-            divided = batches.Outputs(frame.header[1], frame.body, self.source.signature, rows)
+            division = self._divisions.of(frame.header, batch.rows if self._shared else None)
+            blob = self._outputs(batch, frame, division.size)
         except (ValueError, KeyError) as error:
             return self._failed(batch, f"the model's outputs are not as its signature says: {error}")
         if self.queue.length:
             self._dispatch()
-        self._count(batch, now, frame.seconds)
+        arrived = [ticket.arrived for ticket in batch.tickets if ticket.done is not None]
+        self.counters.ran(arrived, batch.rows, batch.started, now, frame.seconds)
         first = 0
         for ticket in batch.tickets:
             if ticket.done is not None:
                 call = ticket.call
-                outputs = divided.part(first, ticket.rows, call.outputs)
-                self._tell(ticket, Answer(self.source.name, self.number, outputs, call.id), now)
+                share = division.share(ticket.rows, call.outputs)
+                answer = Answer(self.source.name, self.number, share.tensors(blob, first), call.id, share.form)
+                self._tell(ticket, answer, now)
             first += ticket.rows
         self._let_go(batch)
         return None
+
+    def _outputs(self, batch: Batch, frame: wire.Frame, size: int) -> memoryview:
+        """What a replica answered: in shared memory, or in the frame, from where it is copied once for all calls."""
+        if not frame.header[2]:
+            self._packer.learn(batch, size)
+            return memoryview(bytes(frame.body))
+        if batch.room is None or size > batch.room[1]:
+            raise ValueError("they are not where they were to be")
+        return self._arena.view[batch.room[0] : batch.room[0] + size]
 
     def on_failed(self, instance: Instance, batch: Batch | None, kind: str, message: str) -> None:
         """A batch raised: each of its calls is tried alone, for one bad call must not cost the others their answer."""
@@ -278,13 +305,24 @@ class Version:
         could not grow by waiting: then nothing is lost, and the replica does not sleep in between.
         """
         instance = self.pool.free()
-        if instance is not None or self.queue.rows < self.cap:
+        if self.queue.rows < self.cap:
+            return (None if instance is not None and self._better_joined(now) else instance), now
+        if instance is not None:
             return instance, now
         for busy in self.pool.instances:
             if busy.state == "busy" and len(busy.batches) == 1:
                 first: Batch = busy.batches[0]
                 return busy, max(now, first.begun + self.cost(first.rows))
         return None, now
+
+    def _better_joined(self, now: float) -> bool:
+        """Whether what waits, which is less than a full batch, had better wait for one that runs, although another
+        replica is free: there is no core for it, and it is not for long.
+        """
+        busy: list[Batch] = [instance.batches[0] for instance in self.pool.instances if instance.state == "busy"]
+        if not busy or self._cores.room(len(busy)):
+            return False
+        return min(batch.begun + self.cost(batch.rows) for batch in busy) - now < _SHORT
 
     def _run(self, instance: Instance, chosen: Sequence[Ticket], now: float) -> None:
         batch = Batch(list(chosen), now)
@@ -327,39 +365,26 @@ class Version:
     def _tell(self, ticket: Ticket, result: Answer | Refusal, now: float) -> None:
         if self._observer is not None:
             self._observer.ended(self, ticket, result, now)
-        ticket.tell(result)
+        done, ticket.done = ticket.done, None
+        if done is not None:
+            done(result)
 
     def _note(self, event: str, **fields: Any) -> None:
         if self._observer is not None:
             self._observer.event(event, model=self.source.name, version=self.number, **fields)
 
-    def _count(self, batch: Batch, now: float, seconds: float) -> None:
-        counters, calls = self.counters, 0
-        for ticket in batch.tickets:
-            if ticket.done is None:
-                continue
-            calls += 1
-            took, waited = now - ticket.arrived, batch.started - ticket.arrived
-            counters.request_duration += took
-            counters.queue_duration += waited
-            counters.request_seconds.add(took)
-            counters.queue_seconds.add(waited)
-        counters.request_success += calls
-        counters.compute_infer_duration += seconds * calls
-        counters.compute_output_duration += max(now - batch.started - seconds, 0.0) * calls
-        counters.batch(batch.rows, seconds)
-        counters.last = time.time()
-
     def _let_go(self, batch: Batch) -> None:
         for ticket in batch.tickets:
-            ticket.let_go()
+            if ticket.call.release is not None:
+                ticket.let_go()
         self._give(batch)
         self._check_empty()
 
     def _give(self, batch: Batch) -> None:
-        for place in batch.places:
-            self._arena.give(place)
-        batch.places.clear()
+        if batch.places:
+            for place in batch.places:
+                self._arena.give(place)
+            batch.places.clear()
 
     def _fail(self, reason: str) -> None:
         if not self._first.done():

@@ -18,10 +18,13 @@ from typing import Any, NamedTuple
 from portolan.serving.calls import Piece
 
 PREFIX = struct.Struct("<IQd")
+#: Offset and size in the memory that front and replicas share.
+Place = tuple[int, int]
 ALIGN = 64
 MOST_HEADER = 16 * 2**20
 MOST_BODY = 16 * 2**30
 _REMEMBERED, _LONGEST = 256, 4096
+_JOINED = 128 * 1024
 _SPACES = b" " * ALIGN
 _ZEROS = bytes(ALIGN)
 
@@ -48,7 +51,11 @@ def frame(head: bytes, body: Sequence[Piece] = (), seconds: float = 0.0) -> list
         body: what `laid_out` gave.
         seconds: beside the header.
     """
-    return [PREFIX.pack(len(head), sum(map(len, body)), seconds) + head, *body]
+    size = sum(map(len, body))
+    first = PREFIX.pack(len(head), size, seconds)
+    if size <= _JOINED and len(body) > 1:  # many pieces cost more to hand over than to copy
+        return [b"".join((first, head, *body))]
+    return [first + head, *body]
 
 
 def laid_out(tensors: Sequence[Sequence[Piece]]) -> list[Piece]:
@@ -59,6 +66,17 @@ def laid_out(tensors: Sequence[Sequence[Piece]]) -> list[Piece]:
         if padding := -sum(map(len, parts)) % ALIGN:
             pieces.append(_ZEROS[:padding])
     return pieces
+
+
+def places(spots: Sequence[Place]) -> bytes:
+    """Places as bytes."""
+    return struct.pack(f"<{2 * len(spots)}Q", *[number for place in spots for number in place])
+
+
+def read_places(body: memoryview, count: int) -> tuple[list[Place], int]:
+    """The `count` places at the beginning of a body, and what they take there."""
+    numbers = iter(struct.unpack_from(f"<{2 * count}Q", body))
+    return list(zip(numbers, numbers, strict=True)), padded(16 * count)
 
 
 def padded(size: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from portolan.core.goal import Goals
 from portolan.core.measurement import Measurement, Metrics, at_load, load_of, unloaded
-from portolan.core.serving import Profile, Serving
+from portolan.core.serving import Profile, Serving, largest_batch
 from portolan.measure.load import QUANTILES, Loaded, percentiles
 from portolan.search.candidate import Candidate
 from portolan.search.serving import Choice
@@ -87,7 +87,7 @@ def source_of(serving: Serving, profile: Profile, compiled: Compiled, name: str)
     usual = Limits()
     limits = replace(
         usual,
-        max_batch=serving.max_batch or usual.max_batch,
+        max_batch=largest_batch(serving.max_batch, profile, compiled.model.signature.batch),
         # The most replicas run from the start: a load test is over before scaling would have begun.
         replicas=((serving.replicas or usual.replicas)[1],) * 2,
         deadline=serving.deadline or usual.deadline,

@@ -188,7 +188,7 @@ class Served:
         if kept is None:
             return None
         known, limits = Profile.from_json(kept["profile"]), Limits()
-        assumed = Serving(min(limits.max_batch, known.largest), limits.replicas, limits.deadline)
+        assumed = Serving(None, limits.replicas, limits.deadline)
         metrics = predict(known, assumed, self._goals, self._runner.trials[baseline.key].metrics)
         return Choice(baseline, known, metrics)
 
