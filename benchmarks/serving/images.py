@@ -1,8 +1,8 @@
 """What carrying an image costs: `python benchmarks/serving/images.py WORK [--rounds 3]`.
 
 Images of 224x224x3 in float32 (602,112 bytes) as binary tensors, 8 connections, a model that does next to nothing
-with them. The server's CPU per request (its whole process tree) less what the runtime alone needs for one, in turns; alone, it
-has 8 images in turn too, since a server never finds the same one in its cache again.
+with them. The server's CPU per request (its whole process tree) less what the runtime alone needs for one, in turns;
+alone, it has 8 images in turn too, since a server never finds the same one in its cache again.
 Exits 1 if it is more than 100 us.
 """
 

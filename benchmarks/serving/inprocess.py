@@ -1,7 +1,6 @@
-"""The runtime alone: `inprocess.py MODEL SECONDS SAMPLES.npz COPIES BATCH...` prints what one item costs by batch size.
+"""The runtime alone: `inprocess.py MODEL SECONDS SAMPLES.npz COPIES BATCH...` prints what one item costs.
 
-It runs as many inputs in turn as there are copies: a single one is in the processor's cache each time, which no server's
-input is.
+It runs as many inputs in turn as there are copies: one alone is in the cache each time, which no server's input is.
 One process per core runs it at once, each with one thread, as replicas do: what they get is what a server could get at
 most. Prints one JSON object: {"BATCH": [CPU us per item, items per second]}.
 """

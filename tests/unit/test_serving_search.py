@@ -16,12 +16,22 @@ from searching import MODEL, TARGET
 from portolan.core.goal import parse_goals
 from portolan.core.measurement import Measurement
 from portolan.core.recipe import Recipe
-from portolan.core.serving import Profile, Serving, sizes_up_to
+from portolan.core.serving import DEFAULT_BATCH, Overhead, Profile, Serving, largest_batch, sizes_up_to
 from portolan.errors import UsageError, WorkerError
 from portolan.measure.load import Loaded
 from portolan.measure.profile import profile
 from portolan.search.candidate import Candidate
-from portolan.search.serving import Choice, check_pinned, choices, predict, ranked, scaled, simulate, tightest
+from portolan.search.serving import (
+    Choice,
+    check_pinned,
+    choices,
+    predict,
+    ranked,
+    scaled,
+    simulate,
+    tightest,
+    with_overhead,
+)
 from portolan.serving.source import Limits
 from portolan.serving.trial import LoadResult
 from portolan.study.builder import Compiled
@@ -211,6 +221,22 @@ class TestPredictions:
         assert tightest(parse_goals(texts)) == 0.009
         assert tightest(parse_goals(["latency_p95 < 1ms", "min latency_p99 at 9 qps"])) is None
 
+    def test_what_the_server_adds_to_a_batch_is_predicted_too(self) -> None:
+        profile, serving = known({1: 0.001, 4: 0.001}), Serving(4, (1, 1), 1.0)
+        bare = predict(profile, serving, GOALS, METRICS)
+        more = predict(profile, serving, GOALS, METRICS, Overhead(batch=0.002, call=0.001))
+        assert bare["throughput"].value == 4000
+        assert more["throughput"].value == pytest.approx(4 / 0.006)
+        assert more["latency_p99@200qps"].value > bare["latency_p99@200qps"].value
+        choice = Choice(CANDIDATE, profile, bare)
+        assert with_overhead(choice, GOALS, METRICS, Overhead()).predicted["throughput"].value == 4000
+
+    def test_a_load_test_tells_it_and_older_ones_did_not(self) -> None:
+        told = replace(result(), overhead=Overhead(0.1, 0.2)).to_json()
+        assert LoadResult.from_json(told).overhead == Overhead(0.1, 0.2)
+        del told["overhead"]
+        assert LoadResult.from_json(told).overhead == Overhead()
+
 
 def run(latencies: Any, scenario: Any = "Server", failures: dict[str, int] | None = None) -> Loaded:
     times = np.asarray(latencies, dtype=np.float64)
@@ -219,6 +245,24 @@ def run(latencies: Any, scenario: Any = "Server", failures: dict[str, int] | Non
 
 def result(*runs: Loaded, memory: int = 1000, lost: int = 0) -> LoadResult:
     return LoadResult(runs, memory, lost, 0.5)
+
+
+class TestLargestBatch:
+    @pytest.mark.parametrize(
+        ("chosen", "profiled", "axis", "rows"),
+        [
+            (None, False, "n", DEFAULT_BATCH),
+            (None, True, "n", 64),
+            (4, True, "n", 4),
+            (128, True, "n", 128),
+            (4, True, 8, 8),  # a fixed axis is the batch, whatever was chosen
+            (None, False, 8, 8),
+            (4, True, 1, 1),
+            (4, True, None, 1),  # the inputs' first axes differ: there is no batch
+        ],
+    )
+    def test_the_rule(self, chosen: int | None, profiled: bool, axis: int | str | None, rows: int) -> None:
+        assert largest_batch(chosen, known(GPU) if profiled else None, axis) == rows
 
 
 class TestTask:
@@ -278,9 +322,10 @@ class TestLoads:
         assert asked_of(parse_goals(texts), 7.0) == (0.0, 0.99)
 
     def test_what_was_not_chosen_is_the_servers_default(self, tmp_path: Path) -> None:
-        compiled = Compiled("k", tmp_path, MODEL, "onnxruntime", 0.1, 1, 1, {})
+        model = replace(MODEL, signature=MODEL.signature.freed)
+        compiled = Compiled("k", tmp_path, model, "onnxruntime", 0.1, 1, 1, {})
         usual = source_of(Serving(), known(GPU), compiled, "net")
-        assert usual.limits == Limits()
+        assert usual.limits == replace(Limits(), max_batch=64)
         assert usual.profile == pytest.approx(GPU)
         chosen = source_of(Serving(4, (1, 3), 0.2), known(GPU), compiled, "net")
         assert chosen.limits == replace(Limits(), max_batch=4, replicas=(3, 3), deadline=0.2)

@@ -143,6 +143,23 @@ class Profile:
         return cls({int(size): Measurement(**metric) for size, metric in data["batches"].items()})
 
 
+@dataclass(frozen=True)
+class Overhead:
+    """What serving adds to a batch's time in the runtime: the way to the replica and back, and the work for each call.
+
+    Attributes:
+        batch: seconds of a batch of one call.
+        call: seconds that each further call adds.
+    """
+
+    batch: float = 0.0
+    call: float = 0.0
+
+    def on(self, seconds: Mapping[int, float]) -> dict[int, float]:
+        """Seconds by size, with the overhead."""
+        return {size: value + self.batch + (size - 1) * self.call for size, value in seconds.items()}
+
+
 def largest_batch(chosen: int | None, profile: Profile | None, axis: Dim | None = FREE) -> int:
     """Rows of the largest batch that a model is served with, wherever that is asked: the one rule.
 

@@ -1,7 +1,8 @@
 """Ways to serve a compiled model, and what each would do under load: predicted from its profile before any is measured.
 
-The prediction runs the server's own queue and policy on simulated arrivals: a pure function of the profile, the load
-and the seed. It knows nothing of what the front and the load generator take from the same cores, so it only ranks.
+The prediction runs the server's own queue and policy on simulated arrivals: a pure function of the profile, the load,
+the seed, and of what the server adds to a batch where that was measured. It knows nothing of what the front and the
+load generator take from the same cores, so it only ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from portolan.core.goal import Goals
 from portolan.core.measurement import METRICS, Measurement, Metrics, at_load, load_of
-from portolan.core.serving import KEYS, Profile, Serving, largest_batch, sizes_up_to
+from portolan.core.serving import KEYS, Overhead, Profile, Serving, largest_batch, sizes_up_to
 from portolan.measure.load import QUANTILES
 from portolan.search.candidate import Candidate
 from portolan.serving.scheduler import Cost, Queue
@@ -103,7 +104,9 @@ def simulate(
     return np.array(latencies)
 
 
-def predict(profile: Profile, serving: Serving, goals: Goals, known: Metrics) -> Metrics:
+def predict(
+    profile: Profile, serving: Serving, goals: Goals, known: Metrics, overhead: Overhead | None = None
+) -> Metrics:
     """What serving a model so would give, for the metrics that the goals name; the rest is what is known of the model.
 
     Args:
@@ -111,14 +114,16 @@ def predict(profile: Profile, serving: Serving, goals: Goals, known: Metrics) ->
         serving: with its batch and replicas chosen.
         goals: what is asked for.
         known: metrics of the compiled model in one process.
+        overhead: what the server adds to a batch; None where that was not measured.
     """
+    seconds = (overhead or Overhead()).on(profile.seconds)
     cap, replicas = largest_batch(serving.max_batch, profile), max((serving.replicas or (1, 1))[1], 1)
-    best = replicas * profile.rate(cap)
+    best = replicas * max(size / value for size, value in seconds.items() if size <= max(cap, 1))
     found = dict(known)
     for rate in goals.loads:
         held = rate < _FULL * best
         deadline = serving.deadline or math.inf
-        times = simulate(profile.seconds, rate=rate, cap=cap, replicas=replicas, deadline=deadline) if held else None
+        times = simulate(seconds, rate=rate, cap=cap, replicas=replicas, deadline=deadline) if held else None
         for name, share in QUANTILES.items():
             value = math.inf if times is None else float(np.quantile(times, share, method="higher")) * 1e3
             found[at_load(name, rate)] = Measurement(value, "ms", kind="predicted")
@@ -178,6 +183,11 @@ def _range(pinned: Mapping[str, Any], name: str, usual: Sequence[Any]) -> Sequen
         return usual
     # A list of replicas is their fewest and most.
     return pinned[name] if isinstance(pinned[name], list) and name != "replicas" else [pinned[name]]
+
+
+def with_overhead(choice: Choice, goals: Goals, known: Metrics, overhead: Overhead) -> Choice:
+    """The choice, predicted again with what the server adds to a batch; see `predict`."""
+    return replace(choice, predicted=predict(choice.profile, choice.serving, goals, known, overhead))
 
 
 def scaled(choice: Choice, metric: str, factor: float) -> Choice:

@@ -103,6 +103,11 @@ class Counters:
     agreed: int = 0
     last: float = 0.0
 
+    @property
+    def runtime(self) -> float:
+        """Seconds in the runtime, each batch counted once."""
+        return sum(total for _, total in self.batches.values())
+
     def compare(self, same: bool) -> None:
         """Counts a shadow's answer beside the one that was given."""
         self.compared += 1

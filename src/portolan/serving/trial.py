@@ -3,7 +3,8 @@
 `python -m portolan.serving.trial` reads one JSON object from stdin and answers with one:
 
     {"source": SOURCE, "loads": [LOAD, ...], "data": FILE.npz, "rows": [0, 1, ...]}
-    {"runs": [LOADED, ...], "memory": BYTES, "lost": REPLICAS, "start": SECONDS}    or    {"error": "..."}
+    {"runs": [LOADED, ...], "memory": BYTES, "lost": REPLICAS, "start": SECONDS, "overhead": {"batch", "call"}}
+    {"error": "..."}
 
 The calls go straight to `Models`, without a network: what is measured is the model, the batching and the replicas.
 """
@@ -21,7 +22,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from portolan.core.data import Data, sample
+from portolan.core.serving import Overhead
 from portolan.errors import PortolanError, WorkerCrashed, WorkerError, WorkerTimeout
 from portolan.measure.load import Load, Loaded, require, run
 from portolan.serving import strings
@@ -46,6 +48,8 @@ _LEAST_AHEAD, _MOST_AHEAD = 16, 512
 _SPARE, _FACTOR = 60.0, 6.0
 _PATIENT = 3600.0
 _POLL = 0.02
+#: Calls made at once to see what each adds, how often, and for how many seconds.
+_TOGETHER, _LEAST, _MOST, _BRIEF = 8, 3, 50, 0.3
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,14 @@ class LoadResult:
         memory: peak resident bytes of all replicas together.
         lost: replicas that ended on their own.
         start: seconds from the start to all replicas warm.
+        overhead: what the server added to a batch's time in the runtime, without load.
     """
 
     runs: tuple[Loaded, ...]
     memory: int
     lost: int
     start: float
+    overhead: Overhead = field(default_factory=Overhead)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -71,12 +77,14 @@ class LoadResult:
             "memory": self.memory,
             "lost": self.lost,
             "start": self.start,
+            "overhead": asdict(self.overhead),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LoadResult:
         """Reads what `to_json` wrote."""
-        return cls(tuple(map(Loaded.from_json, data["runs"])), data["memory"], data["lost"], data["start"])
+        runs, overhead = tuple(map(Loaded.from_json, data["runs"])), Overhead(**data.get("overhead", {}))
+        return cls(runs, data["memory"], data["lost"], data["start"], overhead)
 
 
 def put_under_load(source: Source, loads: Sequence[Load], data: Path, rows: Sequence[int]) -> LoadResult:
@@ -182,6 +190,7 @@ async def _served(asked: Mapping[str, Any]) -> LoadResult:
         await _all_warm(version, source)
         start = loop.time() - begin
         inputs, runs, pilot = _inputs(asked, source), [], None
+        overhead = await _overhead(models, version, inputs[0])
         for data in asked["loads"]:
             load = Load(**data)
             offline = load.scenario == "Offline"
@@ -192,7 +201,7 @@ async def _served(asked: Mapping[str, Any]) -> LoadResult:
             pilot = loaded.rate if offline else pilot
             runs.append(loaded)
         memory = sum(_peak(instance.pid) for instance in version.pool.instances)
-        return LoadResult(tuple(runs), memory, version.counters.replicas_lost, start)
+        return LoadResult(tuple(runs), memory, version.counters.replicas_lost, start, overhead)
     finally:
         models.close()
 
@@ -205,6 +214,32 @@ async def _all_warm(version: Version, source: Source) -> None:
         if version.pool.failure is not None:
             raise WorkerError(f"a replica could not be started: {version.pool.failure}")
         await asyncio.sleep(_POLL)
+
+
+async def _overhead(models: Models, version: Version, inputs: list[Tensor]) -> Overhead:
+    """What the server adds to batches of one call, and of as many as go together up to a few: medians."""
+    together = min(version.cap, _TOGETHER)
+    alone = await _besides(models, version, inputs, 1)
+    if together == 1:
+        return Overhead(alone)
+    return Overhead(alone, max(await _besides(models, version, inputs, together) - alone, 0.0) / (together - 1))
+
+
+async def _besides(models: Models, version: Version, inputs: list[Tensor], count: int) -> float:
+    """Seconds that `count` calls made at once take besides the runtime's, one batch after another."""
+    loop = asyncio.get_running_loop()
+    found: list[float] = []
+    end = loop.time() + _BRIEF
+    while len(found) < _LEAST or (len(found) < _MOST and loop.time() < end):
+        begin, before = loop.time(), version.counters.runtime
+        try:
+            await asyncio.gather(
+                *(models.infer(Call(version.source.name, None, inputs, timeout=_PATIENT)) for _ in range(count))
+            )
+        except Refusal:  # the loads will tell
+            return 0.0
+        found.append(max(loop.time() - begin - (version.counters.runtime - before), 0.0))
+    return float(np.median(found))
 
 
 def _inputs(asked: Mapping[str, Any], source: Source) -> list[list[Tensor]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from portolan.core.goal import Goals
+from portolan.core.labels import label
 from portolan.core.measurement import Measurement, Metrics, at_load, load_of, unloaded
 from portolan.core.serving import Profile, Serving, largest_batch
 from portolan.measure.load import QUANTILES, Loaded, percentiles
@@ -113,6 +114,17 @@ def family(candidate: Candidate) -> tuple[Any, ...]:
     recipe = candidate.recipe
     rest = {name: value for name, value in recipe.options.items() if name != "threads"}
     return recipe.chain, recipe.backend, tuple(sorted((name, str(value)) for name, value in rest.items()))
+
+
+def everywhere(metrics: Metrics) -> Metrics:
+    """What holds of a compiled model whether or not it is served."""
+    return {name: m for name, m in metrics.items() if name not in ("memory", "throughput")}
+
+
+def words_of(choice: Choice) -> str:
+    """What is served, and how."""
+    words = label(choice.candidate.recipe)
+    return f"{words['passes']} on {words['backend']}, {choice.serving}"
 
 
 def shown_choice(choice: Choice, numbers: Mapping[str, int]) -> dict[str, Any]:

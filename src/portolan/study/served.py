@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 
 from portolan.core.goal import Goals
-from portolan.core.labels import label
-from portolan.core.measurement import METRICS, Metrics, said
+from portolan.core.measurement import METRICS, said
 from portolan.core.recipe import digest
-from portolan.core.serving import Profile, Serving
+from portolan.core.serving import Overhead, Profile, Serving
 from portolan.errors import DiskFull, NoBackend, NoResult, PortolanError, UsageError
 from portolan.measure import profile
 from portolan.measure.load import STREAMS, Load, Loaded
 from portolan.measure.lock import measuring
-from portolan.search.serving import Choice, choices, predict, ranked, scaled, tightest
+from portolan.search.serving import Choice, choices, predict, ranked, scaled, tightest, with_overhead
 from portolan.search.space import Candidate
 from portolan.serving.source import Limits
 from portolan.serving.trial import LoadResult, put_under_load
@@ -35,6 +34,7 @@ from portolan.study.builder import holds, lasting, told
 from portolan.study.loads import (
     alone,
     asked_of,
+    everywhere,
     family,
     measured,
     priced,
@@ -42,6 +42,7 @@ from portolan.study.loads import (
     shown_run,
     source_of,
     unsustained,
+    words_of,
 )
 from portolan.study.profiles import NoProfile, profiled
 from portolan.study.runner import Runner
@@ -202,18 +203,29 @@ class Served:
         return chosen
 
     def _corrected(self, found: Sequence[Choice], usual: Choice | None) -> list[Choice]:
-        """The predictions with the memory of a replica as it was seen: a replica holds less than a measuring worker."""
-        trial = None if usual is None else self._runner.trials[usual.candidate.key]
+        """The predictions with what was seen of the usual server: what it adds to a batch, and the memory of a replica,
+        which is less than a measuring worker's.
+        """
+        overhead, trials = self._overhead(usual), self._runner.trials
+        if overhead is not None:
+            found = [with_overhead(c, self._goals, trials[alone(c.candidate).key].metrics, overhead) for c in found]
+        trial = None if usual is None else trials[usual.candidate.key]
         if usual is None or trial is None or not SERVED & set(trial.stages) or "memory" not in usual.predicted:
             return list(found)
         factor = trial.metrics["memory"].value / usual.predicted["memory"].value
         return [scaled(choice, "memory", factor) for choice in found]
 
+    def _overhead(self, usual: Choice | None) -> Overhead | None:
+        """What the server adds to a batch, as the first load test found it."""
+        if usual is None or (kept := self._test(usual, LEVELS[0], 0))["reason"]:
+            return None
+        return LoadResult.from_json(kept["test"]).overhead
+
     def _only_served(self) -> None:
         """Takes back what one process did in trials that were not served: it is not what a server does."""
         for key, trial in self._runner.trials.items():
             if not SERVED & set(trial.stages):
-                self._runner.trials[key] = replace(trial, metrics=_everywhere(trial.metrics))
+                self._runner.trials[key] = replace(trial, metrics=everywhere(trial.metrics))
 
     # --- profiles
 
@@ -291,7 +303,7 @@ class Served:
         )
 
         def work() -> dict[str, Any]:
-            self._say(f"under load: {_words(choice)}, start {start + 1} of {plan.starts}")
+            self._say(f"under load: {words_of(choice)}, start {start + 1} of {plan.starts}")
             begin, compiled = time.monotonic(), self._runner.compiled(choice.candidate)
             source = source_of(choice.serving, choice.profile, compiled, self._task.model.name)
             with measuring():
@@ -334,7 +346,7 @@ class Served:
         else:
             trial = replace(trial, status="failed", reason=reason, metrics={}, log=(failed or {}).get("log", ""))
         shown = [f"{said(n)} {m.short}" for n, m in metrics.items() if n in self._goals.metrics]
-        self._say("  ".join([f"#{trial.id} {_words(choice)}", *shown, reason or self._verdict(trial)]))
+        self._say("  ".join([f"#{trial.id} {words_of(choice)}", *shown, reason or self._verdict(trial)]))
         self._runner.add(candidate, trial)
         if reason is None:
             self._runner.usable(trial)
@@ -346,7 +358,7 @@ class Served:
     def _begun(self, candidate: Candidate) -> Trial:
         """A new trial, with what is known of the same compiled model in one process."""
         unserved = self._runner.trials.get(alone(candidate).key)
-        known = {} if unserved is None else _everywhere(unserved.metrics)
+        known = {} if unserved is None else everywhere(unserved.metrics)
         return replace(self._runner.new(candidate), metrics=known)
 
     def _loads(self, choice: Choice, plan: Level, start: int = 0) -> list[Load]:
@@ -385,13 +397,3 @@ class Served:
         if usual is None:
             return count * plan.starts * (_SETUP + 1.0 + plan.seconds)
         return count * self._estimate(usual, plan)
-
-
-def _everywhere(metrics: Metrics) -> Metrics:
-    """What holds of a compiled model whether or not it is served."""
-    return {name: m for name, m in metrics.items() if name not in ("memory", "throughput")}
-
-
-def _words(choice: Choice) -> str:
-    words = label(choice.candidate.recipe)
-    return f"{words['passes']} on {words['backend']}, {choice.serving}"
