@@ -200,6 +200,13 @@ def test_kill_9_of_the_supervisor_loses_nothing_that_was_taken(server: Server) -
 
 
 def test_kill_9_of_the_front_is_survived_by_the_server(server: Server) -> None:
+    def success() -> int:
+        return int(server.get("/v2/models/moody/stats")["model_stats"][0]["inference_stats"]["success"]["count"])
+
+    for _ in range(3):
+        assert ask(server, 1.0)[0] == 200
+    counted = success()
+    time.sleep(1.5)  # counts are kept once a second
     front = server.children()["front"][0]
     os.kill(front, signal.SIGKILL)
     until(lambda: server.children()["front"] not in ([], [front]))
@@ -211,6 +218,7 @@ def test_kill_9_of_the_front_is_survived_by_the_server(server: Server) -> None:
             return False
 
     until(answers)
+    assert success() > counted  # it goes on where it was
     assert server.stop() == 0
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 #: Upper bounds in seconds; about 25 % apart, which is as well as a p99 can be told from them.
 SECONDS: tuple[float, ...] = tuple(round(1e-4 * 1.25**i, 7) for i in range(60))
 ROWS: tuple[float, ...] = tuple(float(1 << i) for i in range(13))
+_HISTOGRAMS = ("request_seconds", "queue_seconds", "batch_rows")
 REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
 
@@ -102,6 +105,22 @@ class Counters:
     compared: int = 0
     agreed: int = 0
     last: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for the front that comes after this one."""
+        histograms = {name: [list(getattr(self, name).counts), getattr(self, name).total] for name in _HISTOGRAMS}
+        plain = {field.name: copy(getattr(self, field.name)) for field in fields(self)}
+        return {**plain, **histograms}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Counters:
+        """Reads what `to_json` wrote."""
+        made = cls(**{name: value for name, value in data.items() if name not in _HISTOGRAMS})
+        made.batches = {int(rows): (int(times), float(total)) for rows, (times, total) in made.batches.items()}
+        for name in _HISTOGRAMS:
+            histogram: Histogram = getattr(made, name)
+            histogram.counts, histogram.total = data[name]
+        return made
 
     @property
     def runtime(self) -> float:

@@ -1,7 +1,8 @@
 """The front: one process with one loop, that holds the doors, the queues and the policy. It imports no runtime.
 
-`python -m portolan.serving.front SETTINGS STATUS LIFELINE SOCKET...`: descriptors. Settings come as one JSON object,
-status is told in lines of JSON, and the lifeline ends when the supervisor does, however that happens.
+`python -m portolan.serving.front SETTINGS STATUS LIFELINE COUNTS SOCKET...`: descriptors. Settings come as one JSON
+object, status is told in lines of JSON, the lifeline ends when the supervisor does, however that happens, and what was
+counted is kept in memory of the supervisor's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import uvloop
 from portolan.errors import PortolanError
 from portolan.serving.bounds import Bounds
 from portolan.serving.door import Door
+from portolan.serving.kept import Kept
 from portolan.serving.models import Models
 from portolan.serving.opening import Opener
 from portolan.serving.rollout import Terms
@@ -42,11 +44,13 @@ _HANDSHAKE = 10.0
 
 def main(argv: Sequence[str]) -> None:
     """Serves until it is told to stop, or its supervisor is gone."""
-    settings, status, lifeline, *sockets = map(int, argv)
+    settings, status, lifeline, counts, *sockets = map(int, argv)
     with os.fdopen(settings, "rb") as file:
         asked = json.loads(file.read())
     listening = [socket.socket(fileno=fd) for fd in sockets]
-    front = Front(Settings.from_json(asked["settings"]), status, lifeline, listening, first=asked["first"])
+    front = Front(
+        Settings.from_json(asked["settings"]), status, lifeline, listening, Kept(counts), first=asked["first"]
+    )
     code = uvloop.run(front.run(), loop_factory=Loop)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -67,16 +71,25 @@ class Front:
         status: descriptor that the supervisor reads.
         lifeline: descriptor that ends with the supervisor.
         sockets: where HTTP is listened for.
+        kept: what was counted.
         first: whether a model that cannot be loaded ends the server; a front that takes over serves what it can.
     """
 
     def __init__(
-        self, settings: Settings, status: int, lifeline: int, sockets: list[socket.socket], *, first: bool
+        self,
+        settings: Settings,
+        status: int,
+        lifeline: int,
+        sockets: list[socket.socket],
+        kept: Kept,
+        *,
+        first: bool,
     ) -> None:
         self._settings = settings
         self._status = status
         self._lifeline = lifeline
         self._sockets = sockets
+        self._kept = kept
         self._first = first
         self._around: Surroundings | None = None
 
@@ -89,6 +102,7 @@ class Front:
             arena_bytes=self._settings.arena,
             terms=Terms.read(self._settings.terms),
             told=self._say,
+            kept=self._kept.last,
         )
         for name in self._settings.bundles:
             models.name(name)
@@ -104,7 +118,7 @@ class Front:
         self._watch(loop, models)
         listen = partial(loop.create_server, door.connection, backlog=_BACKLOG, **_secure(around.tls))
         servers = [await listen(sock=sock.dup()) for sock in self._sockets]
-        sweeper = loop.create_task(_sweep(door))
+        sweeper = loop.create_task(_sweep(door, models, self._kept))
         try:
             if not await self._load(models):
                 return 1
@@ -201,10 +215,15 @@ def _calm_collector() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-async def _sweep(door: Door) -> None:
+async def _sweep(door: Door, models: Models, kept: Kept) -> None:
+    written: dict[str, Any] = {}
     while True:
         await asyncio.sleep(_SWEEP)
         door.sweep()
+        counted = models.counted()
+        if counted != written:
+            kept.write(counted)
+            written = counted
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._direct: Direct | None = None
-        self._large = False  # whether the last body was
+        self._large = self._parsed = False  # whether the last body was large, and whether the parser read its head
         self._waiting: deque[Request] = deque()
         self._since = door.loop.time()
         self._reading = False  # between the first byte of a request and its last
@@ -154,6 +154,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there."""
+        self._parsed = True
         parser = self._parser
         head = Head.of(parser.get_method(), self._url, self._headers, close=not parser.should_keep_alive())
         raw, self._raw = self._raw, None
@@ -332,7 +333,8 @@ class Connection(asyncio.BufferedProtocol):
         self._direct.wake_at(len(self._target) - self._got)
         if self._got == len(self._target):
             self._bulk = False
-            self._parser = httptools.HttpRequestParser(self)  # the old one still waits for this body
+            if self._parsed:  # the parser still waits for this body
+                self._parser, self._parsed = httptools.HttpRequestParser(self), False
             self.on_message_complete()
 
     def _grow(self, count: int) -> None:

@@ -15,6 +15,7 @@ from portolan.serving import describe
 from portolan.serving.arena import Arena
 from portolan.serving.calls import Answer, Call, Refusal
 from portolan.serving.cores import Cores
+from portolan.serving.counters import Counters
 from portolan.serving.entry import Entry, Trial
 from portolan.serving.rollout import Terms
 from portolan.serving.source import Source
@@ -35,6 +36,7 @@ class Models:
         told: called with what happens to versions: one of `loaded`, `promoted`, `rolled_back` with the model's name,
             `version` and `reason`.
         arena_bytes: memory shared with replicas, for large tensors; it is taken as it is touched.
+        kept: what an earlier server of the same models counted; a bundle that serves again goes on counting there.
 
     Attributes:
         observer: told of calls and replicas of the versions that are loaded from now on.
@@ -47,10 +49,12 @@ class Models:
         arena_bytes: int = 2**30,
         terms: Terms | None = None,
         told: Callable[[dict[str, Any]], None] | None = None,
+        kept: Mapping[str, Any] | None = None,
     ) -> None:
         self.arena = Arena(arena_bytes)
         self.observer: Observer | None = None
         self._cores = Cores()
+        self._kept = dict(kept or {})
         self._entries: dict[str, Entry] = {}
         self._opener = opener
         self._terms = terms or Terms()
@@ -162,6 +166,14 @@ class Models:
         """Every version that takes calls, for metrics."""
         return [version for entry in self._entries.values() for version in entry.serving]
 
+    def counted(self) -> dict[str, Any]:
+        """What the versions that serve have counted, for the server that comes after this one."""
+        serving = [entry.current for entry in self._entries.values() if entry.current is not None]
+        return {
+            v.source.name: {"version": v.number, "sha256": v.source.sha256, "counters": v.counters.to_json()}
+            for v in serving
+        }
+
     def index(self, ready_only: bool = False) -> list[dict[str, Any]]:
         """The repository's index, as Triton shapes it."""
         found = []
@@ -205,7 +217,13 @@ class Models:
         entry, terms = self.name(source.name), terms or Terms()
         async with entry.lock:
             entry.number += 1
+            before = self._kept.pop(entry.name, None)
+            same = before is not None and before["sha256"] == source.sha256
+            if before is not None:
+                entry.number = int(before["version"]) + (not same)
             version = Version(source, str(entry.number), self.arena, self.observer, self._cores)
+            if before is not None and same:
+                version.counters = Counters.from_json(before["counters"])
             try:
                 await version.load()
             except BaseException as error:

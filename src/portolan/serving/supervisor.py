@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from portolan.errors import PortolanError, UsageError, rebuilt
+from portolan.serving.kept import memory
 from portolan.serving.settings import Settings
 from portolan.worker.transport import environment
 
@@ -63,6 +64,7 @@ class Supervisor:
         self._stopping: float | None = None
         self._front: subprocess.Popen[bytes] | None = None
         self._was_ready = False
+        self._counts = memory()
         self._failure: PortolanError | None = None
 
     def run(self) -> None:
@@ -87,7 +89,7 @@ class Supervisor:
     def _once(self, woken: int) -> int:
         """One life of a front; its exit code."""
         settings, status, lifeline = os.pipe(), os.pipe(), os.pipe()
-        given = [settings[0], status[1], lifeline[0], *(sock.fileno() for sock in self._sockets)]
+        given = [settings[0], status[1], lifeline[0], self._counts, *(sock.fileno() for sock in self._sockets)]
         argv = [sys.executable, "-P", "-m", "portolan.serving.front", *map(str, given)]
         self._front = subprocess.Popen(
             argv, pass_fds=given, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), env=environment(None)
