@@ -45,23 +45,21 @@ def request(values: np.ndarray) -> bytes:
 
 
 def answer(sock: socket.socket, slowly: bool = False) -> np.ndarray:
-    """Reads one answer's tensor."""
-    got = bytearray()
-    while b"\r\n\r\n" not in got:
-        got += sock.recv(4096)
-    head, _, body = bytes(got).partition(b"\r\n\r\n")
-    lines = dict(line.lower().split(": ") for line in head.decode().split("\r\n")[1:])
-    assert head.startswith(b"HTTP/1.1 200 "), head + body
+    """Reads one answer's tensor and not a byte more."""
+    head = bytearray()
+    while not head.endswith(b"\r\n\r\n"):
+        head += sock.recv(1)
+    lines = dict(line.lower().split(": ") for line in head.decode().strip().split("\r\n")[1:])
+    assert head.startswith(b"HTTP/1.1 200 "), head
     size, skip = int(lines["content-length"]), int(lines["inference-header-content-length"])
-    rest = bytearray(body)
-    while len(rest) < size:
-        part = sock.recv(min(size - len(rest), 1 << 16))
+    body = bytearray()
+    while len(body) < size:
+        part = sock.recv(min(size - len(body), 1 << 16))
         assert part, "the server closed the connection"
-        rest += part
-        if slowly and len(rest) < 1 << 19:
+        body += part
+        if slowly and len(body) < 1 << 19:
             time.sleep(0.01)
-    assert len(rest) == size
-    return np.frombuffer(rest[skip:], np.float32).reshape(-1, WIDTH)
+    return np.frombuffer(body[skip:], np.float32).reshape(-1, WIDTH)
 
 
 def some(seed: int, rows: int = ROWS) -> np.ndarray:
