@@ -152,6 +152,33 @@ def test_replicas_are_added_while_calls_wait(tmp_path: Path) -> None:
     run(work)
 
 
+def test_a_second_replica_runs_beside_the_first_only_where_a_core_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("portolan.serving.version._SHORT", 5.0)
+
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        version = await models.add(source(tmp_path, 2.0, replicas=(2, 2)))
+        await until(lambda: version.pool.running == 2)
+        cores = models.cores
+        cores.look = lambda: None  # type: ignore[method-assign]
+        cores.count = 2
+        for share, joined in ((0.0, False), (1.0, True)):
+            cores.share = share
+            before = version.counters.exec_count
+            slow = models.infer(call(-0.3))
+            await asyncio.sleep(0.05)
+            others = [models.infer(call(float(i))) for i in range(5)]
+            await asyncio.sleep(0.05)
+            later = [models.infer(call(float(i))) for i in range(5)]
+            await asyncio.gather(*others, *later)
+            assert slow.done() == joined
+            await slow
+            assert version.counters.exec_count - before == (2 if joined else 3)
+
+    run(work)
+
+
 def test_large_tensors_go_through_shared_memory_and_come_back_right(tmp_path: Path) -> None:
     async def work(models: Models, told: list[dict[str, Any]]) -> None:
         await models.add(source(tmp_path, 2.0))

@@ -40,6 +40,7 @@ class Models:
 
     Attributes:
         observer: told of calls and replicas of the versions that are loaded from now on.
+        cores: what the front leaves of them to replicas.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Models:
     ) -> None:
         self.arena = Arena(arena_bytes)
         self.observer: Observer | None = None
-        self._cores = Cores()
+        self.cores = Cores()
         self._kept = dict(kept or {})
         self._entries: dict[str, Entry] = {}
         self._opener = opener
@@ -221,7 +222,7 @@ class Models:
             same = before is not None and before["sha256"] == source.sha256
             if before is not None:
                 entry.number = int(before["version"]) + (not same)
-            version = Version(source, str(entry.number), self.arena, self.observer, self._cores)
+            version = Version(source, str(entry.number), self.arena, self.observer, self.cores)
             if before is not None and same:
                 version.counters = Counters.from_json(before["counters"])
             try:
@@ -310,7 +311,7 @@ class Models:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK, self._tick)
-        self._cores.look()
+        self.cores.look()
         for entry in self._entries.values():
             for version in entry.all:
                 version.tick()

@@ -80,10 +80,13 @@ class Cost:
 
     def _apply(self) -> None:
         self._applied = list(self._factors)
-        most = 0.0
-        for rows in range(1, self.cap + 1):
-            most = max(most, self._base[rows] * self._factors[(rows - 1).bit_length()])
-            self._table[rows] = most
+        most, table, base = 0.0, self._table, self._base
+        for bucket, factor in enumerate(self._factors):
+            for rows in range((1 << bucket >> 1) + 1, min(1 << bucket, self.cap) + 1):
+                value = base[rows] * factor
+                if value > most:
+                    most = value
+                table[rows] = most
 
 
 def _interpolate(profile: Mapping[int, float], cap: int) -> Iterator[float]:

@@ -304,25 +304,25 @@ class Version:
         """Which replica takes the next batch, and when it will start. One that is busy gets a second batch only if that
         could not grow by waiting: then nothing is lost, and the replica does not sleep in between.
         """
-        instance = self.pool.free()
+        free = self.pool.free()
+        if free is not None and not self._better_joined(now):
+            return free, now
         if self.queue.rows < self.cap:
-            return (None if instance is not None and self._better_joined(now) else instance), now
-        if instance is not None:
-            return instance, now
+            return None, now
         for busy in self.pool.instances:
             if busy.state == "busy" and len(busy.batches) == 1:
                 first: Batch = busy.batches[0]
                 return busy, max(now, first.begun + self.cost(first.rows))
-        return None, now
+        return free, now
 
     def _better_joined(self, now: float) -> bool:
-        """Whether what waits, which is less than a full batch, had better wait for one that runs, although another
-        replica is free: there is no core for it, and it is not for long.
+        """Whether the next batch had better run after one that runs, although another replica is free: there is no core
+        for it, and it is not for long: that one ends soon, by prediction, or should have ended just now.
         """
         busy: list[Batch] = [instance.batches[0] for instance in self.pool.instances if instance.state == "busy"]
         if not busy or self._cores.room(len(busy)):
             return False
-        return min(batch.begun + self.cost(batch.rows) for batch in busy) - now < _SHORT
+        return abs(min(batch.begun + self.cost(batch.rows) for batch in busy) - now) < _SHORT
 
     def _run(self, instance: Instance, chosen: Sequence[Ticket], now: float) -> None:
         batch = Batch(list(chosen), now)
