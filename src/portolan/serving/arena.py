@@ -13,6 +13,8 @@ import os
 #: Tensors from this many bytes on go through shared memory; below, one more copy is cheaper than the bookkeeping.
 LARGE = 64 * 1024
 _SMALLEST = 16
+#: The largest order of which pieces are kept as they are, and how many of each.
+_KEPT, _MOST_READY = 22, 16
 #: Free bytes that are kept warm; touching a new page costs more than a copy.
 _WARM = 128 * 2**20
 
@@ -33,6 +35,8 @@ class Arena:
         self._top = self.size.bit_length() - 1
         self._free: list[set[int]] = [set() for _ in range(self._top + 1)]
         self._free[self._top].add(0)
+        #: Pieces that were given back, as they are: clients send tensors of the same size again.
+        self._ready: list[list[int]] = [[] for _ in range(self._top + 1)]
         self._orders: dict[int, int] = {}
         self._touched = 0
         self.used = 0
@@ -40,6 +44,36 @@ class Arena:
     def take(self, size: int) -> int | None:
         """The place of `size` free bytes, aligned to 64 KiB; None if there are none."""
         order = max((size - 1).bit_length(), _SMALLEST)
+        if order > self._top:
+            return None
+        if self._ready[order]:
+            place: int | None = self._ready[order].pop()
+        else:
+            place = self._split(order)
+            if place is None and any(self._ready):
+                self._merge()
+                place = self._split(order)
+        if place is not None:
+            self._orders[place] = order
+            self.used += 1 << order
+            self._touched = max(self._touched, place + (1 << order))
+        return place
+
+    def give(self, place: int) -> None:
+        """Frees what `take` gave."""
+        order = self._orders.pop(place)
+        self.used -= 1 << order
+        ready = self._ready[order]
+        if order <= _KEPT and len(ready) < _MOST_READY:
+            ready.append(place)
+        else:
+            self._free_up(place, order)
+        if self._touched > _WARM and (self.used == 0 or order >= 27):
+            self._merge()
+            self._cool()
+
+    def _split(self, order: int) -> int | None:
+        """The lowest free piece of that order, cut from a larger one if need be."""
         found = next((o for o in range(order, self._top + 1) if self._free[o]), None)
         if found is None:
             return None
@@ -48,22 +82,21 @@ class Arena:
         while found > order:
             found -= 1
             self._free[found].add(place + (1 << found))
-        self._orders[place] = order
-        self.used += 1 << order
-        self._touched = max(self._touched, place + (1 << order))
         return place
 
-    def give(self, place: int) -> None:
-        """Frees what `take` gave."""
-        order = self._orders.pop(place)
-        self.used -= 1 << order
+    def _free_up(self, place: int, order: int) -> None:
+        """Joins a piece with its neighbour as often as that is free."""
         while order < self._top and (place ^ (1 << order)) in self._free[order]:
             self._free[order].remove(place ^ (1 << order))
             place &= ~(1 << order)
             order += 1
         self._free[order].add(place)
-        if self._touched > _WARM and (self.used == 0 or order >= 27):
-            self._cool()
+
+    def _merge(self) -> None:
+        """Joins what was kept as it was."""
+        for order, ready in enumerate(self._ready):
+            while ready:
+                self._free_up(ready.pop(), order)
 
     def _cool(self) -> None:
         """Gives back the pages of large free pieces."""
