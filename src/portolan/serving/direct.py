@@ -43,13 +43,13 @@ class Direct:
         costs more than a copy.
         """
         count = min(max(left, 1), _CHUNK)
-        if self._socket is not None and count != self._lowest:
+        if self._socket is not None and count != self._lowest and not self._transport.is_closing():
             self._lowest = count
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def there(self) -> int:
         """Bytes that have come and were not read yet."""
-        if self._socket is None:
+        if self._socket is None or self._transport.is_closing():
             return 0
         found = array.array("i", [0])
         fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, found)
@@ -63,7 +63,8 @@ class Direct:
         if len(pieces) == 1:
             transport.write(pieces[0])
             return
-        if self._socket is None or transport.get_write_buffer_size():
+        # A transport that is closing has closed the descriptor, and its number may be another connection's by now.
+        if self._socket is None or transport.is_closing() or transport.get_write_buffer_size():
             transport.write(b"".join(pieces))
             return
         try:
