@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from portolan.core.registry import FRONTENDS
 from portolan.errors import ModelError, NoBackend, UnknownName, UnsupportedOperator, UsageError, VerificationFailed
 from portolan.frontends import demo as demo_module
 from portolan.frontends import load
@@ -22,13 +23,13 @@ from portolan.testing.frontend import tiny_onnx
         ("m.pt", "torch.export.save"),
         ("m.pth", "torch.export.save"),
         ("m.ckpt", "torch.export.save"),
-        ("m.pkl", "skl2onnx.to_onnx"),
-        ("m.joblib", "skl2onnx.to_onnx"),
+        ("m.pkl", "skops.io.dump"),
+        ("m.joblib", "file.py:factory"),
         ("m.tflite", "tf2onnx.convert --tflite"),
         ("m.pb", "tf2onnx.convert --graphdef"),
         ("m.keras", "format='onnx'"),
         ("m.h5", "format='onnx'"),
-        ("m.safetensors", "file.py:factory"),
+        ("m.safetensors", "config.json"),
         ("m.xml", "`.onnx` file that it was converted from"),
         ("m.py", "m.py:factory"),
     ],
@@ -42,7 +43,7 @@ def test_known_kinds_that_are_not_read(tmp_path: Path, name: str, hint: str) -> 
     assert not (tmp_path / "out").exists()
 
 
-FORMS = "give one of: `demo:NAME`, an `.onnx` file, a `.pt2` file, `file.py:factory`, an `nn.Module`"
+FORMS = "give one of: " + ", ".join(FRONTENDS.get(name).forms for name in FRONTENDS.names())
 
 
 def test_unknown_sources(tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_factories_refused(tmp_path: Path, modules: str) -> None:
         assert caught.value.hint
         return caught.value
 
-    assert "gives int, expected an nn.Module" in refused("number").message
+    assert "gives int, expected a model of" in refused("number").message
     error = refused("fails")
     assert "raised RuntimeError: no weights" in error.message
     assert error.where is not None
@@ -303,10 +304,10 @@ def test_an_operator_that_onnx_lacks(tmp_path: Path, modules: str) -> None:
 def test_an_exporter_that_is_wrong_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from portolan.frontends import _torch_export
+    from portolan.frontends import _verify
 
-    honest = _torch_export._run
-    monkeypatch.setattr(_torch_export, "_run", lambda path, feeds: [a + 1 for a in honest(path, feeds)])
+    honest = _verify.run
+    monkeypatch.setattr(_verify, "run", lambda path, feeds: [a + 1 for a in honest(path, feeds)])
     with pytest.raises(VerificationFailed, match="does not compute what torch does: output `output` differs by 1"):
         load(torch.nn.Softmax(-1), out=tmp_path, shapes={"input": (2, 3)})
 
@@ -323,14 +324,14 @@ def test_an_exporter_that_is_wrong_is_caught(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_disagreement(actual: np.ndarray, words: str | None) -> None:
-    from portolan.frontends._torch_export import disagreement
+    from portolan.frontends._verify import disagreement
 
     found = disagreement(np.array([1.0, 2.0], np.float32), actual)
     assert found is None if words is None else words in (found or "")
 
 
 def test_disagreement_of_integers_and_of_nothing_finite() -> None:
-    from portolan.frontends._torch_export import disagreement
+    from portolan.frontends._verify import disagreement
 
     ids = np.arange(1000)
     assert disagreement(ids, ids) is None

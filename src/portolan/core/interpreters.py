@@ -9,14 +9,21 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 
 from portolan.core import environments
-from portolan.errors import UsageError
+from portolan.errors import NoBackend, UsageError
 
 _SECONDS = 60.0
+_ASK_ALL = (
+    "import importlib.metadata as m, json, sys\n"
+    "d = {p.metadata['Name'].lower().replace('_', '-'): p.version for p in m.distributions()}\n"
+    "print(json.dumps({n: d.get(n.lower(), 'missing') for n in sys.argv[1:]}))"
+)
 _ASK = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
 
 
@@ -91,3 +98,22 @@ def version(module: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"no answer: {type(error).__name__}"
     return done.stdout.strip() or "missing"
+
+
+def versions(python: Sequence[str], distributions: Sequence[str]) -> dict[str, str]:
+    """The version of each distribution in the interpreter `python`, or `missing`.
+
+    Raises:
+        NoBackend: it does not answer.
+    """
+    try:
+        done = subprocess.run(
+            [*python, "-c", _ASK_ALL, *distributions], capture_output=True, text=True, timeout=_SECONDS, check=True
+        )
+        found: dict[str, str] = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise NoBackend(
+            f"the interpreter `{shlex.join(python)}` does not answer: {type(error).__name__}",
+            hint="name another, or make the environment again",
+        ) from error
+    return found

@@ -9,10 +9,15 @@ from portolan.core.frontend import FrontEnd, Shapes
 from portolan.core.model import Model
 from portolan.core.registry import FRONTENDS
 from portolan.errors import ModelError, UsageError
+from portolan.frontends import _needs
 
 _PICKLED = (
     "a {suffix} file is a pickle, and loading it would run code: save the model with "
     "`torch.export.save(torch.export.export(model, inputs), 'model.pt2')`, or give `file.py:factory`"
+)
+_PICKLED_ESTIMATOR = (
+    "a pickle runs code when it is loaded: save a scikit-learn model with `skops.io.dump(model, 'model.skops')`, "
+    "or load it in code of your own: `file.py:factory`"
 )
 #: What to do with files that people have and Portolan does not read.
 _ADVICE = {
@@ -20,9 +25,10 @@ _ADVICE = {
     ".pth": _PICKLED.format(suffix="`.pth`"),
     ".ckpt": _PICKLED.format(suffix="`.ckpt`"),
     ".bin": "give the torch module that belongs to these weights: `file.py:factory`",
-    ".safetensors": "weights alone are no model: give the torch module that loads them, `file.py:factory`",
-    ".pkl": "a pickle runs code when it is loaded: convert the model to ONNX, scikit-learn's with `skl2onnx.to_onnx`",
-    ".joblib": "a pickle runs code when it is loaded: convert the model to ONNX with `skl2onnx.to_onnx`",
+    ".safetensors": "weights alone are no model: give the folder that has their `config.json`, or `file.py:factory`",
+    ".pkl": _PICKLED_ESTIMATOR,
+    ".pickle": _PICKLED_ESTIMATOR,
+    ".joblib": _PICKLED_ESTIMATOR,
     ".tflite": "convert it: `python -m tf2onnx.convert --tflite model.tflite --output model.onnx`",
     ".pb": "convert it: `python -m tf2onnx.convert --graphdef model.pb --output model.onnx`",
     ".keras": "export it from Keras: `model.export('model.onnx', format='onnx')`",
@@ -39,7 +45,7 @@ def load(source: object, *, out: Path, shapes: Shapes | None = None, name: str |
     """Makes a Model of whatever `source` is.
 
     Args:
-        source: an `.onnx` or `.pt2` file, `file.py:factory`, `demo:NAME`, or an `nn.Module`.
+        source: a file or folder of a kind that a front end knows, `file.py:factory`, `demo:NAME`, or an object.
         out: a folder for derived files. A plain `.onnx` file is read in place.
         shapes: a shape per input; a name in place of a size leaves that axis free.
         name: what to call the model.
@@ -66,6 +72,17 @@ def find(source: object) -> FrontEnd:
             return front_end
         tried.append(front_end)
     raise _refused(source, tried)
+
+
+def interpreter(source: object) -> list[str] | None:
+    """The argv of the interpreter in which `source` is to be read; None for this one.
+
+    Raises:
+        UsageError: no such source, or PORTOLAN_PYTHON_<NAME> is no command line.
+        ModelError: it is of no kind that is read here.
+    """
+    front_end = find(source)
+    return _needs.interpreter(front_end.home(source)) if front_end.distributions else None
 
 
 def _refused(source: object, tried: list[FrontEnd]) -> ModelError | UsageError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from portolan.core import protos
 from portolan.core.model import Model
-from portolan.errors import ModelError, UnsupportedOperator, VerificationFailed
+from portolan.errors import ModelError, UnsupportedOperator
+from portolan.frontends._graphs import LARGEST, rename
 from portolan.frontends._torch_inputs import Example
+from portolan.frontends._verify import agree, first_line
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
 
 OPSET = 18
-#: Protobuf ends at 2 GiB; above this the weights go into a file of their own.
-_LARGEST = 1_900_000_000
-#: Agreement asked of float outputs, relative to their spread. Exact runtimes differ by less than 3e-5 of it.
-_TOLERANCE = 1e-3
+_REPORT = "the exporter is wrong for this model: try another torch version, and report it to PyTorch"
 
 
 def program(module: Any, example: Example, source: str) -> Any:
@@ -51,7 +49,7 @@ def program(module: Any, example: Example, source: str) -> Any:
         raise
     except Exception as error:  # tracing runs the user's own code: anything can come out
         raise ModelError(
-            f"`{source}` cannot be exported by torch: {_first_line(error)}",
+            f"`{source}` cannot be exported by torch: {first_line(error)}",
             hint="torch.export needs a forward without branches on values: try it on its own for the whole message",
         ) from error
 
@@ -89,7 +87,7 @@ def to_onnx(program: Any, example: Example | None, out: Path, name: str, source:
     exported = _exported(program, example, source)
     size = sum(t.nelement() * t.element_size() for t in (*program.state_dict.values(), *program.constants.values())
                if isinstance(t, torch.Tensor))  # fmt: skip
-    exported.save(str(path), external_data=size > _LARGEST)
+    exported.save(str(path), external_data=size > LARGEST)
     names = example.names if example else None
     _finish(path, names or [str(name) for name in program.graph_signature.user_inputs], _output_names(program))
     model = load_model(path, name=name, format="torch")
@@ -101,10 +99,6 @@ def to_onnx(program: Any, example: Example | None, out: Path, name: str, source:
         node.meta.pop("stack_trace", None)  # paths of the machine it was exported on are nobody's business
     torch.export.save(program, str(kept))
     return dataclasses.replace(model, program=kept)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _exported(program: Any, example: Example | None, source: str) -> Any:
@@ -126,7 +120,7 @@ def _exported(program: Any, example: Example | None, source: str) -> Any:
                 hint="replace it in the module by operators that ONNX has",
             ) from error
         raise ModelError(
-            f"`{source}` cannot be written as ONNX: {_first_line(error)}",
+            f"`{source}` cannot be written as ONNX: {first_line(error)}",
             hint="try `torch.onnx.export(..., dynamo=True, report=True)` for the whole story",
         ) from error
 
@@ -153,7 +147,7 @@ def _finish(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
-    _rename(model, inputs, outputs)
+    rename(model, inputs, outputs)
     for graph in protos.graphs(model):
         values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node)
         for thing in (graph, *values):
@@ -164,40 +158,6 @@ def _finish(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     model.ClearField("metadata_props")
     _name_batch(model)
     path.write_bytes(model.SerializeToString())
-
-
-def _rename(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Gives inputs and outputs these names; an inner value that has one of them makes room.
-
-    The exporter itself would define the name twice: an output called `embedding` in a model with an embedding.
-    """
-    import onnx
-
-    graph = model.graph
-    olds = [value.name for value in graph.input]
-    mapping: dict[str, str] = dict(zip(olds, inputs, strict=True))
-    for value, wanted in zip(graph.output, outputs, strict=True):
-        if value.name in mapping or value.name in {t.name for t in graph.initializer}:
-            # An input, a weight or an earlier output handed out as it is needs a value of its own.
-            graph.node.append(onnx.helper.make_node("Identity", [value.name], [f"{value.name}::{wanted}"]))
-            value.name = f"{value.name}::{wanted}"
-        mapping[value.name] = wanted
-    wanted_names = set(mapping.values())
-    if len(wanted_names) != len(mapping):
-        raise ModelError(
-            f"an input and an output of the model have the same name: {sorted(mapping.values())}",
-            hint="give other names to the inputs, or return a tuple instead of a dict",
-        )
-    used = {name for node in protos.walk(graph.node) for name in (*node.input, *node.output)}
-    used |= {tensor.name for tensor in graph.initializer}
-    for clash in sorted(wanted_names & used - mapping.keys()):
-        mapping[clash] = f"{clash}::inner"
-    for one in protos.graphs(model):
-        for thing in (*one.input, *one.output, *one.value_info, *one.initializer):
-            thing.name = mapping.get(thing.name, thing.name)
-        for node in one.node:
-            node.input[:] = [mapping.get(name, name) for name in node.input]
-            node.output[:] = [mapping.get(name, name) for name in node.output]
 
 
 def _name_batch(model: onnx.ModelProto) -> None:
@@ -215,22 +175,51 @@ def _name_batch(model: onnx.ModelProto) -> None:
 
 
 def _verify(model: Model, program: Any, example: Example | None) -> None:
+    """On the example inputs; where axes are free, on inputs of other sizes too."""
     import torch
 
     leaves = example.leaves() if example else _made_up(model)
+    args, kwargs = (example.args, example.kwargs) if example else (tuple(leaves), {})
+    module = program.module()
+    _compare(model, module, args, kwargs)
+    if model.signature.free:
+        others = iter(_resized(model, leaves))
+        args, kwargs = torch.utils._pytree.tree_map(lambda leaf: None if leaf is None else next(others), (args, kwargs))
+        with contextlib.suppress(_Limits):
+            _compare(model, module, args, kwargs, within_limits=True)
+
+
+class _Limits(Exception):
+    """Sizes that the program itself does not take."""
+
+
+def _compare(model: Model, module: Any, args: Any, kwargs: Any, within_limits: bool = False) -> None:
+    import torch
+
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if leaf is not None]
     feeds = {spec.name: leaf.detach().cpu().numpy() for spec, leaf in zip(model.signature.inputs, leaves, strict=True)}
-    with torch.no_grad():
-        module = program.module()
-        answer = module(*example.args, **example.kwargs) if example else module(*leaves)
+    try:
+        with torch.no_grad():
+            answer = module(*args, **kwargs)
+    except (RuntimeError, AssertionError) as error:
+        if within_limits:  # one size more than the example's may be beyond what the module has positions for
+            raise _Limits from error
+        raise
     wanted = [leaf.detach().cpu().numpy() for leaf in torch.utils._pytree.tree_leaves(answer) if leaf is not None]
-    got = _run(model.path, feeds)
-    for spec, expected, actual in zip(model.signature.outputs, wanted, got, strict=True):
-        difference = disagreement(expected, actual)
-        if difference is not None:
-            raise VerificationFailed(
-                f"the ONNX graph of `{model.name}` does not compute what torch does: output `{spec.name}` {difference}",
-                hint="the exporter is wrong for this model: try another torch version, and report it to PyTorch",
-            )
+    agree(model, feeds, wanted, "torch", hint=_REPORT)
+
+
+def _resized(model: Model, leaves: Sequence[Any]) -> list[Any]:
+    """The example inputs with one row more along each free axis."""
+    import torch
+
+    found = []
+    for spec, leaf in zip(model.signature.inputs, leaves, strict=True):
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, str):
+                leaf = leaf.index_select(axis, torch.arange(leaf.shape[axis] + 1) % leaf.shape[axis])
+        found.append(leaf)
+    return found
 
 
 def _made_up(model: Model) -> list[Any]:
@@ -242,37 +231,3 @@ def _made_up(model: Model) -> list[Any]:
     shapes = {spec.name: [2 if isinstance(dim, str) else dim for dim in spec.shape] for spec in model.signature.inputs}
     made = sample(generate(model.signature, 1, 0, shapes), 0, model.signature)
     return [torch.from_numpy(made[spec.name]) for spec in model.signature.inputs]
-
-
-def _run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    # Before the import: afterwards ONNX Runtime has written its device id and looked up its collector.
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found: list[np.ndarray] = session.run(None, feeds)
-    return found
-
-
-def disagreement(expected: np.ndarray, actual: np.ndarray) -> str | None:
-    """How two outputs differ beyond rounding, in words; None if they agree."""
-    import numpy as np
-
-    if expected.shape != actual.shape or expected.dtype != actual.dtype:
-        return f"is {actual.dtype} {actual.shape}, torch's {expected.dtype} {expected.shape}"
-    if expected.dtype.kind not in "fc":
-        share = float(np.mean(expected != actual)) if expected.size else 0.0
-        return f"differs in {share:.1%} of its values" if share > 0.01 else None  # ties may fall either way
-    finite = np.isfinite(expected)
-    if not np.array_equal(finite, np.isfinite(actual)):
-        return "has NaN or infinity in other places"
-    if not finite.any():
-        return None
-    want, got = expected[finite].astype(np.float64), actual[finite].astype(np.float64)
-    spread = max(float(want.std()), float(np.abs(want).max()) * 1e-3)
-    error = float(np.abs(want - got).max())
-    return f"differs by {error:.2g}, at a spread of {spread:.2g}" if error > _TOLERANCE * spread + 1e-7 else None

@@ -1,4 +1,4 @@
-"""PyTorch: an `nn.Module`, a `.pt2` exported program, or `file.py:factory`, exported to ONNX and checked against torch.
+"""PyTorch: an `nn.Module` or a `.pt2` exported program, exported to ONNX and checked against torch.
 
 The exported program is kept beside the graph for the backends that start from it.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from portolan.core import userfile
-from portolan.core.frontend import FrontEnd, Shapes
+from portolan.core.frontend import FrontEnd, Made, Shapes
 from portolan.core.model import Model
-from portolan.errors import NoBackend, UsageError
+from portolan.errors import UsageError
+from portolan.frontends._needs import need
 
 if TYPE_CHECKING:
     from portolan.frontends._torch_inputs import Example
@@ -22,70 +22,44 @@ class Torch(FrontEnd):
     """Everything that starts from torch."""
 
     name = "torch"
-    forms = "a `.pt2` file, `file.py:factory`, an `nn.Module`"
+    forms = "a `.pt2` file, an `nn.Module`"
     distributions = ("torch", "onnxscript")
+    modules = ("torch", "onnxscript")
+    frameworks = ("torch", "torchvision", "timm", "transformers")
+    fix = "pip install 'portolan[torch]'"
 
     def accepts(self, source: object) -> bool:
         """By form: torch is not imported to look."""
         if isinstance(source, (str, Path)):
-            return Path(source).suffix.lower() == ".pt2" or userfile.is_reference(source)
+            return Path(source).suffix.lower() == ".pt2"
         return _is_module(source)
 
     def load(self, source: object, out: Path, shapes: Shapes | None = None, name: str | None = None) -> Model:
-        """See FrontEnd. A factory returns a module with `example_inputs`, or (module, inputs[, input names])."""
-        _need_torch(source)
-        if isinstance(source, (str, Path)) and not userfile.is_reference(source):
-            return _from_program(Path(source), out, shapes, name)
+        """See FrontEnd."""
+        need(self, source)
         if isinstance(source, (str, Path)):
-            made, called = _call(source), userfile.split(source)[1]
-        else:
-            made, called = source, type(source).__name__.lower()
-        return _from_module(made, out, shapes, name or called, str(source) if made is not source else called)
+            return _from_program(Path(source), out, shapes, name)
+        called = type(source).__name__.lower()
+        return self.convert(Made(source, source=called, called=called), out, shapes, name)
+
+    def convert(self, made: Made, out: Path, shapes: Shapes | None = None, name: str | None = None) -> Model:
+        """See FrontEnd; a module without example inputs may carry `example_inputs`."""
+        need(self, made.source)
+        from portolan.frontends import _torch_export as export
+        from portolan.frontends import _torch_inputs as inputs
+
+        module = made.thing
+        given = getattr(module, "example_inputs", None) if made.inputs is None else made.inputs
+        example = inputs.example(module, given, made.names, shapes or {}, made.source)
+        with inputs.evaluating(module):
+            program = export.program(module, example, made.source)
+            return export.to_onnx(program, example, out, name or made.called, made.source)
 
 
 def _is_module(source: object) -> bool:
     """Only code that has imported torch can have a module, so torch is not imported here to ask."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(source, torch.nn.Module)
-
-
-def _need_torch(source: object) -> None:
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        what = source if isinstance(source, (str, Path)) else type(source).__name__
-        raise NoBackend(
-            f"reading `{what}` needs torch, which is not installed", hint="pip install 'portolan[torch]'"
-        ) from error
-
-
-def _call(source: str | Path) -> Any:
-    factory = userfile.function(source)
-    with userfile.importing_from(userfile.split(source)[0].resolve().parent), userfile.blamed_on(source):
-        return factory()
-
-
-def _from_module(made: Any, out: Path, shapes: Shapes | None, name: str, source: str) -> Model:
-    from portolan.frontends import _torch_export as export
-    from portolan.frontends import _torch_inputs as inputs
-
-    module, given, names = _unpacked(made, source)
-    example = inputs.example(module, given, names, shapes or {}, source)
-    with inputs.evaluating(module):
-        program = export.program(module, example, source)
-        return export.to_onnx(program, example, out, name, source)
-
-
-def _unpacked(made: Any, source: str) -> tuple[Any, Any, list[str] | None]:
-    """The module, its example inputs and input names, from what a factory may return."""
-    parts = made if isinstance(made, tuple) else (made,)
-    if not _is_module(parts[0] if parts else None) or len(parts) > 3:
-        raise UsageError(
-            f"`{source}` gives {type(made).__name__}, expected an nn.Module",
-            hint="return the module, (module, example_inputs) or (module, example_inputs, input_names)",
-        )
-    given = parts[1] if len(parts) > 1 else getattr(parts[0], "example_inputs", None)
-    return parts[0], given, list(parts[2]) if len(parts) > 2 else None
 
 
 def _from_program(path: Path, out: Path, shapes: Shapes | None, name: str | None) -> Model:

@@ -256,10 +256,11 @@ def read_model(workspace: Workspace, source: str, shapes: Shapes | None = None) 
     if not front_end.distributions:
         return front_end.load(source, workspace.folder / "models", shapes)
     sizes = {name: list(shape) for name, shape in (shapes or {}).items()}
-    key = digest([_content(source), sizes, versions(front_end.distributions)])
+    python = frontends.interpreter(source)
+    key = digest([_content(source), sizes, versions(front_end.distributions, python)])
 
     def make(out: Path) -> dict[str, Any]:
-        with Worker() as worker:
+        with Worker(python=python) as worker:
             reply = worker.ask("convert", timeout=patience(_SECONDS), source=source, out=str(out), shapes=sizes or None)
         return {"model": reply.fields["model"], "scratch": str(out)}
 
@@ -268,10 +269,18 @@ def read_model(workspace: Workspace, source: str, shapes: Shapes | None = None) 
 
 
 def _content(source: str) -> list[str]:
-    """Hash of the file behind `FILE` or `FILE.py:FUNCTION`, and the function."""
+    """Hash of the file behind `FILE` or `FILE.py:FUNCTION`, or of every file of a folder, and the function."""
     name, _, function = source.partition(":")
     path = Path(name)
-    return [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else name, function]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return [digest([[str(p.relative_to(path)), _hash(p)] for p in files]), function]
+    return [_hash(path) if path.is_file() else name, function]
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _at(facts: Mapping[str, Any], folder: Path) -> Model:
@@ -292,8 +301,10 @@ def versions_of_passes(steps: Sequence[Step]) -> dict[str, str]:
     return versions([name for step in steps for name in registry.pass_(step.name).distributions])
 
 
-def versions(distributions: Sequence[str]) -> dict[str, str]:
-    """The version of Portolan and of each distribution."""
+def versions(distributions: Sequence[str], python: Sequence[str] | None = None) -> dict[str, str]:
+    """The version of Portolan and of each distribution, here or in the interpreter `python`."""
+    if python is not None:
+        return {"portolan": __version__, **interpreters.versions(python, distributions)}
     found = {"portolan": __version__}
     for name in distributions:
         try:
