@@ -25,11 +25,11 @@ $(VENV)/minilm: $(VENV)/torch
 	touch $@
 
 $(VENV)/test: $(VENV)/torch
-	$(PIP) install -q -c constraints.txt -e '.[openvino,torch,serve,test]'
+	$(PIP) install -q -c constraints.txt -e '.[openvino,torch,trees,serve,test]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/minilm $(VENV)/test
-	$(PIP) install -q -c constraints.txt -e '.[openvino,torch,serve,test,bench]' timm
+	$(PIP) install -q -c constraints.txt -e '.[openvino,torch,trees,serve,test,bench]' timm
 	touch $@
 
 demo: $(VENV)/core

@@ -13,7 +13,7 @@ import pytest
 from portolan.core.registry import FRONTENDS
 from portolan.errors import ModelError, NoBackend, UnknownName, UnsupportedOperator, UsageError, VerificationFailed
 from portolan.frontends import demo as demo_module
-from portolan.frontends import load
+from portolan.frontends import interpreter, load
 from portolan.testing.frontend import tiny_onnx
 
 
@@ -27,8 +27,7 @@ from portolan.testing.frontend import tiny_onnx
         ("m.joblib", "file.py:factory"),
         ("m.tflite", "tf2onnx.convert --tflite"),
         ("m.pb", "tf2onnx.convert --graphdef"),
-        ("m.keras", "format='onnx'"),
-        ("m.h5", "format='onnx'"),
+        ("m.h5", "model.save('model.keras')"),
         ("m.safetensors", "config.json"),
         ("m.xml", "`.onnx` file that it was converted from"),
         ("m.py", "m.py:factory"),
@@ -70,10 +69,6 @@ def test_folders(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load(tmp_path, out=tmp_path)
     assert caught.value.hint == f"give the file in it: `{tmp_path / 'm.onnx'}`"
-    (tmp_path / "saved_model.pb").write_bytes(b"")
-    with pytest.raises(ModelError) as caught:
-        load(tmp_path, out=tmp_path)
-    assert "--saved-model" in (caught.value.hint or "")
 
 
 def test_onnx_with_and_without_shapes(tmp_path: Path) -> None:
@@ -109,6 +104,29 @@ def test_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NoBackend, match="needs torch, which is not installed") as caught:
         load(tmp_path / "m.pt2", out=tmp_path)
     assert caught.value.hint == "pip install 'portolan[torch]'"
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("saved", "tensorflow"), ("net.keras", "tensorflow"), ("net.py:net", "jax")]
+)
+def test_without_the_other_frameworks(name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    (tmp_path / "net.py").write_text("import jax\n\ndef net(x):\n    return x\n")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(NoBackend, match=f"needs {package}") as caught:
+        load(tmp_path / name if ":" not in name else f"{tmp_path}/{name}", out=tmp_path / "out")
+    assert caught.value.hint == f"pip install 'portolan[{package}]'"
+
+
+def test_sources_are_read_where_their_packages_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setenv("PORTOLAN_PYTHON_JAX", "/there/python -u")
+    (tmp_path / "both.py").write_text("import torch\nfrom jax import numpy\n")
+    (tmp_path / "none.py").write_text("import json\n")
+    assert interpreter(f"{tmp_path / 'both.py'}:net") == ["/there/python", "-u"]
+    assert interpreter(f"{tmp_path / 'none.py'}:net") is None
+    assert interpreter(tmp_path / "m.onnx") is None
 
 
 MODULES = """

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 def load(model: Any, *, shapes: Shapes | None = None, out: str | Path | None = None, name: str | None = None) -> Model:
-    """Reads a model from an ONNX file, `.pt2`, `file.py:factory`, `demo:NAME`, or a torch `nn.Module`.
+    """Reads a model of any framework: a file or folder, `file.py:factory`, `demo:NAME`, or an object at hand.
+
+    A source whose packages live in another interpreter is read there.
 
     Args:
-        model: the source.
+        model: the source; `docs/reference/front-ends.md` lists the kinds.
         shapes: sizes by input name, for free dimensions and for modules.
         out: folder for files that are derived; a folder named after the model by default.
         name: what to call it.
@@ -26,7 +28,13 @@ def load(model: Any, *, shapes: Shapes | None = None, out: str | Path | None = N
     from portolan import frontends
 
     folder = Path(out) if out else Path(f"{name or 'model'}.loaded")
-    return frontends.load(model, out=folder, shapes=shapes, name=name)
+    python = frontends.interpreter(model) if isinstance(model, (str, Path)) else None
+    if python is None:
+        return frontends.load(model, out=folder, shapes=shapes, name=name)
+    from portolan.study.builder import converted
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return converted(python, str(Path(model).resolve()), folder.resolve(), shapes, name)
 
 
 def inspect(model: str | Path | Model, *, shapes: Shapes | None = None) -> Result:

@@ -31,9 +31,8 @@ _ADVICE = {
     ".joblib": _PICKLED_ESTIMATOR,
     ".tflite": "convert it: `python -m tf2onnx.convert --tflite model.tflite --output model.onnx`",
     ".pb": "convert it: `python -m tf2onnx.convert --graphdef model.pb --output model.onnx`",
-    ".keras": "export it from Keras: `model.export('model.onnx', format='onnx')`",
-    ".h5": "load it in Keras and export it: `model.export('model.onnx', format='onnx')`",
-    ".hdf5": "load it in Keras and export it: `model.export('model.onnx', format='onnx')`",
+    ".h5": "load it in Keras and save it in its present format: `model.save('model.keras')`",
+    ".hdf5": "load it in Keras and save it in its present format: `model.save('model.keras')`",
     ".ort": "give the `.onnx` file that it was made from",
     ".engine": "an engine is tied to one GPU: give the `.onnx` file that it was made from",
     ".xml": "give the `.onnx` file that it was converted from: OpenVINO's own format is read by OpenVINO alone",
@@ -94,8 +93,6 @@ def _refused(source: object, tried: list[FrontEnd]) -> ModelError | UsageError:
     if path.is_dir():
         inside = sorted(p for p in path.iterdir() if p.suffix in (".onnx", ".pt2"))
         advice = f"give the file in it: `{inside[0]}`" if inside else None
-        if (path / "saved_model.pb").is_file():
-            advice = f"convert it: `python -m tf2onnx.convert --saved-model {path} --output model.onnx`"
         return ModelError(f"`{source}` is a folder, not a model", hint=advice or f"give one of: {forms}")
     if advice is not None:
         return ModelError(f"`{source}` cannot be read directly", hint=advice.replace("{source}", str(source)))

@@ -14,15 +14,17 @@ from portolan.frontends._verify import first_line
 #: Operations that reach outside the graph. Restoring and saving variables are every SavedModel's own; they run on its
 #: own folder, and only the first when it is loaded.
 _OUTSIDE = ("ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc", "DebugIdentity",
-            "DebugIdentityV2", "DebugIdentityV3", "WriteSummary", "CreateSummaryFileWriter", "PrintV2", "TextLineReader",
-            "WholeFileReader", "FixedLengthRecordReader", "TFRecordReader", "DeleteRandomSeedGenerator",
-            "XlaHostCompute", "SendTPUEmbeddingGradients", "RemoteCall")  # fmt: skip
+            "DebugIdentityV2", "DebugIdentityV3", "WriteSummary", "CreateSummaryFileWriter", "TextLineReader",
+            "TextLineReaderV2", "WholeFileReader", "WholeFileReaderV2", "FixedLengthRecordReader", "TFRecordReader",
+            "RemoteCall")  # fmt: skip
 _OWN_CODE = "build the model in code of your own: `file.py:factory`"
 
 
-def saved_model(
-    folder: Path, wanted: str
-) -> tuple[Callable[..., Any], dict[str, tuple[str, Sequence[int | None]]], Any]:
+#: Per input, its type and its sizes, None where one is free.
+Axes = dict[str, tuple[str, Sequence[int | None]]]
+
+
+def saved_model(folder: Path, wanted: str) -> tuple[Callable[..., Any], Axes, Any]:
     """A SavedModel's signature as a function of named tensors, its inputs' types and sizes, and what keeps it alive.
 
     Raises:
@@ -47,7 +49,7 @@ def saved_model(
     chosen = wanted if wanted in signatures else sorted(signatures)[0]
     function = signatures[chosen]
     specs = function.structured_input_signature[1]
-    axes = {name: (spec.dtype.name, tuple(spec.shape)) for name, spec in sorted(specs.items())}
+    axes: Axes = {name: (spec.dtype.name, tuple(spec.shape)) for name, spec in sorted(specs.items())}
     return lambda **tensors: function(**tensors), axes, loaded
 
 
@@ -104,7 +106,8 @@ def _configuration(path: Path) -> Any:
             return json.loads(archive.read("config.json"))
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, RecursionError) as error:
         raise ModelError(
-            f"`{path}` is not a `.keras` file, or is damaged: {first_line(error)}", hint="write it again with `model.save`"
+            f"`{path}` is not a `.keras` file, or is damaged: {first_line(error)}",
+            hint="write it again with `model.save`",
         ) from error
 
 

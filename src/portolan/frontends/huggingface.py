@@ -174,7 +174,7 @@ def _wrapped(module: Any, names: list[str]) -> Any:
         if hasattr(module.config, key):
             setattr(module.config, key, False)
 
-    class Wrapped(torch.nn.Module):
+    class Wrapped(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = module

@@ -177,7 +177,7 @@ def _converted(
     import jax
     from jax2onnx import to_onnx
 
-    specs = [jax.ShapeDtypeStruct(tuple(axes[key]), value.dtype) for key, value in examples.items()]  # type: ignore[arg-type]
+    specs = [jax.ShapeDtypeStruct(tuple(axes[key]), value.dtype) for key, value in examples.items()]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

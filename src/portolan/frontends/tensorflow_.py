@@ -85,7 +85,7 @@ class TensorFlow(FrontEnd):
             raise UsageError(
                 f"`{made.source}` names {len(called)} inputs and has {len(inputs)}", hint="give one name per input"
             )
-        axes = {key: (str(t.dtype), tuple(t.shape)) for key, t in zip(called, inputs, strict=True)}
+        axes: files.Axes = {key: (str(t.dtype), tuple(t.shape)) for key, t in zip(called, inputs, strict=True)}
 
         def call(**tensors: Any) -> Any:
             values = [tensors[key] for key in called]
@@ -103,9 +103,7 @@ def _quiet() -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
 
 
-def _exported(
-    call: Call, axes: Mapping[str, tuple[str, Sequence[int | None]]], shapes: Shapes, out: Path, name: str, source: str
-) -> Model:
+def _exported(call: Call, axes: files.Axes, shapes: Shapes, out: Path, name: str, source: str) -> Model:
     """Converts `call`, whose inputs have these types and sizes, and compares; free axes at two sizes."""
     for key in shapes:
         if key not in axes:
@@ -150,8 +148,7 @@ def _converted(
         for i, key in enumerate(sized)
     ]
 
-    @tf.function(input_signature=specs)  # type: ignore[misc, unused-ignore]
-    def traced(*tensors: Any) -> list[Any]:
+    def outputs(*tensors: Any) -> list[Any]:
         return list(_flat(call(**dict(zip(sized, tensors, strict=True)))).values())
 
     try:
@@ -159,7 +156,9 @@ def _converted(
             warnings.simplefilter("ignore")
             names = list(_flat(call(**{k: tf.zeros([_SIZES[0] if isinstance(s, str) else s for s in sized[k]], types[k])
                                        for k in sized})))  # fmt: skip
-            proto, _ = tf2onnx.convert.from_function(traced, input_signature=specs, opset=OPSET)
+            proto, _ = tf2onnx.convert.from_function(
+                tf.function(outputs, input_signature=specs), input_signature=specs, opset=OPSET
+            )
     except Exception as error:  # tf2onnx raises ValueErrors and whatever tracing raises
         text = str(error)
         if "not supported" in text or "Custom" in text:

@@ -260,12 +260,22 @@ def read_model(workspace: Workspace, source: str, shapes: Shapes | None = None) 
     key = digest([_content(source), sizes, versions(front_end.distributions, python)])
 
     def make(out: Path) -> dict[str, Any]:
-        with Worker(python=python) as worker:
-            reply = worker.ask("convert", timeout=patience(_SECONDS), source=source, out=str(out), shapes=sizes or None)
-        return {"model": reply.fields["model"], "scratch": str(out)}
+        return {"model": converted(python, source, out, shapes).to_json(), "scratch": str(out)}
 
     folder, facts = workspace.build("models", key, make)
     return _at(facts, folder)
+
+
+def converted(
+    python: list[str] | None, source: str, out: Path, shapes: Shapes | None = None, name: str | None = None
+) -> Model:
+    """What the front end of `source` makes of it in a worker, its files in the folder `out`."""
+    sizes = {key: list(shape) for key, shape in (shapes or {}).items()}
+    with Worker(python=python) as worker:
+        reply = worker.ask(
+            "convert", timeout=patience(_SECONDS), source=source, out=str(out), shapes=sizes or None, name=name
+        )
+    return Model.from_json(reply.fields["model"])
 
 
 def _content(source: str) -> list[str]:

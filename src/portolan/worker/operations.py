@@ -194,12 +194,14 @@ class Operations:
         notes = [str(w.message) for w in said if w.category is UserWarning and str(w.message).startswith(f"`{name}`")]
         return {"model": result.to_json(), "seconds": time.perf_counter() - begin, "notes": notes}, {}
 
-    def convert(self, _: Feeds, source: str, out: str, shapes: Mapping[str, list[int | str]] | None) -> Answer:
+    def convert(
+        self, _: Feeds, source: str, out: str, shapes: Mapping[str, list[int | str]] | None, name: str | None = None
+    ) -> Answer:
         """Reads a model of any framework through its front end."""
         from portolan import frontends
 
         sized = {name: tuple(shape) for name, shape in shapes.items()} if shapes else None
-        return {"model": frontends.load(source, out=Path(out), shapes=sized).to_json()}, {}
+        return {"model": frontends.load(source, out=Path(out), shapes=sized, name=name).to_json()}, {}
 
     @property
     def _loaded(self) -> Executable:
