@@ -18,6 +18,7 @@ from portolan.core import registry, storage
 from portolan.core.backend import Backend
 from portolan.core.data import sample
 from portolan.core.frontend import Shapes
+from portolan.core.measurement import Measurement
 from portolan.core.model import Model
 from portolan.core.plain import parse_call
 from portolan.core.recipe import Recipe
@@ -101,6 +102,9 @@ def bench(
         for entry in entries:
             progress(f"building {entry.name}")
             line.add(entry)
+        if not line.arms:  # everything is simulated: there is nothing to race
+            quiet = {"aa_ratio": None, "lo": None, "hi": None, "ok": True}
+            return line.estimates({"arms": [], "ratios": [], "noise": quiet, "environment": environment(since)})
         outcome = race(
             line.arms,
             baseline=line.arms[0].name,
@@ -109,7 +113,8 @@ def bench(
             rng=np.random.default_rng(inputs.seed),
             progress=progress,
         )
-        return _answer(replace(outcome, failures={**line.failures, **outcome.failures}), line.arms, since)
+        outcome = replace(outcome, failures={**line.failures, **outcome.failures})
+        return line.estimates(_answer(outcome, line.arms, since))
 
 
 def _spread(
@@ -142,6 +147,7 @@ class _Line:
     Attributes:
         arms: those that could be built; the first one has to be.
         failures: why the others could not.
+        simulated: what simulated hardware says of its arms, by their names; they do not race.
     """
 
     stack: ExitStack
@@ -152,6 +158,7 @@ class _Line:
     native: bool
     arms: list[Arm] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    simulated: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _models: dict[str, Model] = field(default_factory=dict)
     _first: tuple[Entry, Signature, Feeds] | None = None
 
@@ -176,7 +183,21 @@ class _Line:
                 raise
             self.failures[entry.name] = error.message
         else:
-            self.arms.append(Arm(entry.name, partial(Session, compiled, feeds)))
+            if self.backends[compiled.backend].simulated:
+                self.simulated[entry.name] = dict(compiled.facts.get("estimate", {}))
+            else:
+                self.arms.append(Arm(entry.name, partial(Session, compiled, feeds)))
+
+    def estimates(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer with the arms that did not race: their time is an estimate of the simulation's, and says so."""
+        for name, estimate in self.simulated.items():
+            value = Measurement.of("latency_p50", 1e3 * float(estimate["seconds"])) if "seconds" in estimate else None
+            metrics = {} if value is None else {"latency_p50": replace(value, kind="estimated").to_json()}
+            answer["arms"].append({"name": name, "metrics": metrics, "reason": "its hardware is simulated"})
+            if metrics:
+                what = f"`{name}` was not timed: its latency is the simulation's estimate of {estimate.get('of', 'it')}"
+                answer.setdefault("notes", []).append(what)
+        return answer
 
     def _bundle(self, entry: Entry) -> Bundle | None:
         if not is_bundle(entry.source):

@@ -6,30 +6,20 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.site import installed
+
 PLUGINS = Path(__file__).parents[2] / "examples" / "plugins"
 
 
-@pytest.fixture
-def env(tmp_path: Path) -> dict[str, str]:
-    """An environment in which the example package is installed, as far as imports and entry points can tell."""
-    project = tomllib.loads((PLUGINS / "pyproject.toml").read_text())["project"]
-    info = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    groups = [f"[{group}]\n{_lines(entries)}" for group, entries in project["entry-points"].items()]
-    (info / "entry_points.txt").write_text("\n".join(groups))
-    path = [str(info.parent), str(PLUGINS), *filter(None, sys.path)]
-    return {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def _lines(entries: dict[str, str]) -> str:
-    return "".join(f"{name} = {place}\n" for name, place in entries.items())
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which pip has installed the example package."""
+    return installed("plugins", tmp_path_factory.mktemp("plugins"))
 
 
 def _python(env: dict[str, str], folder: Path, *args: str) -> str:

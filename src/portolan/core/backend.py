@@ -89,6 +89,9 @@ class Backend(ABC):
     heavy: ClassVar[bool] = False
     #: False keeps it out of searches unless it is named with `--backend`.
     searched: ClassVar[bool] = True
+    #: Whether its hardware is simulated: answers are real, and nothing is timed. `Executable.facts` then says under
+    #: `estimate` what the simulation makes of one sample: `{"seconds": ..., "of": ...}`.
+    simulated: ClassVar[bool] = False
 
     def probe(self, target: Target) -> Support:
         """Whether this backend can run on `target`, without importing the runtime."""

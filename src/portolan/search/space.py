@@ -174,6 +174,8 @@ def _unusable(backend: Backend, model: Model, target: Target) -> str | None:
     if not support.ready:
         reason = support.reason or f"`{backend.name}` cannot run on this target"
         return f"{reason}: {support.fix}" if support.fix else reason
+    if backend.simulated:
+        return f"the hardware of `{backend.name}` is simulated, so nothing on it can be measured: `bench` estimates"
     return backend.refuse(model, target)
 
 
