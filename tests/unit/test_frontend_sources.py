@@ -116,7 +116,7 @@ def test_without_the_other_frameworks(name: str, package: str, tmp_path: Path, m
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(NoBackend, match=f"needs {package}") as caught:
         load(tmp_path / name if ":" not in name else f"{tmp_path}/{name}", out=tmp_path / "out")
-    assert caught.value.hint == f"pip install 'portolan[{package}]'"
+    assert caught.value.hint == f"portolan env add {package}"
 
 
 def test_sources_are_read_where_their_packages_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

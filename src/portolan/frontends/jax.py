@@ -38,7 +38,7 @@ class Jax(FrontEnd):
     distributions = ("jax", "jaxlib", "jax2onnx", "onnxruntime")
     modules = ("jax", "jax2onnx", "onnxruntime")
     frameworks = ("jax", "flax", "equinox")
-    fix = "pip install 'portolan[jax]'"
+    fix = "portolan env add jax"
 
     def accepts(self, source: object) -> bool:
         """A function, where JAX is loaded: a file that names one belongs to the front end of factories."""

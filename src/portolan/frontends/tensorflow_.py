@@ -42,7 +42,7 @@ class TensorFlow(FrontEnd):
     distributions = ("tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnxruntime")
     modules = ("tensorflow", "tf2onnx", "onnxruntime")
     frameworks = ("tensorflow", "keras")
-    fix = "pip install 'portolan[tensorflow]'"
+    fix = "portolan env add tensorflow"
 
     def accepts(self, source: object) -> bool:
         """A folder with a `saved_model.pb`, the ending `.keras`, or a model where Keras is loaded."""

@@ -1,0 +1,222 @@
+"""Who runs what fastest: `python benchmarks/race_runtimes.py ZOO [NAME...] [--budget 4min] [--write]`.
+
+ZOO is the folder that `python benchmarks/models.py ZOO` fills; a gradient-boosted tree is made here. For each model, with
+whatever backends and environments are there (`portolan env list`, `portolan doctor`): `optimize` searches them all with
+exact outputs, then one interleaved race sets what it chose against every single backend at its best options in that
+search, over fresh processes. The answer must not be slower than any of them beyond the noise.
+
+Results go to ZOO/runtimes.json model by model: what is there is not measured again (`--again` does). `--write` puts the
+table of who wins where into docs/reference/who-wins-where.md. Exits 1 where the answer is slower than a backend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import portolan
+from portolan.errors import PortolanError
+
+MODELS = ("resnet50", "mobilenetv2", "vit", "bert", "gpt2", "minilm", "lstm", "trees")
+EXACT = "max_rel_error <= 0.001"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "who-wins-where.md"
+#: Never raced: the oracle and the test double are no runtimes that anybody would choose.
+ASIDE = ("reference", "fake")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; all by default")
+    parser.add_argument("--budget", default="4min", help="of each search and of each race")
+    parser.add_argument("--again", action="store_true", help="measure models that are in runtimes.json too")
+    parser.add_argument("--write", action="store_true", help="write the table into the docs")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(MODELS):
+        parser.error(f"no model named {', '.join(sorted(unknown))}: known are {', '.join(MODELS)}")
+    kept = given.zoo / "runtimes.json"
+    rows: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    for name in given.names or MODELS:
+        if given.again or name not in rows:
+            begin = time.monotonic()
+            rows[name] = measured(name, given.zoo, given.budget)
+            kept.write_text(json.dumps(rows, indent=1))
+            print(f"{name}: {time.monotonic() - begin:.0f} s")
+        show(name, rows[name])
+    if given.write:
+        PAGE.write_text(page(rows), encoding="utf-8")
+        print(f"wrote {PAGE.name}")
+    return int(any(slower(row) for row in rows.values()))
+
+
+def measured(name: str, zoo: Path, budget: str) -> dict[str, Any]:
+    """One model: the search over all backends, and the race of its answer against the best of each."""
+    source, data = model(name, zoo)
+    ready = {row["name"]: row["version"] for row in portolan.doctor()["backends"] if row["ready"]}
+    backends = {backend: version for backend, version in ready.items() if backend not in ASIDE}
+    study = portolan.optimize(
+        source, goals=["min latency_p50", EXACT], data=data, study=zoo / f"study-runtimes-{name}", budget=budget,
+        backend=[b for b in backends if not simulated(b)],
+    )  # fmt: skip
+    told = study.to_json()
+    best = best_of_each(told["trials"])
+    answer = told["best"] or told["baseline"]
+    arms = [arm(source, answer["recipe"])]
+    arms += [text for text in (arm(source, trial["recipe"]) for trial in best.values()) if text not in arms]
+    raced = portolan.bench(*arms, budget=budget) if len(arms) > 1 else None
+    return {
+        "versions": backends,
+        "host": f"{platform.machine()}, {processor()}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "budget": budget,
+        "chosen": answer["recipe"],
+        "arms": [] if raced is None else raced["arms"],
+        "ratios": [] if raced is None else raced["ratios"],
+        "noise": None if raced is None else raced["noise"],
+        "alone": None if raced is not None else answer["metrics"]["latency_p50"],
+        "out": out_of_it(told["trials"], backends, best),
+    }
+
+
+def simulated(name: str) -> bool:
+    """Whether nothing of a backend can be timed."""
+    from portolan.core import registry
+
+    return registry.backend(name).simulated
+
+
+def model(name: str, zoo: Path) -> tuple[str, str]:
+    """What `optimize` reads, and its data: the torch program where there is one, since some backends start from it."""
+    if name == "trees":
+        return trees(zoo)
+    program, graph, data = (zoo / f"{name}.{end}" for end in ("pt2", "onnx", "npz"))
+    return str(program if program.is_file() else graph), str(data)
+
+
+def trees(zoo: Path) -> tuple[str, str]:
+    """A gradient-boosted tree of 200 rounds on 30 features, through the front end of scikit-learn."""
+    import numpy as np
+    from sklearn.ensemble import GradientBoostingClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    path, data = zoo / "trees.onnx", zoo / "trees.npz"
+    if not (path.is_file() and data.is_file()):
+        rows = np.random.default_rng(0).standard_normal((4000, 30)).astype(np.float32)
+        labels = (rows[:, :6].prod(axis=1) + rows[:, 6] > 0).astype(int)
+        fitted = make_pipeline(StandardScaler(), GradientBoostingClassifier(n_estimators=200, random_state=0))
+        made = portolan.load(fitted.fit(rows, labels), out=zoo, name="trees")
+        np.savez(data, **{made.signature.inputs[0].name: rows[:256]})
+    return str(path), str(data)
+
+
+def best_of_each(trials: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Per backend, the fastest of its trials that keep the outputs."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for trial in trials:
+        latency = trial["metrics"].get("latency_p50")
+        if trial["status"] != "ok" or not trial["met"] or latency is None or trial["recipe"]["passes"]:
+            continue  # a race takes models as they are: what passes bring is another benchmark's question
+        name = trial["recipe"]["backend"]
+        if name not in found or latency["value"] < found[name]["metrics"]["latency_p50"]["value"]:
+            found[name] = trial
+    return found
+
+
+def out_of_it(trials: Iterable[Mapping[str, Any]], backends: Iterable[str], best: Mapping[str, Any]) -> dict[str, str]:
+    """Per backend without a place in the race, the first reason that the search was given."""
+    reasons: dict[str, str] = {}
+    for trial in trials:
+        name = trial["recipe"]["backend"]
+        if name not in best and trial.get("reason"):
+            reasons.setdefault(name, trial["reason"])
+    return {name: reasons.get(name, "not reached in the budget") for name in backends if name not in best}
+
+
+def arm(source: str, recipe: Mapping[str, Any]) -> str:
+    """The recipe as `bench` takes it; passes are left out, which exact ones barely change."""
+    options = ", ".join(f"{key}={value}" for key, value in recipe["options"].items())
+    return f"{source}@{recipe['backend']}({options})" if options else f"{source}@{recipe['backend']}"
+
+
+def processor() -> str:
+    """What the kernel calls the processor, and how many cores there are."""
+    import os
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def slower(row: Mapping[str, Any]) -> list[str]:
+    """The backends that are faster than the answer beyond the noise."""
+    return [backend_of(ratio["a"]) for ratio in row["ratios"] if ratio["verdict"] == "faster"]
+
+
+def backend_of(name: str) -> str:
+    """`openvino` of `model.onnx@openvino(threads=2)`."""
+    return name.rpartition("@")[2].partition("(")[0]
+
+
+def show(name: str, row: Mapping[str, Any]) -> None:
+    """One model, in a few lines."""
+    for one in row["arms"]:
+        latency = one["metrics"].get("latency_p50")
+        print(
+            f"{name:12} {backend_of(one['name']):14}", f"{latency['value']:8.3g} ms" if latency else one.get("reason")
+        )
+    for backend, why in row["out"].items():
+        print(f"{name:12} {backend:14} out: {why[:100]}")
+    print(f"{name:12} slower than: {', '.join(slower(row)) or 'none'}", flush=True)
+
+
+def page(rows: Mapping[str, Any]) -> str:
+    """The reference page: a table of times, the winner of each model in bold, and why others are not in it."""
+    first = next(iter(rows.values()))
+    backends = sorted({backend_of(a["name"]) for row in rows.values() for a in row["arms"]})
+    lines = [
+        "<!-- Written by benchmarks/race_runtimes.py: run it with --write. -->", "", "# Who wins where", "",
+        "For each model, `optimize` searched every backend that was there with exact outputs "
+        f"(`{EXACT}`), and one interleaved race over fresh processes set each backend, at its best options of that search, "
+        "beside its choice. Median milliseconds of one inference, batch 1; bold is the fastest; `=` marks what the race could "
+        "not tell from the choice. Weights are random but MiniLM's and the tree's, which is good for speed alone.", "",
+        f"Measured on {first['date']}, {first['host']}, a shared host: "
+        "`python benchmarks/race_runtimes.py ZOO --budget "
+        f"{first['budget']} --write` (ZOO: `python benchmarks/models.py ZOO`).", "",
+        "Versions: " + ", ".join(f"{n} {v}" for n, v in sorted(first["versions"].items())) + ".", "",
+        f"| model | {' | '.join(backends)} | chosen | slower than |", f"|---|{'---|' * len(backends)}---|---|",
+    ]  # fmt: skip
+    lines += [_line(name, rows[name], backends) for name in MODELS if name in rows]
+    lines += ["", "## Not in the race", "", "| model | backend | why |", "|---|---|---|"]
+    for name in MODELS:
+        for backend, why in rows[name]["out"].items() if name in rows else ():
+            lines.append(f"| {name} | {backend} | {why.replace('|', '/').splitlines()[0][:200]} |")
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, row: Mapping[str, Any], backends: Iterable[str]) -> str:
+    times = {backend_of(a["name"]): a["metrics"].get("latency_p50") for a in row["arms"]}
+    known = {backend: one["value"] for backend, one in times.items() if one}
+    fastest = min(known, key=lambda b: known[b]) if known else None
+    same = {backend_of(r["a"]) for r in row["ratios"] if r["verdict"] == "no significant difference"}
+    chosen = row["chosen"]["backend"]
+    cells = []
+    for backend in backends:
+        text = f"{known[backend]:.3g}" if backend in known else "-"
+        text = f"**{text}**" if backend == fastest else text
+        cells.append(f"{text} =" if backend in same else text)
+    return f"| {name} | {' | '.join(cells)} | {chosen} | {', '.join(slower(row)) or 'none'} |"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except PortolanError as error:
+        sys.exit(f"{error.message}\nhint: {error.hint}")
