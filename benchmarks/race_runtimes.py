@@ -1,9 +1,9 @@
 """Who runs what fastest: `python benchmarks/race_runtimes.py ZOO [NAME...] [--budget 4min] [--write]`.
 
-ZOO is the folder that `python benchmarks/models.py ZOO` fills; a gradient-boosted tree is made here. For each model, with
-whatever backends and environments are there (`portolan env list`, `portolan doctor`): `optimize` searches them all with
-exact outputs, then one interleaved race sets what it chose against every single backend at its best options in that
-search, over fresh processes. The answer must not be slower than any of them beyond the noise.
+ZOO is the folder that `python benchmarks/models.py ZOO` fills; a gradient-boosted tree is made here. For each model,
+with whatever backends and environments are there (`portolan doctor`): `optimize` searches them all with exact outputs,
+then one interleaved race sets what it chose against every single backend at its best options in that search, over fresh
+processes. The answer must not be slower than any of them beyond the noise.
 
 Results go to ZOO/runtimes.json model by model: what is there is not measured again (`--again` does). `--write` puts the
 table of who wins where into docs/reference/who-wins-where.md. Exits 1 where the answer is slower than a backend.
@@ -183,13 +183,13 @@ def page(rows: Mapping[str, Any]) -> str:
     backends = sorted({backend_of(a["name"]) for row in rows.values() for a in row["arms"]})
     lines = [
         "<!-- Written by benchmarks/race_runtimes.py: run it with --write. -->", "", "# Who wins where", "",
-        "For each model, `optimize` searched every backend that was there with exact outputs "
-        f"(`{EXACT}`), and one interleaved race over fresh processes set each backend, at its best options of that search, "
-        "beside its choice. Median milliseconds of one inference, batch 1; bold is the fastest; `=` marks what the race could "
+        f"For each model, `optimize` searched every backend that was there with exact outputs (`{EXACT}`), and one",
+        "interleaved race over fresh processes set each backend, at its best options of that search, beside its",
+        "choice. Median milliseconds of one inference, batch 1; bold is the fastest; `=` marks what the race could",
         "not tell from the choice. Weights are random but MiniLM's and the tree's, which is good for speed alone.", "",
-        f"Measured on {first['date']}, {first['host']}, a shared host: "
-        "`python benchmarks/race_runtimes.py ZOO --budget "
-        f"{first['budget']} --write` (ZOO: `python benchmarks/models.py ZOO`).", "",
+        f"Measured on {first['date']}, {first['host']}, on a shared host, by",
+        f"`python benchmarks/race_runtimes.py ZOO --budget {first['budget']} --write`; ZOO is made by",
+        "`python benchmarks/models.py ZOO`.", "",
         "Versions: " + ", ".join(f"{n} {v}" for n, v in sorted(first["versions"].items())) + ".", "",
         f"| model | {' | '.join(backends)} | chosen | slower than |", f"|---|{'---|' * len(backends)}---|---|",
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from portolan.core.model import Model
-from portolan.errors import ModelError, UnknownName, UsageError
+from portolan.errors import ModelError, UsageError
 from portolan.frontends.factory import factory
 from portolan.frontends.jax import jax
 from portolan.frontends.tensorflow_ import tensorflow
@@ -130,7 +130,7 @@ def test_saved_models(tmp_path: Path) -> None:
     assert (model.name, model.format) == ("saved", "tensorflow")
     sized = elsewhere.load(tensorflow, tmp_path / "saved", tmp_path / "out", {"image": (4, 8, 8, 3)})
     assert sized.signature.batch == 4
-    with pytest.raises(UnknownName):
+    with pytest.raises(UsageError, match="no input named `picture`"):
         elsewhere.load(tensorflow, tmp_path / "saved", tmp_path / "out", {"picture": (4, 8, 8, 3)})
     with pytest.raises(ModelError, match="reaches outside itself: `WriteFile`"):
         elsewhere.load(tensorflow, tmp_path / "writes", tmp_path / "out")

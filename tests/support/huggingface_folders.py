@@ -37,6 +37,6 @@ def _saved(model: str, config: str, folder: Path, **sizes: Any) -> Path:
     transformers = runtime("transformers")
     torch.manual_seed(0)
     if "Image" not in model:
-        sizes["vocab_size"] = 50
+        sizes["vocab_size"] = 200
     getattr(transformers, model)(getattr(transformers, config)(**sizes)).save_pretrained(folder)
     return folder

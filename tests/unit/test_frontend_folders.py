@@ -34,7 +34,7 @@ def test_other_families(tmp_path: Path) -> None:
     fixed = {"input_ids": (1, 8), "attention_mask": (1, 8)}
     model = load(folders.tiny_gpt2(tmp_path / "gpt2"), out=tmp_path / "out", shapes=fixed)
     assert [str(s) for s in model.signature.inputs] == ["input_ids:1x8 int64", "attention_mask:1x8 int64"]
-    assert [str(s) for s in model.signature.outputs] == ["logits:1x8x50 float32"]
+    assert [str(s) for s in model.signature.outputs] == ["logits:1x8x200 float32"]
 
 
 @pytest.fixture
