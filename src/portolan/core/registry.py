@@ -20,7 +20,7 @@ from portolan.core.frontend import FrontEnd
 from portolan.core.passes import Pass
 from portolan.errors import PortolanError, UnknownName
 
-Group = Literal["backends", "passes", "frontends", "targets", "platforms"]
+Group = Literal["backends", "passes", "frontends", "targets", "platforms", "languages"]
 _TYPES: dict[Group, type] = {"backends": Backend, "passes": Pass, "frontends": FrontEnd}
 _KINDS = {
     "backends": "backend",
@@ -28,9 +28,13 @@ _KINDS = {
     "frontends": "front end",
     "targets": "target",
     "platforms": "platform",
+    "languages": "language",
 }
-#: Where built-ins live, if not in the package that has the group's name: that of platforms is the verb's layer.
-_PACKAGES: dict[Group, str] = {"platforms": "portolan.deployment"}
+#: Where built-ins live, if not in the package that has the group's name.
+_PACKAGES: dict[Group, str] = {
+    "platforms": "portolan.deployment",
+    "languages": "portolan.kernels.languages",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ PASSES = Registry("passes")
 FRONTENDS = Registry("frontends")
 TARGETS = Registry("targets")
 PLATFORMS = Registry("platforms")
+LANGUAGES = Registry("languages")
 
 
 def _path(package: str) -> Sequence[str]:

@@ -1,6 +1,7 @@
 """The process in which compiled kernels run before they are trusted: whatever they do costs one trial.
 
-load  {name, path, kernel, symbols}             a library under a name
+probe {language} -> Here                        what can be done with a language here
+load  {name, language, path, kernel, symbols}   a program under a name
 run   {name, sizes, results}, tensors           one call; the results' bytes
 hold  {sizes, results}, tensors                 arguments to time with
 block {name, seconds, threads} -> {ms: [...]}   times calls on the arguments held
@@ -20,6 +21,7 @@ import numpy as np
 
 from portolan.errors import WorkerError
 from portolan.kernels.embed.session import Session, answered
+from portolan.kernels.language import Loaded, language, load
 from portolan.kernels.library import Library, Pool
 from portolan.worker.agent import serve
 from portolan.worker.frames import Frame
@@ -45,7 +47,7 @@ class Trials:
     """Libraries by name, and the arguments that are held to time them with."""
 
     def __init__(self) -> None:
-        self._libraries: dict[str, Library] = {}
+        self._libraries: dict[str, Loaded] = {}
         self._held: _Held | None = None
         self._pools: dict[int, Pool] = {}
         self._models: dict[str, Session] = {}
@@ -55,9 +57,10 @@ class Trials:
         fields = dict(request.fields)
         match fields["op"]:
             case "load":
-                path = Path(fields["path"])
-                self._libraries[fields["name"]] = Library(path, fields["kernel"], fields["symbols"])
+                self._libraries[fields["name"]] = _loaded(fields)
                 return {}, {}
+            case "probe":
+                return language(fields["language"]).probe().to_json(), {}
             case "run":
                 return self._run(fields, request.tensors)
             case "hold":
@@ -90,13 +93,21 @@ class Trials:
             raise WorkerError("no arguments are held")
         if threads not in self._pools:
             self._pools[threads] = Pool(threads)
-        pool, end = self._pools[threads], time.perf_counter() + seconds
+        call = library.held(held.arrays, held.sizes, self._pools[threads])
+        end = time.perf_counter() + seconds
         readings: list[float] = []
         while not readings or (time.perf_counter() < end and len(readings) < _MOST_CALLS):
             begun = time.perf_counter()
-            library(held.arrays, held.sizes, pool)
+            call()
             readings.append((time.perf_counter() - begun) * 1000)
         return readings
+
+
+def _loaded(fields: Mapping[str, Any]) -> Loaded:
+    path = Path(fields["path"])
+    if fields["language"] == "c":
+        return Library(path, fields["kernel"], fields["symbols"])
+    return load(fields["language"], path)
 
 
 def _given(tensors: Mapping[str, Array]) -> list[Array]:

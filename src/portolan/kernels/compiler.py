@@ -6,13 +6,19 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from portolan.core.target import Target
 from portolan.errors import NoBackend, PortolanError
+from portolan.kernels.candidates import candidates
+from portolan.kernels.lower.nest import Group, lower
+from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.place import digest, folder, write_whole
+from portolan.kernels.printers.c import CPrinter, prelude
+from portolan.kernels.tree import Program
 
 #: No -ffast-math: it breaks infinities and NaN, and linked into a library it turns denormals off for the whole process.
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
@@ -22,6 +28,11 @@ _SECONDS = 60.0
 
 class CompilerError(PortolanError):
     """The compiler refused a program, crashed or took too long."""
+
+
+def source(program: Program, schedules: Sequence[Schedule]) -> str:
+    """The C code of a kernel under schedules."""
+    return CPrinter().source(lower(program, schedules))
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,28 @@ class Compiler:
     argv: tuple[str, ...]
     version: str
     flags: tuple[str, ...] = (*FLAGS, "-march=native")
+
+    @property
+    def language(self) -> str:
+        """What workers load its libraries as."""
+        return "c"
+
+    @property
+    def versions(self) -> object:
+        """All that decides what it makes."""
+        return (self.version, self.flags, digest(prelude()))
+
+    def make(self, program: Program, schedules: Sequence[Schedule]) -> Path:
+        """The library of a kernel under schedules.
+
+        Raises:
+            CompilerError: it could not be compiled.
+        """
+        return self.build(source(program, schedules))
+
+    def options(self, program: Program, group: Group, target: Target, sizes: Mapping[str, int]) -> list[Schedule]:
+        """Layouts that the model of registers and reuse bets on."""
+        return candidates(program, group, target, sizes)
 
     def build(self, source: str, extra: Sequence[str] = ()) -> Path:
         """The shared library of `source`, from the cache or compiled now.

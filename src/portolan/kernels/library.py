@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from portolan.kernels.language import Loaded
 from portolan.kernels.printers.c import function_name
 
 Array = np.ndarray[Any, Any]
@@ -27,7 +28,7 @@ class _Entry:
     workspace: Any
 
 
-class Library:
+class Library(Loaded):
     """A loaded shared library.
 
     Args:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-from portolan.errors import UsageError
+from portolan.errors import UnsupportedOperator, UsageError
 
 
 class KernelError(UsageError):
     """A kernel that cannot be read, or that would read outside of its arrays."""
+
+
+def unprinted(what: str, language: str) -> UnsupportedOperator:
+    """The error of loops that hold what a language has no words for."""
+    return UnsupportedOperator(f"{language} has no words for {what}", hint="`--emit c` prints every kernel")
 
 
 @dataclass(frozen=True)

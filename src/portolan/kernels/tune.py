@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from portolan.core.interpreters import python_for
 from portolan.core.target import Target
 from portolan.errors import NoResult, PortolanError
 from portolan.kernels import place
-from portolan.kernels.candidates import candidates
-from portolan.kernels.compiler import Compiler
-from portolan.kernels.lower.nest import groups, lower
+from portolan.kernels.compiler import source
+from portolan.kernels.language import Maker
+from portolan.kernels.lower.nest import groups
 from portolan.kernels.lower.schedule import Schedule
-from portolan.kernels.printers.c import CPrinter, prelude
 from portolan.kernels.tree import Program
 from portolan.kernels.verify import AGENT, Judge, odd_cases, real_case, specs
 from portolan.measure.lock import measuring
@@ -33,6 +33,7 @@ _ROUNDS = 3
 _FINAL_ROUNDS = 8
 _SPARE = 4.0
 _SLOW = 1.5
+__all__ = ["Trial", "Tuned", "key", "recalled", "shape_class", "source", "tune"]
 
 
 @dataclass
@@ -92,21 +93,15 @@ def shape_class(sizes: Mapping[str, int]) -> str:
     return " ".join(f"{name}={2 ** round(float(np.log2(max(1, size))))}" for name, size in sorted(sizes.items()))
 
 
-def key(program: Program, sizes: Mapping[str, int], target: Target, compiler: Compiler) -> str:
+def key(program: Program, sizes: Mapping[str, int], target: Target, maker: Maker) -> str:
     """Under what a tuning is kept: the kernel, its shape class, the target and all that makes the code."""
     tree = repr((program.name, program.inputs, program.outputs, program.stages, program.values))
-    versions = (compiler.version, compiler.flags, place.digest(prelude()))
-    return place.digest(tree, shape_class(sizes), target.fingerprint, versions)
+    return place.digest(tree, shape_class(sizes), target.fingerprint, maker.versions)
 
 
-def source(program: Program, schedules: Sequence[Schedule]) -> str:
-    """The C code of a kernel under schedules."""
-    return CPrinter().source(lower(program, schedules))
-
-
-def recalled(program: Program, sizes: Mapping[str, int], target: Target, compiler: Compiler) -> Tuned | None:
+def recalled(program: Program, sizes: Mapping[str, int], target: Target, maker: Maker) -> Tuned | None:
     """What an earlier tuning found; None when there was none."""
-    found = place.recall(key(program, sizes, target, compiler))
+    found = place.recall(key(program, sizes, target, maker))
     try:
         return None if found is None else Tuned.from_json(found)
     except (KeyError, TypeError, ValueError):
@@ -117,7 +112,7 @@ def tune(
     program: Program,
     sizes: Mapping[str, int],
     target: Target,
-    compiler: Compiler,
+    maker: Maker,
     *,
     seed: int = 0,
     budget: float = 10.0,
@@ -131,18 +126,18 @@ def tune(
     begun = time.monotonic()
     told = progress or (lambda text: None)
     made = groups(program)
-    best = [candidates(program, g, target, sizes)[0] for g in made]
+    best = [maker.options(program, g, target, sizes)[0] for g in made]
     tried: list[Trial] = []
-    with Worker(module=AGENT) as worker, _compiling() as compiling:
+    with Worker(module=AGENT, python=python_for(maker.language)) as worker, _compiling() as compiling:
         rng = np.random.default_rng(seed)
         real = real_case(program, sizes, rng)
-        judge = Judge(program, [*odd_cases(program, best[0], rng), real], worker)
+        judge = Judge(program, [*odd_cases(program, best[0], rng), real], worker, maker.language)
         tensors = {f"a{n}": a for n, a in enumerate(real.arrays)}
         worker.ask("hold", timeout=patience(60), tensors=tensors, sizes=dict(sizes), results=specs(program, sizes))
         for number, group in enumerate(made):
             end = begun + (budget - _SPARE) * (number + 1) / len(made)
-            options = candidates(program, group, target, sizes)[:_CANDIDATES]
-            session = _Session(program, best, number, judge, compiler, told)
+            options = maker.options(program, group, target, sizes)[:_CANDIDATES]
+            session = _Session(program, best, number, judge, maker, told)
             trials = session.run(options, compiling, end)
             tried += trials
             good = [t for t in trials if t.blocks]
@@ -156,7 +151,7 @@ def tune(
     worst = max(t.error or 0.0 for t in tried if t.schedule in best)
     failed = sum(t.reason is not None for t in tried)
     found = Tuned(tuple(best), ms, worst, time.monotonic() - begun, (len(tried), failed))
-    place.remember(key(program, sizes, target, compiler), found.to_json())
+    place.remember(key(program, sizes, target, maker), found.to_json())
     return found
 
 
@@ -184,11 +179,11 @@ class _Session:
         best: Sequence[Schedule],
         number: int,
         judge: Judge,
-        compiler: Compiler,
+        maker: Maker,
         told: Progress,
     ) -> None:
         self.program, self.best, self.number = program, list(best), number
-        self.judge, self.compiler, self.told = judge, compiler, told
+        self.judge, self.maker, self.told = judge, maker, told
 
     def run(self, options: Sequence[Schedule], compiling: ThreadPoolExecutor, end: float) -> list[Trial]:
         """Compiles and checks until `end`, then times what is right, side by side."""
@@ -207,7 +202,7 @@ class _Session:
 
     def _compiled(self, schedule: Schedule) -> Path:
         whole = [*self.best[: self.number], schedule, *self.best[self.number + 1 :]]
-        return self.compiler.build(source(self.program, whole))
+        return self.maker.make(self.program, whole)
 
     def _name(self, trial: Trial) -> str:
         return str(trial.path)

@@ -106,8 +106,8 @@ def real_case(program: Program, sizes: Mapping[str, int], rng: np.random.Generat
 class Judge:
     """Holds the oracle's answers for cases, and runs variants on them in a worker."""
 
-    def __init__(self, program: Program, cases: Sequence[Case], worker: Worker) -> None:
-        self.program, self.cases, self.worker = program, cases, worker
+    def __init__(self, program: Program, cases: Sequence[Case], worker: Worker, language: str = "c") -> None:
+        self.program, self.cases, self.worker, self.language = program, cases, worker, language
         self._expected = [evaluate(program, _numbers(program, c.arrays), c.at) for c in cases]
 
     def model(self, name: str, path: Path, libraries: Sequence[Path] = ()) -> float:
@@ -140,6 +140,7 @@ class Judge:
         fields: dict[str, Any] = {
             "name": name,
             "path": str(path),
+            "language": self.language,
             "kernel": self.program.name,
             "symbols": list(self.program.symbols),
         }

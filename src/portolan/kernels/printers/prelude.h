@@ -6,49 +6,10 @@
 #define IN static inline __attribute__((always_inline, unused))
 #define BITS(T, x) ({ __typeof__(x) b_ = (x); T r_; memcpy(&r_, &b_, sizeof r_); r_; })
 
-/* Numbers alone ---------------------------------------------------------------------------------------------------- */
-IN int64_t p_min(int64_t a, int64_t b) { return a < b ? a : b; }
-IN int64_t p_max(int64_t a, int64_t b) { return a > b ? a : b; }
-IN int64_t p_floordiv(int64_t a, int64_t b) { if (!b) return 0; int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
-IN int64_t p_mod(int64_t a, int64_t b) { if (!b) return 0; int64_t r = a % b; return r && (r < 0) != (b < 0) ? r + b : r; }
-IN int64_t p_abs(int64_t a) { return a < 0 ? -a : a; }
-IN int64_t p_int(float x) { return x != x ? 0 : x <= -2147483648.f ? INT32_MIN : x >= 2147483648.f ? INT32_MAX : (int64_t)x; }
-IN float f_larger(float a, float b) { return a > b ? a : b; }
-IN float f_smaller(float a, float b) { return a < b ? a : b; }
-IN float f_min(float a, float b) { return a < b || a != a ? a : b; }
-IN float f_max(float a, float b) { return a > b || a != a ? a : b; }
-/* exp as the vectors below have it. Inline: a call would put every vector register on the stack. */
-IN float f_exp(float x) {
-  x = x > -104.5f ? x : x != x ? x : -104.5f; x = x < 89.f ? x : x != x ? x : 89.f;
-  float t = x * 1.44269504f + 12582912.f, n = t - 12582912.f;
-  float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = f * 1.9875691e-4f + 1.3981999e-3f; p = p * f + 8.3334519e-3f; p = p * f + 4.1665796e-2f;
-  p = p * f + 1.66666655e-1f; p = p * f + 0.5f; p = p * (f * f) + (f + 1.f);
-  int32_t m = x != x ? 0 : (int32_t)n, half = m / 2;
-  uint32_t a = (uint32_t)(half + 127) << 23, b = (uint32_t)(m - half + 127) << 23;
-  return p * BITS(float, a) * BITS(float, b);
-}
-IN float f_sigmoid(float x) { return 1.f / (1.f + f_exp(-x)); }
-IN float f_of_bf16(uint16_t x) { uint32_t u = (uint32_t)x << 16; return BITS(float, u); }
-IN uint16_t bf16_of_f(float x) {
-  uint32_t u = BITS(uint32_t, x);
-  return x != x ? (uint16_t)(u >> 16 | 64) : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-/* IEEE half by hand: no target needs a type for it. Denormals and rounding to even are exact. */
-IN float f_of_f16(uint16_t h) {
-  uint32_t u = (uint32_t)(h & 0x7fff) << 13, s = (uint32_t)(h & 0x8000) << 16;
-  float x = BITS(float, u) * 0x1p112f;
-  uint32_t r = BITS(uint32_t, x) | s;
-  if ((h & 0x7c00) == 0x7c00) r = s | 0x7f800000 | (uint32_t)(h & 0x3ff) << 13;
-  return BITS(float, r);
-}
-IN uint16_t f16_of_f(float x) {
-  uint32_t u = BITS(uint32_t, x), s = u >> 16 & 0x8000, a = u & 0x7fffffff;
-  if (a > 0x7f800000) return (uint16_t)(s | 0x7e00);
-  if (a >= 0x477ff000) return (uint16_t)(s | 0x7c00);
-  if (a < 0x38800000) { float t = BITS(float, a) + 0.5f; return (uint16_t)(s | (BITS(uint32_t, t) - 0x3f000000)); }
-  return (uint16_t)(s | ((a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13));
-}
+#define F_OF_BITS(u) BITS(float, u)
+#define BITS_OF_F(x) BITS(uint32_t, x)
+typedef int64_t place_t;
+#include "scalar.h"
 
 #if LANES > 1
 /* Vectors. aligned(4): loads of any place are legal. ---------------------------------------------------------------- */

@@ -25,28 +25,9 @@ from portolan.kernels.ir import (
     Write,
     X,
 )
+from portolan.kernels.printers.signs import INFIX
 
-_SIGNS = {
-    "add": "+",
-    "sub": "-",
-    "mul": "*",
-    "div": "/",
-    "floordiv": "//",
-    "mod": "%",
-    "lt": "<",
-    "le": "<=",
-    "gt": ">",
-    "ge": ">=",
-    "eq": "==",
-    "ne": "!=",
-    "and": "and",
-    "or": "or",
-    "shl": "<<",
-    "shr": ">>",
-    "bitand": "&",
-    "bitor": "|",
-    "bitxor": "^",
-}
+_SIGNS = {**INFIX, "floordiv": "//", "mod": "%", "and": "and", "or": "or"}
 
 
 def text(loops: Loops) -> str:
