@@ -13,9 +13,9 @@ from portolan.cli.console import Console
 
 @click.command("kernel", short_help="check, tune and compile a custom operator")
 @click.argument("file", type=click.Path(), metavar="FILE.py")
-@options.target
+@options.target_of("local is the CPU; opencl, cuda, triton or wgsl: what runs that language here.")
 @options.out("A folder for the libraries and their source.  [default: the cache keeps them]")
-@click.option("--emit", type=click.Choice(["c"]), metavar="LANGUAGE", help="Print the code in this language: c.")
+@click.option("--emit", metavar="LANGUAGE", help="Print the code: c, cuda, opencl, triton, wgsl, or a plug-in's.")
 @click.option("--arch", metavar="NAME", help="Compile for another processor: aarch64, riscv64, wasm32; needs zig.")
 @click.option("--onnx", metavar="OUT", help="Write each kernel as an ONNX function: OUT.onnx, or a folder.")
 @options.seed
@@ -26,7 +26,8 @@ def command(console: Console, /, file: str, emit: str | None, onnx: str | None, 
     """Check, tune and compile a custom operator.
 
     Works on every function under `@kernel` in the file, which is read and not run. A line such as
-    `shapes(tropical, i=512, k=512, j=512)` beside one names sizes to tune for.
+    `shapes(tropical, i=512, k=512, j=512)` beside one names sizes to tune for. `--dry-run` also says which languages
+    can run here, what is missing, and the command that adds it.
     """
     from portolan import kernels
     from portolan.cli import show_kernel

@@ -18,9 +18,10 @@ def kernels(data: Json, file: str, *, dry_run: bool = False) -> Answer:
     again = f"portolan kernel {shlex.quote(file)}"
     if dry_run:
         table = [["kernel", "sizes", "tile"], *([r["name"], _sizes(r), _tile(r)] for r in rows)]
-        return Answer(plain(columns(table)), f"would tune {_count(rows)}; nothing was written", next=[again])
+        verdict = f"would tune {_count(rows)}; nothing was written"
+        return Answer(plain([*columns(table), "", *_languages(data)]), verdict, next=[again])
     if any("latency" not in row for row in rows):
-        return _crossed(rows)
+        return _crossed(rows, data.get("language"))
     heads = ["kernel", "sizes", "time", "GFLOP/s", "GB/s", "error", "tile"]
     table = [heads, *(_row(r) for r in rows)]
     failed = sum(r["trials"]["failed"] for r in rows)
@@ -46,14 +47,32 @@ def functions(data: Json, *, dry_run: bool = False) -> Answer:
     )
 
 
-def _crossed(rows: list[Json]) -> Answer:
-    """Kernels for a processor that is not this one."""
+_LEVELS = {
+    "print": "is printed only",
+    "compile": "is compiled, not run",
+    "check": "is checked, not timed",
+    "time": "runs here",
+}
+
+
+def _languages(data: Json) -> list[str]:
+    """Of each language, what can be done with it here, and what adds more."""
+    table = [["language", "here", "by", "missing", "added by"]]
+    for row in data["languages"]:
+        table.append([row["name"], _LEVELS[row["level"]], row["version"], row["reason"] or "", row["fix"] or ""])
+    return columns(table)
+
+
+def _crossed(rows: list[Json], language: Json | None) -> Answer:
+    """Kernels for what is not here, or is only imitated."""
     errors = ["not tried" if r["max_abs_error"] is None else f"{r['max_abs_error']:.1e}" for r in rows]
     table = [["kernel", "for", "error", "file"]]
     table += [[r["name"], r["target"], e, r["artefact"]] for r, e in zip(rows, errors, strict=True)]
     tried = all(r["max_abs_error"] is not None for r in rows)
-    how = "checked against the oracle under qemu" if tried else "compiled only: nothing here runs them"
-    return Answer(plain(columns(table)), f"{_count(rows)} {how}")
+    where = language["version"] if language else "qemu"
+    how = f"checked against the oracle under {where}" if tried else "compiled only: nothing here runs them"
+    notes = [str(language["reason"])] if language and language["reason"] else []
+    return Answer(plain(columns(table)), f"{_count(rows)} {how}", notes=notes)
 
 
 def _row(row: Json) -> list[str]:

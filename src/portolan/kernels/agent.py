@@ -1,6 +1,7 @@
 """The process in which compiled kernels run before they are trusted: whatever they do costs one trial.
 
 probe {language} -> Here                        what can be done with a language here
+compile {language, places}                      machine code, by a language that makes it in this process
 load  {name, language, path, kernel, symbols}   a program under a name
 run   {name, sizes, results}, tensors           one call; the results' bytes
 hold  {sizes, results}, tensors                 arguments to time with
@@ -61,6 +62,10 @@ class Trials:
                 return {}, {}
             case "probe":
                 return language(fields["language"]).probe().to_json(), {}
+            case "compile":
+                found = language(fields["language"])
+                found.machine_code(Path(fields["source"]), Path(fields["out"]))
+                return {}, {}
             case "run":
                 return self._run(fields, request.tensors)
             case "hold":

@@ -12,12 +12,13 @@ from portolan.errors import UnknownName, UsageError
 from portolan.kernels.compiler import Compiler, find
 from portolan.kernels.cross import ARCHES, Arch, cross
 from portolan.kernels.decorated import Kernel
+from portolan.kernels.elsewhere import built, here, readiness
+from portolan.kernels.language import language as language_of
+from portolan.kernels.language import languages
 from portolan.kernels.place import write_whole
 from portolan.kernels.source import read_file
 from portolan.kernels.tune import recalled, source, tune
 from portolan.kernels.work import flops, traffic
-
-EMITTED = ("c",)
 
 
 def build(
@@ -35,7 +36,7 @@ def build(
 
     Args:
         file: the Python file.
-        target: where the kernels are to run; `local`.
+        target: where the kernels are to run: `local` is the CPU; the name of a language is what runs it here.
         arch: compile for another processor (`aarch64`, `riscv64`, `wasm32`) with zig, without tuning; needs `out`.
         out: a folder for the libraries and their source; the cache keeps them in any case.
         seed: of the arrays that are compared and timed.
@@ -45,13 +46,15 @@ def build(
 
     Returns:
         The `kernel` object of the contract; each kernel also has `sizes`, `latency`, `schedule`, `trials`, `cached`.
+        With `dry_run` also `languages`: of each, what can be done with it here.
 
     Raises:
         KernelError: a kernel means nothing; the error names its line.
-        NoBackend: there is no C compiler.
+        NoBackend: there is no C compiler, or nothing that runs the language.
         NoResult: a kernel for which no schedule gave a valid program.
     """
-    found = registry.TARGETS.get(target).detect()
+    in_language = target in languages()
+    found = registry.TARGETS.get("local" if in_language else target).detect()
     kernels = read_file(Path(file))
     jobs = []
     for item in kernels:
@@ -59,34 +62,42 @@ def build(
         kernel.sizes.extend(item.sizes)
         jobs += [(kernel, sizes) for sizes in item.sizes or (kernel.usual(),)]
     if dry_run:
-        return {"kernels": [_planned(k, sizes, found) for k, sizes in jobs]}
-    suffix = ".so" if arch is None else _arch(arch).suffix
+        return {"kernels": [_planned(k, sizes, found) for k, sizes in jobs], "languages": readiness()}
+    if in_language and arch is not None:
+        raise UsageError(f"`--arch {arch}` and `--target {target}` are two answers to one question", hint="give one")
+    suffix = language_of(target).suffix if in_language else ".so" if arch is None else _arch(arch).suffix
     folder = None if out is None else _folder(Path(out), [k.name + suffix for k, _ in jobs], force)
     if arch is not None:
         if folder is None:
             raise UsageError("kernels for another processor need a folder", hint=f"add `-o kernels-{arch}`")
         return {"kernels": [cross(k.program, sizes, arch, folder) for k, sizes in jobs]}
-    compiler = find()
-    rows = [_built(k, sizes, found, compiler, seed, progress) for k, sizes in jobs]
+    if in_language:
+        ready = here(target)
+        rows = [built(k.program, sizes, target, ready, found, seed=seed, progress=progress) for k, sizes in jobs]
+        more: dict[str, Any] = {"language": {"name": target, **ready.to_json()}}
+    else:
+        compiler, more = find(), {}
+        rows = [_built(k, sizes, found, compiler, seed, progress) for k, sizes in jobs]
     if folder is not None:
         for row in rows:
             row["artefact"] = str(_delivered(Path(row["artefact"]), folder, row["name"]))
-    return {"kernels": rows}
+    return {"kernels": rows, **more}
 
 
 def emitted(file: str | Path, language: str) -> str:
     """The code of every kernel of a file, for the first sizes it names.
 
     Raises:
-        UsageError: a language that is not there.
+        UnknownName: a language that is not there.
+        UnsupportedOperator: a kernel that the language has no words for.
     """
-    if language not in EMITTED:
-        raise UsageError(f"there is no printer for `{language}`", hint=f"known: {', '.join(EMITTED)}")
+    if language not in ("c", *languages()):
+        raise UnknownName("language", language, ["c", *languages()])
     parts = []
     for item in read_file(Path(file)):
         kernel = Kernel(item.program)
         kernel.sizes.extend(item.sizes)
-        parts.append(kernel.code())
+        parts.append(kernel.code(language=language))
     return "\n".join(parts)
 
 
@@ -147,6 +158,7 @@ def _folder(folder: Path, names: list[str], force: bool) -> Path:
 
 
 def _delivered(path: Path, folder: Path, name: str) -> Path:
-    for suffix in (".so", ".c"):
-        write_whole(folder / f"{name}{suffix}", path.with_suffix(suffix).read_bytes())
-    return folder / f"{name}.so"
+    """Copies a program and what lies beside it: its source, and how it is started."""
+    for file in sorted(path.parent.glob(f"{path.stem}.*")):
+        write_whole(folder / f"{name}{file.suffix}", file.read_bytes())
+    return folder / f"{name}{path.suffix}"

@@ -14,6 +14,7 @@ from portolan.kernels import place
 from portolan.kernels.arrays import checked_results, narrowed, results, taken, widened
 from portolan.kernels.candidates import default
 from portolan.kernels.compiler import Compiler, find
+from portolan.kernels.language import language as named
 from portolan.kernels.library import Library, Pool
 from portolan.kernels.lower.nest import groups, lower
 from portolan.kernels.lower.schedule import Schedule
@@ -93,9 +94,18 @@ class Kernel:
         """The loop program for sizes."""
         return text(lower(self.program, self.schedules(sizes or self.usual())))
 
-    def code(self, sizes: Mapping[str, int] | None = None) -> str:
-        """The C code for sizes."""
-        return source(self.program, self.schedules(sizes or self.usual()))
+    def code(self, sizes: Mapping[str, int] | None = None, language: str = "c") -> str:
+        """The code for sizes, in C or another language.
+
+        Raises:
+            UnknownName: no such language.
+            UnsupportedOperator: it has no words for this kernel.
+        """
+        wanted = sizes or self.usual()
+        if language == "c":
+            return source(self.program, self.schedules(wanted))
+        known = named(language)
+        return known.source(self.program, [known.schedules(self.program, g, wanted)[0] for g in groups(self.program)])
 
     def usual(self) -> Mapping[str, int]:
         """Sizes to work for: those that a `shapes` line names, else likely ones."""

@@ -22,7 +22,7 @@ from portolan.kernels.lower.nest import Group, lower
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.place import digest, folder, write_whole
 from portolan.kernels.plan import Plan
-from portolan.kernels.printers.threads import ThreadPrinter
+from portolan.kernels.printers.threads import Printer
 from portolan.kernels.tree import Program, Reduce, walk
 
 Array = np.ndarray[Any, Any]
@@ -90,15 +90,17 @@ class Language(ABC):
         about: one line on it.
         suffix: of a file of it.
         built: the suffix of what `compile` makes; `suffix` where a driver compiles at load.
+        ahead: the suffix of machine code that `compile_ahead` can make without the hardware; empty for none.
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
     suffix: ClassVar[str]
     built: ClassVar[str]
+    ahead: ClassVar[str] = ""
 
     @abstractmethod
-    def printer(self) -> ThreadPrinter:
+    def printer(self) -> Printer:
         """A fresh printer."""
 
     @abstractmethod
@@ -111,6 +113,16 @@ class Language(ABC):
         Raises:
             CompilerError: the compiler refused.
         """
+
+    def compile_ahead(self, source: Path, out: Path) -> None:  # noqa: B027 - few can
+        """Makes machine code that `load` does not need, where there is no hardware: at least it compiles.
+
+        Raises:
+            CompilerError: the compiler refused.
+        """
+
+    def machine_code(self, source: Path, out: Path) -> None:  # noqa: B027 - few can
+        """What `compile_ahead` asks a process of the language's own interpreter for."""
 
     @abstractmethod
     def load(self, path: Path, plan: Plan) -> Loaded:

@@ -89,26 +89,32 @@ class Plan:
         return found
 
 
-def plan(loops: Loops, entries: Mapping[tuple[int, int], str]) -> Plan:
-    """The plan of printed loops; `entries` names the function of each variant of each nest."""
+def plan(loops: Loops, entries: Mapping[tuple[int, int], str], *, stack: bool = False) -> Plan:
+    """The plan of printed loops.
+
+    Args:
+        loops: the loops.
+        entries: the name of the function of each variant of each nest.
+        stack: whether buffers of a constant size lie in scratch too.
+    """
     nests = tuple(
-        tuple(_step(entries[n, v], variant) for v, variant in enumerate(nest.variants))
+        tuple(_step(entries[n, v], variant, stack) for v, variant in enumerate(nest.variants))
         for n, nest in enumerate(loops.nests)
     )
     symbols = tuple(s.removeprefix("n_") for s in loops.sizes)
     return Plan(loops.name, symbols, tuple(a.dtype for a in loops.inputs), tuple(a.dtype for a in loops.outputs), nests)
 
 
-def _step(entry: str, variant: Variant) -> Step:
+def _step(entry: str, variant: Variant, stack: bool) -> Step:
     when = None if variant.when is None else written(variant.when)
-    return Step(entry, when, written(variant.tasks), written(scratch(variant)))
+    return Step(entry, when, written(variant.tasks), written(scratch(variant, stack)))
 
 
-def scratch(variant: Variant) -> X:
+def scratch(variant: Variant, stack: bool) -> X:
     """Words of scratch that a task needs."""
     total: X = Lit(0)
     for s in statements(variant.body):
-        if isinstance(s, Alloc) and s.space == "workspace":
+        if isinstance(s, Alloc) and (stack or s.space == "workspace"):
             total = add(total, s.size)
     return total
 

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from portolan.testing.backend import BackendContract
     from portolan.testing.frontend import FrontendContract
+    from portolan.testing.languages import LanguageContract
     from portolan.testing.passes import PassContract
 
-_PLACES = {"BackendContract": "backend", "FrontendContract": "frontend", "PassContract": "passes"}
-__all__ = ["BackendContract", "FrontendContract", "PassContract"]
+_PLACES = {
+    "BackendContract": "backend",
+    "FrontendContract": "frontend",
+    "LanguageContract": "languages",
+    "PassContract": "passes",
+}
+__all__ = ["BackendContract", "FrontendContract", "LanguageContract", "PassContract"]
 
 
 def __getattr__(name: str) -> Any:

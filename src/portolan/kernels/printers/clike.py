@@ -14,6 +14,7 @@ from portolan.kernels.ir import (
     Acc,
     Alloc,
     Do,
+    Fetch,
     For,
     If,
     Let,
@@ -95,7 +96,7 @@ class CLikePrinter:
                 return [f"{name} = {self.x(value)};"]
             case Write():
                 return [self.write(s)]
-            case Alloc(space="workspace"):
+            case Alloc(space="workspace") | Fetch():
                 return []
             case Alloc(name=name, base=base, size=size):
                 kind = self.words.holds["f32" if base == "f" else "i32"]

@@ -6,7 +6,7 @@ constant size lies in one buffer of scratch, neighbouring threads' words side by
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 from portolan.kernels.ir import Alloc, Array, Lit, Loops, Variant, X, add, statements
 from portolan.kernels.lower.plain import plain
@@ -15,8 +15,31 @@ from portolan.kernels.printers.clike import CLikePrinter, Words
 from portolan.kernels.trouble import unprinted
 
 
-class ThreadPrinter(CLikePrinter):
-    """Prints loops as functions that run in one thread for each task."""
+def ascii_name(name: str) -> str:
+    """A name of Python's as one that every language takes."""
+    return name if name.isascii() else "u" + name.encode().hex()
+
+
+class Printer(ABC):
+    """Prints loops as functions that are started for a number of tasks."""
+
+    loops: Loops
+
+    @abstractmethod
+    def source(self, loops: Loops) -> str:
+        """The whole program."""
+
+    @abstractmethod
+    def plan(self, loops: Loops) -> Plan:
+        """How the program is started."""
+
+    def entry(self, nest: int, variant: int) -> str:
+        """The name of a function."""
+        return f"portolan_{ascii_name(self.loops.name)}_{nest}_{variant}"
+
+
+class ThreadPrinter(CLikePrinter, Printer):
+    """Prints loops in a language like C, as functions that run in one thread for each task."""
 
     def __init__(self) -> None:
         self.scratch: dict[str, X] = {}
@@ -45,9 +68,9 @@ class ThreadPrinter(CLikePrinter):
         names = {(n, v): self.entry(n, v) for n, nest in enumerate(loops.nests) for v in range(len(nest.variants))}
         return plan(loops, names)
 
-    def entry(self, nest: int, variant: int) -> str:
-        """The name of a function."""
-        return f"portolan_{self.loops.name}_{nest}_{variant}"
+    def array(self, name: str) -> str:
+        """The variable that holds an array or a buffer."""
+        return ascii_name(super().array(name))
 
     def _variant(self, name: str, variant: Variant) -> str:
         self.scratch, place = {}, Lit(0)
