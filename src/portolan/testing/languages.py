@@ -97,7 +97,7 @@ class LanguageContract:
     def test_a_kernel_is_printed_or_refused(self, name: str) -> None:
         """The same text each time, for every layout; or a reason."""
         program = kernels()[name].program
-        for layout in layouts(self.language, name, 99):
+        for layout in layouts(self.language, name, self.layouts):
             if name in self.refused:
                 with pytest.raises(UnsupportedOperator) as caught:
                     self.language.source(program, layout)
