@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from portolan.kernels.elsewhere import here
+from portolan.kernels.language import Here
 from portolan.kernels.languages.cuda import cuda
 from portolan.kernels.languages.opencl import opencl
 from portolan.kernels.languages.triton import triton
 from portolan.kernels.languages.wgsl import wgsl
 from portolan.testing import LanguageContract
+
+CUDA = Path(__file__).parents[1] / "support" / "cuda"
 
 
 class TestOpenCL(LanguageContract):
@@ -17,6 +27,29 @@ class TestOpenCL(LanguageContract):
 
 class TestCUDA(LanguageContract):
     language = cuda
+
+
+@pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("g++")), reason="needs gcc and g++")
+class TestCUDAWithoutAGPU(LanguageContract):
+    """The code and the calls of the driver, with a compiler and a driver that make threads of loops."""
+
+    language = cuda
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def there(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+        folder = tmp_path_factory.mktemp("driver")
+        driver, compiler = folder / "libcuda.so", folder / "nvcc"
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", driver, CUDA / "driver.c", "-ldl"], check=True)
+        compiler.write_text(f'#!/bin/sh\nexec {sys.executable} {CUDA / "nvcc.py"} "$@"\n')
+        compiler.chmod(0o755)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PORTOLAN_CACHE", str(folder / "cache"))
+            patch.setenv("PORTOLAN_NVCC", str(compiler))
+            patch.setenv("PORTOLAN_LIBCUDA", str(driver))
+            found = here("cuda")
+            assert (found.level, found.version) == ("time", "nvcc 0.0, no GPU, driver 13.0")
+            yield found
 
 
 @pytest.mark.browser

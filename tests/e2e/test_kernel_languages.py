@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,11 +30,11 @@ shapes(tropical, i=40, k=24, j=33)
 
 
 @pytest.fixture
-def ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PORTOLAN_CACHE", str(tmp_path / "cache"))
     Path("ops.py").write_text(OPS)
-    yield Path("ops.py")
+    return Path("ops.py")
 
 
 def ready(name: str, *levels: str) -> Here:
@@ -101,6 +100,15 @@ def test_cuda_is_compiled_without_a_gpu(ops: Path) -> None:
     (row,) = kernels.build(ops, target="cuda", out="out")["kernels"]
     assert Path(row["artefact"]).read_bytes()[:4] == b"\x50\xed\x55\xba", "a fat binary"
     assert {p.suffix for p in Path("out").iterdir()} == {".cu", ".fatbin", ".json"}
+
+
+@pytest.mark.hardware
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_gpu_is_tuned_for_and_timed(name: str, ops: Path) -> None:
+    ready(name, "time")
+    (row,) = kernels.build(ops, target=name)["kernels"]
+    assert row["max_abs_error"] < 1e-5
+    assert row["latency"]["value"] > 0
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def kernels(data: Json, file: str, *, dry_run: bool = False) -> Answer:
     if dry_run:
         table = [["kernel", "sizes", "tile"], *([r["name"], _sizes(r), _tile(r)] for r in rows)]
         verdict = f"would tune {_count(rows)}; nothing was written"
-        return Answer(plain([*columns(table), "", *_languages(data)]), verdict, next=[again])
+        return Answer(plain([*columns(table), "", *_languages(data)]), verdict, next=[again], notes=_missing(data))
     if any("latency" not in row for row in rows):
         return _crossed(rows, data.get("language"))
     heads = ["kernel", "sizes", "time", "GFLOP/s", "GB/s", "error", "tile"]
@@ -56,11 +56,14 @@ _LEVELS = {
 
 
 def _languages(data: Json) -> list[str]:
-    """Of each language, what can be done with it here, and what adds more."""
-    table = [["language", "here", "by", "missing", "added by"]]
-    for row in data["languages"]:
-        table.append([row["name"], _LEVELS[row["level"]], row["version"], row["reason"] or "", row["fix"] or ""])
-    return columns(table)
+    """Of each language, what can be done with it here."""
+    return columns([[row["name"], _LEVELS[row["level"]], row["version"]] for row in data["languages"]])
+
+
+def _missing(data: Json) -> list[str]:
+    """Why there is not more, and what adds it."""
+    rows = [row for row in data["languages"] if row["reason"]]
+    return ["; ".join(filter(None, (f"{row['name']}: {row['reason']}", row["fix"]))) for row in rows]
 
 
 def _crossed(rows: list[Json], language: Json | None) -> Answer:

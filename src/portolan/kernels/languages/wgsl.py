@@ -34,7 +34,7 @@ class WGSL(Language):
             return Here("print", reason="there is no Chromium", fix="apt install chromium")
         asked = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=False)
         reason = "checked in software: this says nothing about speed"
-        return Here("check", f"{asked.stdout.strip()}, SwiftShader", reason=reason)
+        return Here("check", f"{' '.join(asked.stdout.split()[:2])}, SwiftShader", reason=reason)
 
     def load(self, path: Path, plan: Plan) -> Loaded:
         """In the browser of this process."""

@@ -1,0 +1,50 @@
+"""An nvcc for machines without a GPU: CUDA C++ as C++, with one function beside each kernel that runs its threads."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SHIM = """
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+struct Three { unsigned x; };
+static thread_local Three blockIdx, blockDim, threadIdx;
+#define __global__
+#define __device__
+#define __launch_bounds__(n)
+#define __forceinline__ inline
+static inline float __uint_as_float(unsigned u) { float x; memcpy(&x, &u, 4); return x; }
+static inline float __int_as_float(int u) { return __uint_as_float((unsigned)u); }
+static inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
+#undef INFINITY
+#undef NAN
+#undef INT32_MIN
+#undef INT32_MAX
+"""
+KERNEL = re.compile(r'^extern "C" __global__ void __launch_bounds__\(\d+\) (\w+)\((.*)\) \{', re.MULTILINE)
+
+
+def launcher(name: str, params: str) -> str:
+    types = [re.sub(r"\w+$", "", p).strip().replace("__restrict__", "") for p in params.split(", ")]
+    args = ", ".join(f"*({t} *)p[{n}]" for n, t in enumerate(types))
+    head = f'extern "C" void launch_{name}(void **p, unsigned grid, unsigned block) {{ blockDim.x = block;'
+    blocks = "for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++)"
+    threads = "for (threadIdx.x = 0; threadIdx.x < block; threadIdx.x++)"
+    return f"{head} {blocks} {threads} {name}({args}); }}\n"
+
+
+def main(args: list[str]) -> int:
+    if args == ["--version"]:
+        print("Cuda compilation tools, release 0.0, for no GPU")
+        return 0
+    out, source = args[args.index("-o") + 1], Path(args[-1]).read_text(encoding="utf-8")
+    code = SHIM + source + "".join(launcher(*found.groups()) for found in KERNEL.finditer(source))
+    command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-x", "c++", "-", "-o", out]
+    return subprocess.run(command, input=code, text=True, check=False).returncode
+
+
+sys.exit(main(sys.argv[1:]))
