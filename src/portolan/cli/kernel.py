@@ -16,7 +16,7 @@ from portolan.cli.console import Console
 @options.target_of("local is the CPU; opencl, cuda, triton or wgsl: what runs that language here.")
 @options.out("A folder for the libraries and their source.  [default: the cache keeps them]")
 @click.option("--emit", metavar="LANGUAGE", help="Print the code: c, cuda, opencl, triton, wgsl, or a plug-in's.")
-@click.option("--arch", metavar="NAME", help="Compile for another processor: aarch64, riscv64, wasm32; needs zig.")
+@click.option("--arch", metavar="NAME", help="Compile for aarch64, riscv64, riscv64v or wasm32; needs zig.")
 @click.option("--onnx", metavar="OUT", help="Write each kernel as an ONNX function: OUT.onnx, or a folder.")
 @options.seed
 @options.writes

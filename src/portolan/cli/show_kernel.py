@@ -72,8 +72,8 @@ def _crossed(rows: list[Json], language: Json | None) -> Answer:
     table = [["kernel", "for", "error", "file"]]
     table += [[r["name"], r["target"], e, r["artefact"]] for r, e in zip(rows, errors, strict=True)]
     tried = all(r["max_abs_error"] is not None for r in rows)
-    where = language["version"] if language else "qemu"
-    how = f"checked against the oracle under {where}" if tried else "compiled only: nothing here runs them"
+    where = f"under {language['version']}" if language else "where they run"
+    how = f"checked against the oracle {where}" if tried else "compiled only: nothing here runs them"
     notes = [str(language["reason"])] if language and language["reason"] else []
     return Answer(plain(columns(table)), f"{_count(rows)} {how}", notes=notes)
 

@@ -37,7 +37,8 @@ def build(
     Args:
         file: the Python file.
         target: where the kernels are to run: `local` is the CPU; the name of a language is what runs it here.
-        arch: compile for another processor (`aarch64`, `riscv64`, `wasm32`) with zig, without tuning; needs `out`.
+        arch: compile for another processor (`aarch64`, `riscv64`, `riscv64v`, `wasm32`) with zig, without tuning; needs
+            `out`.
         out: a folder for the libraries and their source; the cache keeps them in any case.
         seed: of the arrays that are compared and timed.
         force: overwrite what is in `out`.

@@ -30,7 +30,11 @@ def lanes(target: Target) -> int:
     """Numbers in the vectors of a target: vectors wider than its registers are spilled on every use."""
     if target.has("avx512f"):
         return 16
-    return 8 if target.has("avx2") or target.has("avx") else 4
+    if target.has("avx2", "avx"):
+        return 8
+    # A vector unit that may be missing: without it the compiler makes numbers alone of vectors, and spills them.
+    optional = {"riscv64": "v", "wasm32": "simd128"}.get(target.arch)
+    return 1 if optional is not None and not target.has(optional) else 4
 
 
 def registers(target: Target) -> int:

@@ -1,4 +1,4 @@
-"""Kernels for other processors: compiled by `zig cc`, which brings every target's headers, and tried under qemu.
+"""Kernels for other processors: compiled by `zig cc`, which brings every target's headers, and tried under qemu or Node.
 
 There is no tuning for a processor that is not here: the layout is the one that the model likes best.
 """
@@ -38,22 +38,49 @@ class Arch:
     """A kind of processor that kernels can be compiled for.
 
     Attributes:
+        arch: of the target record; the width of vectors follows from it and from the features.
+        features: as in a target record.
         triple: zig's name for it, for a library.
-        runs: zig's name for a program that needs nothing else, to try it; empty where nothing runs it here.
+        runs: zig's name for a program that needs nothing else, to try it.
+        by: what runs that program here, with its arguments.
         suffix: of the library's file.
-        flags: of its own.
+        flags: of its own, for libraries and programs.
+        library: for libraries only.
     """
 
+    arch: str
+    features: tuple[str, ...]
     triple: str
     runs: str
-    suffix: str
-    flags: tuple[str, ...] = ("-shared", "-fPIC")
+    by: tuple[str, ...]
+    suffix: str = ".so"
+    flags: tuple[str, ...] = ()
+    library: tuple[str, ...] = ("-shared", "-fPIC")
 
 
+_WASI = """
+import { WASI } from "node:wasi";
+import { readFileSync } from "node:fs";
+const wasi = new WASI({ version: "preview1", returnOnExit: true });
+const { instance } = await WebAssembly.instantiate(readFileSync(process.argv[1]), wasi.getImportObject());
+process.exitCode = wasi.start(instance);
+"""
+_NODE = ("node", "--no-warnings", "--input-type=module", "-e", _WASI, "--")
+_REACTOR = ("-mexec-model=reactor", "-Wl,--export-dynamic")
 ARCHES: Mapping[str, Arch] = {
-    "aarch64": Arch("aarch64-linux-gnu", "aarch64-linux-musl", ".so"),
-    "riscv64": Arch("riscv64-linux-gnu", "riscv64-linux-musl", ".so"),
-    "wasm32": Arch("wasm32-wasi", "", ".wasm", ("-msimd128", "-mexec-model=reactor", "-Wl,--export-dynamic")),
+    "aarch64": Arch("aarch64", ("asimd",), "aarch64-linux-gnu", "aarch64-linux-musl", ("qemu-aarch64",)),
+    "riscv64": Arch("riscv64", (), "riscv64-linux-gnu", "riscv64-linux-musl", ("qemu-riscv64",)),
+    "riscv64v": Arch(
+        "riscv64",
+        ("v",),
+        "riscv64-linux-gnu",
+        "riscv64-linux-musl",
+        ("qemu-riscv64", "-cpu", "rv64,v=true"),
+        flags=("-mcpu=baseline_rv64+v",),
+    ),
+    "wasm32": Arch(
+        "wasm32", ("simd128",), "wasm32-wasi", "wasm32-wasi", _NODE, ".wasm", flags=("-msimd128",), library=_REACTOR
+    ),
 }
 _PROGRAM = """
 #include <stdio.h>
@@ -107,7 +134,7 @@ def _compile(argv: Sequence[str], code: str, flags: Sequence[str], out: Path) ->
 
 
 def cross(program: Program, sizes: Mapping[str, int], arch: str, folder: Path) -> dict[str, Any]:
-    """Compiles a kernel for another processor into `folder`, and tries it under qemu where that is installed.
+    """Compiles a kernel for another processor into `folder`, and tries it where what runs it is installed.
 
     Returns:
         A row of the `kernel` object; `max_abs_error` is null where nothing could run it.
@@ -115,23 +142,22 @@ def cross(program: Program, sizes: Mapping[str, int], arch: str, folder: Path) -
     Raises:
         NoBackend: zig is not there.
         CompilerError: it could not be compiled.
-        VerificationFailed: under qemu it differs from the oracle.
+        VerificationFailed: it differs from the oracle there.
     """
     found, argv = ARCHES[arch], zig()
-    target = Target(arch, "emulated", arch, (), 1, 0)
+    target = Target(arch, "emulated", found.arch, found.features, 1, 0)
     schedules = [default(program, g, target, sizes) for g in groups(program)]
     code = source(program, schedules)
     error = None
     with tempfile.TemporaryDirectory(prefix="portolan-cross-") as name:
         library = Path(name) / f"{program.name}{found.suffix}"
-        _compile(argv, code, ("-target", found.triple, *found.flags), library)
-        emulator = shutil.which(f"qemu-{arch}") if found.runs else None
-        if emulator is not None:
+        _compile(argv, code, ("-target", found.triple, *found.flags, *found.library), library)
+        if shutil.which(found.by[0]) is not None:
             binary = Path(name) / "tried"
             whole = code + _PROGRAM.replace("NAME", function_name(program.name))
-            _compile(argv, whole, ("-target", found.runs, "-static"), binary)
+            _compile(argv, whole, ("-target", found.runs, "-static", *found.flags), binary)
             cases = odd_cases(program, schedules[0], np.random.default_rng(0))
-            error = max(_tried([emulator, str(binary)], program, case) for case in cases)
+            error = max(_tried([*found.by, str(binary)], program, case) for case in cases)
         path = folder / library.name
         write_whole(path, library.read_bytes())
         write_whole(path.with_suffix(".c"), code.encode())

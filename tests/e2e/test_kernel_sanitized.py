@@ -1,0 +1,78 @@
+"""The printed C under the address sanitizer: no read or write outside of an array, at sizes around every edge."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from portolan.kernels.candidates import candidates
+from portolan.kernels.compiler import find
+from portolan.kernels.lower.nest import groups
+from portolan.kernels.tune import source
+from portolan.targets.local import local
+from support import operators
+
+pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler")
+#: Those for every day: masks on both sides of a row, rankings, places out of arrays, stages.
+DAILY = ("causal_conv", "gathered", "knn", "window_attention")
+SANITIZED = """
+import sys
+import numpy as np
+from support import operators
+from portolan.kernels.library import Library
+from portolan.kernels.arrays import results
+from portolan.kernels.verify import odd_cases
+name, path, more = sys.argv[1:]
+kernel = operators.EVERY[name]
+library = Library(path, kernel.name, kernel.program.symbols)
+schedule = kernel.schedules(dict.fromkeys(kernel.program.symbols, 40))[0]
+for case in odd_cases(kernel.program, schedule, np.random.default_rng(5), number=10):
+    # Each array ends where its memory does, so that one read too many is seen.
+    arrays = [np.frombuffer(bytearray(a.tobytes()), a.dtype).reshape(a.shape) for a in case.arrays]
+    sizes = {symbol: size + int(more) for symbol, size in case.sizes.items()}
+    library([*arrays, *results(kernel.program, case.sizes)], sizes)
+"""
+
+
+def sanitized(name: str, more: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs a kernel at odd sizes, each said to be larger by `more` than it is."""
+    compiler = find()
+    asked = [compiler.argv[0], "-print-file-name=libasan.so"]
+    runtime = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(runtime).is_file():
+        pytest.skip("needs the address sanitizer of gcc")
+    program = operators.EVERY[name].program
+    sizes = dict.fromkeys(program.symbols, 40)
+    best = [candidates(program, g, local.detect(), sizes)[0] for g in groups(program)]
+    path = compiler.build(source(program, best), ("-fsanitize=address", "-g", "-O1"))
+    env = {**os.environ, "LD_PRELOAD": runtime, "PYTHONMALLOC": "malloc", "ASAN_OPTIONS": "detect_leaks=0"}
+    env["PYTHONPATH"] = os.pathsep.join([*sys.path, str(Path(__file__).parents[1])])
+    command = [sys.executable, "-c", SANITIZED, name, str(path), str(more)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PORTOLAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in DAILY else pytest.mark.slow) for n in operators.EVERY]
+)
+def test_no_read_or_write_outside(name: str) -> None:
+    ran = sanitized(name)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+def test_one_element_too_many_is_seen() -> None:
+    ran = sanitized("matmul", 1)
+    assert ran.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in ran.stderr
