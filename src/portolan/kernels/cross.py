@@ -1,4 +1,4 @@
-"""Kernels for other processors: compiled by `zig cc`, which brings every target's headers, and tried under qemu or Node.
+"""Kernels for other processors: compiled by `zig cc`, which brings every target's headers; tried under qemu or Node.
 
 There is no tuning for a processor that is not here: the layout is the one that the model likes best.
 """
