@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,8 @@ def test_code_that_the_compiler_refuses(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(ops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Golden: a language that is mistyped, one that nothing here runs, two answers to one question."""
     monkeypatch.setattr(
-        "portolan.kernels.build.here",
+        sys.modules["portolan.kernels.build"],
+        "here",
         lambda name: Here("print", reason="pyopencl is not installed", fix="pip install 'portolan[opencl]'"),
     )
     calls = {

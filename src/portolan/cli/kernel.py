@@ -13,7 +13,7 @@ from portolan.cli.console import Console
 
 @click.command("kernel", short_help="check, tune and compile a custom operator")
 @click.argument("file", type=click.Path(), metavar="FILE.py")
-@options.target_of("local is the CPU; opencl, cuda, triton or wgsl: what runs that language here.")
+@options.target
 @options.out("A folder for the libraries and their source.  [default: the cache keeps them]")
 @click.option("--emit", metavar="LANGUAGE", help="Print the code: c, cuda, opencl, triton, wgsl, or a plug-in's.")
 @click.option("--arch", metavar="NAME", help="Compile for aarch64, riscv64, riscv64v or wasm32; needs zig.")
@@ -26,8 +26,9 @@ def command(console: Console, /, file: str, emit: str | None, onnx: str | None, 
     """Check, tune and compile a custom operator.
 
     Works on every function under `@kernel` in the file, which is read and not run. A line such as
-    `shapes(tropical, i=512, k=512, j=512)` beside one names sizes to tune for. `--dry-run` also says which languages
-    can run here, what is missing, and the command that adds it.
+    `shapes(tropical, i=512, k=512, j=512)` beside one names sizes to tune for. `--target` also takes a
+    language (cuda, opencl, triton, wgsl): the hardware that runs it here. `--dry-run` says which can, what is missing,
+    and the command that adds it.
     """
     from portolan import kernels
     from portolan.cli import show_kernel

@@ -234,14 +234,11 @@ def replicas(function: Function) -> Function:
     return click.option("--replicas", type=Replicas(), metavar="MIN..MAX", help=text)(function)
 
 
-def target_of(help: str) -> Decorator:
-    """`-t/--target`, with what it may be."""
-    return click.option("-t", "--target", default="local", metavar="TARGET", help=help)
-
-
 def target(function: Function) -> Function:
     """`-t/--target`."""
-    return target_of("Where the model is to run.")(function)
+    return click.option("-t", "--target", default="local", metavar="TARGET", help="Where the model is to run.")(
+        function
+    )
 
 
 def goal(function: Function) -> Function:

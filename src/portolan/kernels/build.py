@@ -55,6 +55,8 @@ def build(
         NoResult: a kernel for which no schedule gave a valid program.
     """
     in_language = target in languages()
+    if not in_language and target not in (names := registry.TARGETS.names()):
+        raise UnknownName("target", target, [*names, *languages()])
     found = registry.TARGETS.get("local" if in_language else target).detect()
     kernels = read_file(Path(file))
     jobs = []
@@ -161,5 +163,5 @@ def _folder(folder: Path, names: list[str], force: bool) -> Path:
 def _delivered(path: Path, folder: Path, name: str) -> Path:
     """Copies a program and what lies beside it: its source, and how it is started."""
     for file in sorted(path.parent.glob(f"{path.stem}.*")):
-        write_whole(folder / f"{name}{file.suffix}", file.read_bytes())
+        write_whole(folder / f"{name}{file.name.removeprefix(path.stem)}", file.read_bytes())
     return folder / f"{name}{path.suffix}"
