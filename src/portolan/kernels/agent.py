@@ -63,8 +63,8 @@ class Trials:
             case "probe":
                 return language(fields["language"]).probe().to_json(), {}
             case "compile":
-                found = language(fields["language"])
-                found.machine_code(Path(fields["source"]), Path(fields["out"]))
+                places = {key: Path(place) for key, place in fields["places"].items()}
+                language(fields["language"]).machine_code(**places)
                 return {}, {}
             case "run":
                 return self._run(fields, request.tensors)

@@ -115,10 +115,11 @@ class TritonPrinter(Printer):
                 return []
             case If(condition=condition, body=body, other=other):
                 mask = self._mask()
-                lines = [f"{mask} = {on} & ({self.x(condition, on)})", *self._block(body, mask)]
+                holds = f"(tl.where({self.x(condition, on)}, 1, 0) + zero)"
+                lines = [f"{mask} = {on} & ({holds} != 0)", *self._block(body, mask)]
                 if other:
                     rest = self._mask()
-                    lines += [f"{rest} = {on} & (({self.x(condition, on)}) == 0)", *self._block(other, rest)]
+                    lines += [f"{rest} = {on} & ({holds} == 0)", *self._block(other, rest)]
                 return lines
             case For():
                 return self._loop(s, on)
