@@ -5,8 +5,9 @@ with whatever backends and environments are there (`portolan doctor`): `optimize
 then one interleaved race sets what it chose against every single backend at its best options in that search, over fresh
 processes. The answer must not be slower than any of them beyond the noise.
 
-Results go to ZOO/runtimes.json model by model: what is there is not measured again (`--again` does). `--write` puts the
-table of who wins where into docs/reference/who-wins-where.md. Exits 1 where the answer is slower than a backend.
+Results go to ZOO/runtimes.json model by model: what is there is not raced again (`--again` does), and a search goes on
+where it was. `--search` stops before the races, which want a machine that does nothing else. `--write` puts the table
+of who wins where into docs/reference/who-wins-where.md. Exits 1 where the answer is slower than a backend.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def main() -> int:
     parser.add_argument("zoo", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; all by default")
     parser.add_argument("--budget", default="4min", help="of each search and of each race")
-    parser.add_argument("--again", action="store_true", help="measure models that are in runtimes.json too")
+    parser.add_argument("--search", action="store_true", help="only search and compile; a later run races")
+    parser.add_argument("--again", action="store_true", help="race models that are in runtimes.json too")
     parser.add_argument("--write", action="store_true", help="write the table into the docs")
     given = parser.parse_args()
     if unknown := set(given.names) - set(MODELS):
@@ -44,44 +46,68 @@ def main() -> int:
     kept = given.zoo / "runtimes.json"
     rows: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     for name in given.names or MODELS:
-        if given.again or name not in rows:
+        if name not in rows or given.again:
             begin = time.monotonic()
-            rows[name] = measured(name, given.zoo, given.budget)
-            kept.write_text(json.dumps(rows, indent=1))
-            print(f"{name}: {time.monotonic() - begin:.0f} s")
-        show(name, rows[name])
+            found = searched(name, given.zoo, given.budget)
+            if not given.search:
+                rows[name] = found | raced(found, given.zoo / f"bundles-{name}", given.budget)
+                kept.write_text(json.dumps(rows, indent=1))
+            print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
+        if name in rows:
+            show(name, rows[name])
     if given.write:
         PAGE.write_text(page(rows), encoding="utf-8")
         print(f"wrote {PAGE.name}")
     return int(any(slower(row) for row in rows.values()))
 
 
-def measured(name: str, zoo: Path, budget: str) -> dict[str, Any]:
-    """One model: the search over all backends, and the race of its answer against the best of each."""
+def searched(name: str, zoo: Path, budget: str) -> dict[str, Any]:
+    """One model: the search over all backends, and a bundle of the best trial of each, the answer's first."""
+    folder, kept = zoo / f"bundles-{name}", zoo / f"bundles-{name}" / "found.json"
+    if kept.is_file():
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
     source, data = model(name, zoo)
     ready = {row["name"]: row["version"] for row in portolan.doctor()["backends"] if row["ready"]}
-    backends = {backend: version for backend, version in ready.items() if backend not in ASIDE}
-    study = portolan.optimize(
-        source, goals=["min latency_p50", EXACT], data=data, study=zoo / f"study-runtimes-{name}", budget=budget,
-        backend=[b for b in backends if not simulated(b)],
-    )  # fmt: skip
-    told = study.to_json()
-    best = best_of_each(told["trials"])
+    backends = {one: version for one, version in ready.items() if one not in ASIDE and not simulated(one)}
+    study = zoo / f"study-runtimes-{name}"
+    told = portolan.optimize(
+        source, goals=["min latency_p50", EXACT], data=data, study=study, budget=budget, backend=list(backends)
+    ).to_json()
     answer = told["best"] or told["baseline"]
-    arms = [arm(source, answer["recipe"])]
-    arms += [text for text in (arm(source, trial["recipe"]) for trial in best.values()) if text not in arms]
-    raced = portolan.bench(*arms, budget=budget) if len(arms) > 1 else None
-    return {
+    best = best_of_each(told["trials"])
+    best[answer["recipe"]["backend"]] = answer
+    folder.mkdir(exist_ok=True)
+    out = out_of_it(told["trials"], backends, best)
+    for backend, trial in best.items():
+        try:
+            portolan.pack(study, trial=trial["id"], out=folder / f"{backend}.portolan", force=True)
+        except PortolanError as error:
+            out[backend] = error.message
+    found = {
         "versions": backends,
         "host": f"{platform.machine()}, {processor()}",
+        "chosen": answer["recipe"],
+        "recipes": {backend: trial["recipe"] for backend, trial in best.items()},
+        "seconds": told["seconds"],
+        "out": out,
+    }
+    kept.write_text(json.dumps(found, indent=1))
+    return found
+
+
+def raced(found: Mapping[str, Any], folder: Path, budget: str) -> dict[str, Any]:
+    """The race of the bundles, what was chosen as the baseline."""
+    chosen = found["chosen"]["backend"]
+    others = sorted(path.stem for path in folder.glob("*.portolan") if path.stem != chosen)
+    # Native code in a bundle runs for who packed it, which is this script.
+    outcome = portolan.bench(*(folder / f"{n}.portolan" for n in (chosen, *others)), budget=budget, native=True)
+    return {
         "date": datetime.now(UTC).date().isoformat(),
         "budget": budget,
-        "chosen": answer["recipe"],
-        "arms": [] if raced is None else raced["arms"],
-        "ratios": [] if raced is None else raced["ratios"],
-        "noise": None if raced is None else raced["noise"],
-        "alone": None if raced is not None else answer["metrics"]["latency_p50"],
-        "out": out_of_it(told["trials"], backends, best),
+        "arms": outcome["arms"],
+        "ratios": outcome["ratios"],
+        "noise": outcome["noise"],
     }
 
 
@@ -122,8 +148,8 @@ def best_of_each(trials: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, 
     found: dict[str, Mapping[str, Any]] = {}
     for trial in trials:
         latency = trial["metrics"].get("latency_p50")
-        if trial["status"] != "ok" or not trial["met"] or latency is None or trial["recipe"]["passes"]:
-            continue  # a race takes models as they are: what passes bring is another benchmark's question
+        if trial["status"] != "ok" or not trial["met"] or latency is None:
+            continue
         name = trial["recipe"]["backend"]
         if name not in found or latency["value"] < found[name]["metrics"]["latency_p50"]["value"]:
             found[name] = trial
@@ -138,12 +164,6 @@ def out_of_it(trials: Iterable[Mapping[str, Any]], backends: Iterable[str], best
         if name not in best and trial.get("reason"):
             reasons.setdefault(name, trial["reason"])
     return {name: reasons.get(name, "not reached in the budget") for name in backends if name not in best}
-
-
-def arm(source: str, recipe: Mapping[str, Any]) -> str:
-    """The recipe as `bench` takes it; passes are left out, which exact ones barely change."""
-    options = ", ".join(f"{key}={value}" for key, value in recipe["options"].items())
-    return f"{source}@{recipe['backend']}({options})" if options else f"{source}@{recipe['backend']}"
 
 
 def processor() -> str:
@@ -161,8 +181,8 @@ def slower(row: Mapping[str, Any]) -> list[str]:
 
 
 def backend_of(name: str) -> str:
-    """`openvino` of `model.onnx@openvino(threads=2)`."""
-    return name.rpartition("@")[2].partition("(")[0]
+    """`openvino` of `bundles-vit/openvino.portolan`."""
+    return Path(name).stem
 
 
 def show(name: str, row: Mapping[str, Any]) -> None:
