@@ -24,7 +24,7 @@ from portolan.core.plain import parse_call
 from portolan.core.recipe import Recipe
 from portolan.core.signature import Signature
 from portolan.core.target import Target
-from portolan.errors import NoBackend, UsageError, WorkerError
+from portolan.errors import ModelError, NoBackend, UsageError, WorkerError
 from portolan.measure.environment import environment, ticks
 from portolan.measure.race import Arm, race
 from portolan.measure.result import Race
@@ -44,12 +44,13 @@ Feeds = list[dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One arm: a name, and a model with a backend, or a bundle."""
+    """One arm: a name, and a model with a backend, or a bundle; `asked`, unless it is there for being ready."""
 
     name: str
     source: str
     backend: str | None = None
     options: Mapping[str, Any] | None = None
+    asked: bool = True
 
 
 def parse_entry(text: str) -> Entry:
@@ -121,12 +122,13 @@ def _spread(
     entries: Sequence[Entry], wanted: Sequence[str] | None, found: Mapping[str, Backend], target: Target
 ) -> list[Entry]:
     """An arm per backend where backends are named, and for a single model without any, one per ready backend."""
-    chosen = list(wanted or ())
+    chosen, asked = list(wanted or ()), True
     for name in chosen:
         registry.backend(name)
     if not chosen and len(entries) == 1 and entries[0].backend is None and not is_bundle(entries[0].source):
         chosen = [n for n, b in found.items() if b.searched and not b.needs_program and b.probe(target).ready]
         chosen.sort(key=lambda name: name != "onnxruntime")
+        asked = False
     spread = []
     for entry in entries:
         if entry.backend is not None or is_bundle(entry.source):
@@ -134,10 +136,9 @@ def _spread(
             continue
         for name in chosen or ["onnxruntime"]:
             label = f"{entry.source}@{name}" if len(chosen) > 1 else entry.name
-            spread.append(Entry(label, entry.source, name, registry.backend(name).schema.check({})))
+            spread.append(Entry(label, entry.source, name, registry.backend(name).schema.check({}), asked))
     names = [e.name for e in spread]
-    return [Entry(f"{e.name}#{i}" if names.count(e.name) > 1 else e.name, e.source, e.backend, e.options)
-            for i, e in enumerate(spread)]  # fmt: skip
+    return [replace(e, name=f"{e.name}#{i}") if names.count(e.name) > 1 else e for i, e in enumerate(spread)]
 
 
 @dataclass
@@ -178,8 +179,9 @@ class _Line:
         _same_inputs(first, expected, entry, signature)
         try:
             compiled = self._compile(entry) if bundle is None else _from_bundle(bundle)
-        except WorkerError as error:
-            if not self.arms:
+        except (WorkerError, NoBackend, ModelError) as error:
+            # A backend that was asked for by name has to work; one that is there by itself may not have the operators.
+            if not self.arms or (entry.asked and not isinstance(error, WorkerError)):
                 raise
             self.failures[entry.name] = error.message
         else:

@@ -53,7 +53,16 @@ def test_strided_tensors_arrive_whole() -> None:
     assert np.array_equal(frames.decode(reader(written({}, {"a": array}))).tensors["a"], array)
 
 
-@pytest.mark.parametrize("array", [np.array(["text"]), np.array([object()]), np.zeros(2, ">f4")])
+@pytest.mark.parametrize(
+    "array",
+    [np.array([["a", "schön"], ["", "日本"]]), np.array(["a", "bc"], object), np.array([], object), np.array([""])],
+)
+def test_strings_arrive_as_strings(array: np.ndarray) -> None:
+    got = frames.decode(reader(written({}, {"a": array}))).tensors["a"]
+    assert (got.dtype.kind, got.shape, got.tolist()) == ("U", array.shape, array.tolist())
+
+
+@pytest.mark.parametrize("array", [np.array(["text", 3], object), np.array([object()]), np.zeros(2, ">f4")])
 def test_types_that_cannot_cross_are_refused(array: np.ndarray) -> None:
     with pytest.raises(WorkerError, match="cannot be sent"):
         written({}, {"a": array})
@@ -76,6 +85,8 @@ def forged(header: Any, body: bytes = b"") -> bytes:
         [],
         {},
         {"fields": {}, "tensors": [["a", "object", [1]]]},
+        {"fields": {}, "tensors": [["a", "U9999999999", [1]]]},
+        {"fields": {}, "tensors": [["a", "U0", [1]]]},
         {"fields": {}, "tensors": [["a", "float32", [-1]]]},
         {"fields": {}, "tensors": [["a", "float32", [1.5]]]},
         {"fields": {}, "tensors": [["a", "float32", [1 << 62, 1 << 62]]]},

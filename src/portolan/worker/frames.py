@@ -2,13 +2,15 @@
 
     "PTLN" | header bytes, u32 | body bytes, u64 | header (JSON, UTF-8) | body (tensors in order, C layout)
 
-The header is `{"fields": {...}, "tensors": [[name, dtype, shape], ...]}`. All integers are little-endian.
+The header is `{"fields": {...}, "tensors": [[name, dtype, shape], ...]}`. All integers are little-endian. Strings cross
+as NumPy holds them: `U12` is 12 code points of 32 bits for each.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ import numpy as np
 
 from portolan.errors import WorkerError
 
+_TEXT = re.compile(r"U[1-9]\d{0,5}")
 MAGIC = b"PTLN"
 PREFIX = struct.Struct("<4sIQ")
 MAX_HEADER = 16 * 2**20
@@ -40,13 +43,13 @@ def encode(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Iter
     """The frame as buffers to write one after another; tensor bytes are not copied when contiguous.
 
     Raises:
-        WorkerError: a tensor's element type cannot cross (strings, objects).
+        WorkerError: a tensor's element type cannot cross (objects that are no strings).
     """
-    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    arrays = {name: _plain(np.asarray(array, order="C")) for name, array in tensors.items()}
     for name, array in arrays.items():
-        if array.dtype.name not in _DTYPES or not array.dtype.isnative:
+        if not array.dtype.isnative or (array.dtype.kind != "U" and array.dtype.name not in _DTYPES):
             raise WorkerError(f"the tensor `{name}` of type {array.dtype} cannot be sent to a worker")
-    listed = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
+    listed = [[name, _called(array.dtype), list(array.shape)] for name, array in arrays.items()]
     header = json.dumps({"fields": fields, "tensors": listed}).encode()
     yield memoryview(PREFIX.pack(MAGIC, len(header), sum(a.nbytes for a in arrays.values())))
     yield memoryview(header)
@@ -84,8 +87,19 @@ def decode(read: Callable[[int], bytearray]) -> Frame:
     return Frame(fields, tensors)
 
 
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Strings held as objects, as runtimes give them, in NumPy's own type; anything else as it is."""
+    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.ravel()):
+        return array.astype("U") if array.size else array.astype("U1")
+    return array
+
+
+def _called(dtype: np.dtype[Any]) -> str:
+    return f"U{max(1, dtype.itemsize // 4)}" if dtype.kind == "U" else dtype.name
+
+
 def _known(dtype: str) -> str:
-    if dtype not in _DTYPES:
+    if dtype not in _DTYPES and not (isinstance(dtype, str) and _TEXT.fullmatch(dtype)):
         raise ValueError(f"unknown element type {dtype!r}")
     return dtype
 
