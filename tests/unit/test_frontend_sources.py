@@ -363,3 +363,27 @@ def test_models_stay_frozen(tmp_path: Path) -> None:
     model = load(tiny_onnx(tmp_path / "m.onnx"), out=tmp_path)
     with pytest.raises(dataclasses.FrozenInstanceError):
         model.name = "other"  # type: ignore[misc]
+
+
+def test_large_weights_lie_beside_a_converted_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from portolan.frontends import _graphs
+    from portolan.testing.frontend import tiny_graph
+
+    proto = tiny_graph()
+    whole = runs(
+        _graphs.write(tiny_graph(), tmp_path / "whole", "net", "jax"), {"x": np.ones((1, 3, 8, 8), np.float32)}
+    )
+    monkeypatch.setattr(_graphs, "LARGEST", 100)
+    model = _graphs.write(proto, tmp_path / "out", "net", "jax")
+    assert (tmp_path / "out" / "net.onnx.data").stat().st_size > 0
+    again = _graphs.write(tiny_graph(), tmp_path / "out", "net", "jax")
+    assert again.sha256 == model.sha256
+    np.testing.assert_array_equal(runs(again, x)[0], whole[0])
+
+
+def test_a_front_end_of_files_takes_no_objects(tmp_path: Path) -> None:
+    from portolan.core.frontend import Made
+    from portolan.frontends.onnx_ import onnx
+
+    with pytest.raises(UsageError, match="`it` gives a int, which `onnx` reads from files only"):
+        onnx.convert(Made(3, source="it"), tmp_path)

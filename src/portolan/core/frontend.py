@@ -76,7 +76,10 @@ class FrontEnd(ABC):
     def convert(self, made: Made, out: Path, shapes: Shapes | None = None, name: str | None = None) -> Model:
         """Makes the Model of an object that it accepts; as `load`. A front end of files only has no such objects."""
         del out, shapes, name
-        raise UsageError(f"`{made.source}` gives a {type(made.thing).__name__}, which cannot be read as an object")
+        raise UsageError(
+            f"`{made.source}` gives a {type(made.thing).__name__}, which `{self.name}` reads from files only",
+            hint=f"give {self.forms}",
+        )
 
     def home(self, source: object) -> FrontEnd:
         """The front end whose packages reading `source` needs: itself, but for one that hands sources on."""

@@ -38,7 +38,7 @@ def write(proto: onnx.ModelProto, out: Path, name: str, format: str) -> Model:
     if proto.ByteSize() > LARGEST:
         beside = out / f"{name}.onnx.data"
         beside.unlink(missing_ok=True)  # it would be appended to
-        onnx.save_model(proto, str(path), save_as_external_data=True, location=beside.name)
+        onnx.save_model(proto, str(path), save_as_external_data=True, location=beside.name, size_threshold=256)
     else:
         path.write_bytes(proto.SerializeToString(deterministic=True))
     return load_model(path, name=name, format=format)

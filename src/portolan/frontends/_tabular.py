@@ -69,7 +69,10 @@ def table(given: Any, names: list[str] | None, features: int | None, middle: Seq
             hint="give a 2-D array, or a DataFrame for columns of different kinds",
         )
     if features is not None and array.shape[1] != features:
-        raise UsageError(f"the samples of `{source}` have {array.shape[1]} features, it was fitted on {features}")
+        raise UsageError(
+            f"the samples of `{source}` have {array.shape[1]} features, it was fitted on {features}",
+            hint="give rows of what it was fitted on",
+        )
     array = np.ascontiguousarray(array, np.float32)
     called = names or ["X"]
     if len(called) != 1:
