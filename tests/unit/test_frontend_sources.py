@@ -369,10 +369,8 @@ def test_large_weights_lie_beside_a_converted_graph(tmp_path: Path, monkeypatch:
     from portolan.frontends import _graphs
     from portolan.testing.frontend import tiny_graph
 
-    proto = tiny_graph()
-    whole = runs(
-        _graphs.write(tiny_graph(), tmp_path / "whole", "net", "jax"), {"x": np.ones((1, 3, 8, 8), np.float32)}
-    )
+    proto, x = tiny_graph(), {"x": np.ones((1, 3, 8, 8), np.float32)}
+    whole = runs(_graphs.write(tiny_graph(), tmp_path / "whole", "net", "jax"), x)
     monkeypatch.setattr(_graphs, "LARGEST", 100)
     model = _graphs.write(proto, tmp_path / "out", "net", "jax")
     assert (tmp_path / "out" / "net.onnx.data").stat().st_size > 0
