@@ -74,8 +74,16 @@ ENVS := $(abspath $(VENV)/envs)
 envs: $(VENV)/core
 	PORTOLAN_ENVS=$(ENVS) $(BIN)/portolan env add $(notdir $(basename $(wildcard src/portolan/environments/*.txt)))
 
-test-all: lint browser $(VENV)/ray envs
-	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python PORTOLAN_TEST_ENVS=$(ENVS) $(PYTEST) -m "not hardware"
+# Emulated targets: those whose tools are missing here are left out, and their tests say so.
+TARGETS := $(abspath $(VENV)/targets)
+targets: $(VENV)/core
+	for pair in arm:aarch64 riscv:riscv64 wasm:wasm webgpu:webgpu; do \
+	  test -d $(TARGETS)/$${pair%:*} || \
+	  PORTOLAN_TARGETS_DIR=$(TARGETS) $(BIN)/portolan target add $${pair%:*} --emulate $${pair#*:} || true; \
+	done
+
+test-all: lint browser $(VENV)/ray envs targets
+	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python PORTOLAN_TEST_ENVS=$(ENVS) PORTOLAN_TEST_WEB=$(TARGETS) $(PYTEST) -m "not hardware"
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py

@@ -211,7 +211,8 @@ def environments() -> str:
 def _own(names: list[str], group: str) -> list[str]:
     """The built-in names: plug-ins that are installed here are documented by their authors."""
     package = ROOT / "src" / "portolan" / group
-    return [n for n in names if (package / f"{n}.py").is_file() or (package / f"{n}_.py").is_file()]
+    stems = {n: n.replace("-", "_") for n in names}
+    return [n for n, s in stems.items() if (package / f"{s}.py").is_file() or (package / f"{s}_.py").is_file()]
 
 
 def _about(thing: type) -> str:

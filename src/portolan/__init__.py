@@ -11,7 +11,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from portolan.api import bench, compress, deploy, doctor, env, inspect, load, open, optimize, pack, report, serve
+    from portolan.api import (
+        bench,
+        compress,
+        deploy,
+        doctor,
+        env,
+        inspect,
+        load,
+        open,
+        optimize,
+        pack,
+        report,
+        serve,
+        target,
+    )
     from portolan.errors import PortolanError
     from portolan.kernels import kernel, shapes
 
@@ -33,6 +47,7 @@ __all__ = [
     "report",
     "serve",
     "shapes",
+    "target",
 ]
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from portolan import shipped
 from portolan.bundle import BundleParts, golden, pack_parts
+from portolan.bundle.write import exact
 from portolan.core.data import sample
 from portolan.core.frontend import Shapes
 from portolan.core.measurement import Metrics
@@ -18,6 +20,7 @@ from portolan.core.recipe import Recipe
 from portolan.core.serving import Profile
 from portolan.core.target import Target
 from portolan.errors import NoBackend, UsageError
+from portolan.passes._overflow import Overflow, overflow
 from portolan.study.builder import Builder, Compiled, Samples, read_model
 from portolan.study.optimize import read_samples
 from portolan.study.probe import Session
@@ -26,6 +29,7 @@ from portolan.study.runner import Progress
 from portolan.study.study import Study
 from portolan.study.trial import Trial
 from portolan.study.workspace import Workspace
+from portolan.targets._added import find
 from portolan.targets.local import local
 from portolan.worker.environments import backends as find_backends
 
@@ -55,12 +59,13 @@ def pack(
     backend: str | None,
     data: str | None,
     shapes: Shapes | None,
+    target: str = "local",
     force: bool,
     dry_run: bool,
     progress: Progress,
 ) -> dict[str, Any]:
     """Makes and verifies a bundle; the object of the contract. See `portolan.api.pack`."""
-    target = local.detect()
+    here, there = local.detect(), find(target)
     with _opened(source, trial, backend, data, shapes) as (workspace, found):
         label = name or found.name
         final = out or Path(f"{label}.portolan")
@@ -74,15 +79,55 @@ def pack(
                 "verified": False,
                 "recipe": found.recipe.to_json(),
             }
-        backends = find_backends(target, [found.recipe.backend])
-        support = backends[found.recipe.backend].probe(target)
-        if not support.ready:
-            raise NoBackend(f"`{found.recipe.backend}` is not ready: {support.reason}", hint=support.fix)
-        progress(f"building {found.recipe} for {found.recipe.backend}")
-        compiled = Builder(workspace, found.model, target, backends, found.samples).compiled(found.recipe)
-        parts = _parts(label, found, compiled, target, backends[found.recipe.backend].versions())
+        # A recipe that was found for another target is made for it, and checked there too.
+        made_for = find(found.recipe.target)
+        places = {place.id: place for place in (made_for, there) if not place.timed}
+        compiled, versions = _built(workspace, found, made_for, here, progress)
+        parts = _parts(label, found, compiled, here, versions)
+        checked = []
+        for place in places.values():
+            progress(f"running the golden inputs on {place.id}")
+            checked.append(_elsewhere(place, found, parts))
         progress("writing the bundle, and verifying it in a process of its own")
-        return pack_parts(parts, final, force=force).to_json()
+        answer = pack_parts(parts, final, force=force).to_json()
+        return _flagged(answer, overflow(compiled.model), checked, source)
+
+
+def _built(
+    workspace: Workspace, found: _Source, made_for: Target, here: Target, progress: Progress
+) -> tuple[Compiled, Mapping[str, str]]:
+    recipe = found.recipe
+    backends = find_backends(here, [recipe.backend])
+    support = backends[recipe.backend].probe(here)
+    if not support.ready:
+        raise NoBackend(f"`{recipe.backend}` is not ready: {support.reason}", hint=support.fix)
+    progress(f"building {recipe} for {recipe.backend}")
+    artefact = Builder(workspace, found.model, made_for, backends, found.samples).artefact(recipe.passes)
+    builder = Builder(workspace, artefact, here, backends, found.samples)
+    return builder.compiled(replace(recipe, passes=())), backends[recipe.backend].versions()
+
+
+def _elsewhere(place: Target, found: _Source, parts: BundleParts) -> dict[str, Any]:
+    """What is shipped, asked for its golden answers on `place`."""
+    rows = found.samples.evaluation[:_GOLDEN]
+    feeds = [sample(found.samples.data, row, found.model.signature) for row in rows]
+    allowed = golden.default_tolerance(parts.golden_outputs, exact(found.recipe))
+    return shipped.verified(
+        place, found.recipe.backend, parts.compiled, found.model.signature, feeds, parts.golden_outputs, allowed
+    )
+
+
+def _flagged(answer: dict[str, Any], risk: Overflow, checked: list[dict[str, Any]], source: str) -> dict[str, Any]:
+    """The answer with what is known of other targets: each that was asked, and int8 that may overflow on some."""
+    notes = [*answer["notes"], *(shipped.note(item) for item in checked)]
+    narrow = [item for item in checked if not item["same"]]
+    if risk.wide and not narrow:
+        notes.append(f"{risk}: `portolan pack {source} -t NAME` asks one (portolan target add NAME --emulate haswell)")
+    return answer | {
+        "notes": notes,
+        "elsewhere": checked,
+        "overflow": {"products": risk.products, "wide": len(risk.wide)},
+    }
 
 
 @contextmanager

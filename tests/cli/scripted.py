@@ -182,6 +182,36 @@ COMPARISON = {
     "noise": NOISE,
     "environment": {"steal": 0.06},
 }
+ARM = {
+    "id": "arm", "fingerprint": "3f2a0d1c9b8e7f66", "kind": "emulated", "arch": "aarch64",
+    "features": ["asimd", "asimddp"], "cores": 2, "ram": 2**34, "caches": {}, "accelerators": [], "runtimes": {},
+    "display": "neoverse-v1 under qemu-user 10.0.13",
+    "reach": ["/targets/arm/qemu-aarch64", "-cpu", "neoverse-v1", "/targets/arm/root/usr/bin/python3.13"],
+}  # fmt: skip
+ADDED = {
+    "name": "arm", "emulate": "aarch64", "folder": "/targets/arm", "made": "2026-11-21T18:00:00+00:00",
+    "size": 263 * 2**20,
+    "packages": {"onnxruntime": "1.31.1", "qemu-user": "1:10.0.13"}, "target": ARM,
+}  # fmt: skip
+BROKEN = {"name": "old", "folder": "/targets/old", "reason": "the record of the target `old` cannot be read: format 0",
+          "fix": "portolan target remove old, and add it again"}  # fmt: skip
+TARGETS: dict[str, Any] = {"action": "list", "targets": [ADDED, BROKEN]}
+NOTHING = {"value": None, "lo": None, "hi": None, "n": None, "kind": "measured"}
+ELSEWHERE = {
+    "arms": [
+        {
+            "name": f"m-{name}.onnx@onnxruntime", "same": error < 1e-3,
+            "metrics": {
+                "latency_p50": {**NOTHING, "unit": "ms"}, "size": metric("size", 97 * 2**20),
+                "agreement": metric("agreement", 1.0, 0.0, 64),
+                "max_rel_error": metric("max_rel_error", error, None, 64),
+            },
+        }
+        for name, error in (("f32", 6e-7), ("int8", 0.035))
+    ],
+    "ratios": [], "noise": {"aa_ratio": None, "lo": None, "hi": None, "ok": False}, "environment": {}, "target": ARM,
+    "notes": ["`arm` is emulated: time, energy and cost are not measured there, only answers and crashes"],
+}  # fmt: skip
 PACKING = {
     "bundle": "resnet50.portolan",
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
@@ -239,6 +269,7 @@ class Api(types.ModuleType):
             "check": PACKING,
             "deploy": DEPLOYMENT,
             "env": ENVIRONMENTS,
+            "target": TARGETS,
         }
 
     @property
@@ -253,8 +284,8 @@ class Api(types.ModuleType):
             raise answer
         return Answered(answer() if callable(answer) else answer)
 
-    def inspect(self, model: str, *, shapes: Any = None) -> Answered:
-        return self._answer("inspect", (model,), {"shapes": shapes})
+    def inspect(self, model: str, *, shapes: Any = None, target: str = "local") -> Answered:
+        return self._answer("inspect", (model,), {"shapes": shapes, "target": target})
 
     def doctor(self, target: str = "local", *, bench: bool = False, progress: Any = None) -> Answered:
         return self._answer("doctor", (target,), {"bench": bench})
@@ -276,11 +307,18 @@ class Api(types.ModuleType):
         return self._answer("compress", (model,), given)
 
     def bench(
-        self, *arms: str, data: Any, shapes: Any, backend: Any, budget: Any, seed: int,
+        self, *arms: str, data: Any, shapes: Any, backend: Any, budget: Any, seed: int, target: str,
         native: bool, progress: Callable[[str], None],
     ) -> Answered:  # fmt: skip
         given = {k: v for k, v in locals().items() if k not in ("self", "arms")}
         return self._answer("bench", arms, given)
+
+    def target(
+        self, action: str, name: Any, *, emulate: Any, cpu: Any, mirror: Any, latest: bool, force: bool, dry_run: bool,
+        progress: Callable[[str], None],
+    ) -> Answered:  # fmt: skip
+        given = {k: v for k, v in locals().items() if k not in ("self", "action", "name")}
+        return self._answer("target", (action, name), given)
 
     def report(self, *studies: str, out: str, force: bool) -> Path:
         self.calls.append(("report", studies, {"out": out, "force": force}))
@@ -289,14 +327,14 @@ class Api(types.ModuleType):
         return Path(out)
 
     def pack(
-        self, source: str, *, out: Any, name: Any, trial: Any, backend: Any, data: Any, shapes: Any, force: bool,
-        dry_run: bool, progress: Callable[[str], None],
+        self, source: str, *, out: Any, name: Any, trial: Any, backend: Any, data: Any, shapes: Any, target: str,
+        force: bool, dry_run: bool, progress: Callable[[str], None],
     ) -> Answered:  # fmt: skip
         given = {k: v for k, v in locals().items() if k not in ("self", "source")}
         return self._answer("pack", (source,), given)
 
-    def check(self, bundle: str, *, native: bool) -> Answered:
-        return self._answer("check", (bundle,), {"native": native})
+    def check(self, bundle: str, *, native: bool, target: str) -> Answered:
+        return self._answer("check", (bundle,), {"native": native, "target": target})
 
     def deploy(
         self, bundle: str, *, to: Any, out: Any, service: Any, image: Any, replicas: Any, storage_uri: Any,

@@ -43,8 +43,8 @@ def test_optimize_with_every_flag(api: Api) -> None:
 @pytest.mark.parametrize(
     ("args", "positional", "keywords"),
     [
-        (("inspect", "m", "--shapes", "x:1x3"), ("m",), {"shapes": {"x": (1, 3)}}),
-        (("inspect", "m", "--shapes", "x:batchx3"), ("m",), {"shapes": {"x": ("batch", 3)}}),
+        (("inspect", "m", "--shapes", "x:1x3"), ("m",), {"shapes": {"x": (1, 3)}, "target": "local"}),
+        (("inspect", "m", "--shapes", "x:batchx3"), ("m",), {"shapes": {"x": ("batch", 3)}, "target": "local"}),
         (
             ("deploy", "b", "--to", "docker,kserve", "--to", "triton", "--replicas", "1..4", "--scale-on", "qps"),
             ("b",),
@@ -82,7 +82,14 @@ def test_optimize_with_every_flag(api: Api) -> None:
         (
             ("bench", "a", "b@openvino(threads=1)", "--backend", "openvino", "--budget", "20s", "--seed", "3"),
             ("a", "b@openvino(threads=1)"),
-            {"data": None, "shapes": None, "backend": ["openvino"], "budget": "20s", "native": False, "seed": 3},
+            {"data": None, "shapes": None, "backend": ["openvino"], "budget": "20s", "native": False, "seed": 3,
+             "target": "local"},
+        ),
+        (
+            ("target", "add", "arm", "--emulate", "aarch64", "--cpu", "cortex-a72", "--mirror", "http://m", "--latest"),
+            ("add", "arm"),
+            {"emulate": "aarch64", "cpu": "cortex-a72", "mirror": "http://m", "latest": True, "force": False,
+             "dry_run": False},
         ),
         (("report", "s1", "s2", "-o", "r.html", "--force"), ("s1", "s2"), {"out": "r.html", "force": True}),
         (("report",), (), {"out": "report.html", "force": False}),
@@ -91,10 +98,11 @@ def test_optimize_with_every_flag(api: Api) -> None:
             ("s",),
             {
                 "out": "b", "name": "n", "trial": 4, "backend": "torch", "data": "d.npz", "shapes": None,
-                "force": False, "dry_run": False,
+                "target": "local", "force": False, "dry_run": False,
             },
         ),
-        (("pack", "--check", "b.portolan", "--native"), ("b.portolan",), {"native": True}),
+        (("pack", "--check", "b.portolan", "--native"), ("b.portolan",), {"native": True, "target": "local"}),
+        (("pack", "--check", "b", "-t", "haswell"), ("b",), {"native": False, "target": "haswell"}),
     ],
 )  # fmt: skip
 def test_flags_become_keywords(
@@ -141,6 +149,7 @@ def test_the_scripted_api_has_the_keywords_of_the_real_one() -> None:
         "deploy",
         "env",
         "open",
+        "target",
     ):
         ours = inspect.signature(getattr(Api, verb)).parameters.values()
         theirs = inspect.signature(getattr(real, verb)).parameters

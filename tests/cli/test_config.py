@@ -144,6 +144,12 @@ def test_the_doctor_takes_the_target(api: Api, place: Path) -> None:
     assert api.calls[-1][1] == ("far",)
 
 
+def test_target_is_a_command_too(api: Api, place: Path) -> None:
+    write(place / "portolan.toml", "[target]\nmirror = 'http://near'\n")
+    run("target", "add", "arm", "--emulate", "aarch64")
+    assert api.keywords["mirror"] == "http://near"
+
+
 @pytest.mark.parametrize(
     ("text", "keys", "line"),
     [

@@ -111,6 +111,18 @@ CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
         "inspect",
         _with(scripted.INSPECTION, flops=None, bytes_moved=None, operators={}, notes=[]),
     ),
+    "inspect-elsewhere": (
+        ("inspect", "m.onnx", "-t", "arm"),
+        "inspect",
+        _with(
+            scripted.INSPECTION,
+            target=scripted.ARM,
+            backends=[
+                {"name": "onnxruntime", "takes": True, "reason": None},
+                {"name": "openvino", "takes": False, "reason": "the package `openvino` is not installed"},
+            ],
+        ),
+    ),
     "doctor": (("doctor",), "doctor", scripted.EXAMINATION),
     "doctor-verbose": (("doctor", "-v"), "doctor", scripted.EXAMINATION),
     "doctor-bench": (
@@ -151,6 +163,43 @@ CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
         ("bench", "m.onnx"),
         "bench",
         _with(scripted.COMPARISON, arms=[{"name": "m.onnx", "metrics": {}, "reason": "it hung"}], ratios=[]),
+    ),
+    "bench-emulated": (("bench", "m-f32.onnx", "m-int8.onnx", "-t", "arm"), "bench", scripted.ELSEWHERE),
+    "bench-emulated-crash": (
+        ("bench", "m.onnx", "-t", "arm"),
+        "bench",
+        _with(
+            scripted.ELSEWHERE, arms=[{"name": "m.onnx", "metrics": {}, "reason": "crashed with SIGILL during `run`"}]
+        ),
+    ),
+    "target-list": (("target",), "target", scripted.TARGETS),
+    "target-list-empty": (("target", "list"), "target", {"action": "list", "targets": []}),
+    "target-show": (("target", "show", "arm"), "target", {"action": "show", "targets": [scripted.ADDED]}),
+    "target-add": (
+        ("target", "add", "arm", "--emulate", "aarch64"),
+        "target",
+        {"action": "add", "targets": [scripted.ADDED]},
+    ),
+    "target-add-dry-run": (
+        ("target", "add", "arm", "--emulate", "aarch64", "--dry-run"),
+        "target",
+        {
+            "action": "add",
+            "targets": [
+                {
+                    "name": "arm",
+                    "emulate": "aarch64",
+                    "folder": "/targets/arm",
+                    "cpu": "neoverse-v1",
+                    "fetches": ["qemu-user, 71.1 MB", "26 packages of Debian for aarch64, 14.5 MB"],
+                }
+            ],
+        },
+    ),
+    "target-remove": (
+        ("target", "remove", "arm"),
+        "target",
+        {"action": "remove", "targets": [{"name": "arm", "folder": "/targets/arm", "size": 263 * 2**20}]},
     ),
     "report": (("report", "study-resnet50", "-o", "out.html"), "pack", None),
     "report-dry-run": (("report", "study-resnet50", "--dry-run"), "pack", None),

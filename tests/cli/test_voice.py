@@ -26,6 +26,7 @@ EVERY = {
     "bench": ("bench", "m"),
     "report": ("report",),
     "pack": ("pack", "s"),
+    "target": ("target",),
 }
 FAILURES = {
     errors.PortolanError: 1, errors.UsageError: 2, errors.GoalsNotMet: 3, errors.NoBackend: 4, errors.ModelError: 5,
@@ -218,7 +219,7 @@ def test_the_same_flag_means_the_same_everywhere() -> None:
 
 def test_what_writes_has_a_dry_run() -> None:
     writers = {c.name for c in commands() if any("--dry-run" in p.opts for p in c.params)}
-    assert writers == {"optimize", "compress", "kernel", "report", "pack", "deploy", "env"}
+    assert writers == {"optimize", "compress", "kernel", "report", "pack", "deploy", "env", "target"}
 
 
 def test_version_and_module() -> None:

@@ -180,6 +180,23 @@ def environments(data: Any) -> None:
             _want(package, f"$.environments[{i}].packages[]", {"name": str, "version": str, "licence": str})
 
 
+def targets(data: Any) -> None:
+    _want(data, "$", {"action": str, "targets": list})
+    for i, row in enumerate(data["targets"]):
+        _want(row, f"$.targets[{i}]", {"name": str, "folder": str})
+        if "reason" in row:
+            _want(row, f"$.targets[{i}]", {"reason": str, "fix": TEXT_OR_NONE})
+        elif data["action"] == "remove":
+            _want(row, f"$.targets[{i}]", {"size": int})
+        else:
+            _want(
+                row,
+                f"$.targets[{i}]",
+                {"emulate": str, "made": str, "size": int, "packages": Mapping, "target": Mapping},
+            )
+            _want(row["target"], f"$.targets[{i}].target", {"id": str, "fingerprint": str, "kind": str, "reach": list})
+
+
 def failure(data: Any, code: int) -> None:
     _want(data, "$", {"error": Mapping})
     _want(data["error"], "$.error", {"code": int, "message": str, "where": TEXT_OR_NONE, "hint": TEXT_OR_NONE})
@@ -196,4 +213,5 @@ BY_VERB = {
     "pack": packing,
     "deploy": deployment,
     "env": environments,
+    "target": targets,
 }

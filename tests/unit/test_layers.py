@@ -22,6 +22,7 @@ ORDER = [
         "passes",
         "backends",
         "worker",
+        "emulation",
     ),
     *(
         "measure",
@@ -31,8 +32,10 @@ ORDER = [
         "study",
         "bundle",
         "report",
+        "shipped",
         "packing",
         "comparison",
+        "agreement",
         "compression",
         "hosting",
     ),

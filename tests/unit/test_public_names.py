@@ -14,7 +14,7 @@ import portolan
 
 NAMES = [
     "PortolanError", "__version__", "bench", "compress", "deploy", "doctor", "env", "inspect", "kernel", "load", "open",
-    "optimize", "pack", "report", "serve", "shapes",
+    "optimize", "pack", "report", "serve", "shapes", "target",
 ]  # fmt: skip
 
 

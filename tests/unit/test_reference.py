@@ -41,8 +41,9 @@ def test_everything_has_a_place_in_it(tool: ModuleType) -> None:
     assert all(f"## {verb}\n" in pages["commands.md"] for verb in tool.VERBS)
     assert all(f"`{name}`" in pages["metrics-and-goals.md"] for name in tool.METRICS)
     for page, folder in (("backends.md", "backends"), ("passes.md", "passes")):
-        names = [p.stem for p in (ROOT / "src/portolan" / folder).glob("[a-z]*.py")]
-        assert sorted(re.findall(r"^## (\w+)$", pages[page], re.MULTILINE)) == sorted(names)
+        stems = [p.stem for p in (ROOT / "src/portolan" / folder).glob("[a-z]*.py")]
+        names = [stem.replace("_", "-") if folder == "backends" else stem for stem in stems]
+        assert sorted(re.findall(r"^## ([\w-]+)$", pages[page], re.MULTILINE)) == sorted(names)
 
 
 def test_every_dependency_is_explained() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,11 @@ def test_the_limit_and_the_patience_are_settings(monkeypatch: pytest.MonkeyPatch
 def test_an_interpreter_that_cannot_be_started() -> None:
     with pytest.raises(WorkerError, match="no worker could be started: No such file or directory: `/nowhere/python`"):
         Worker(python=["/nowhere/python"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of other processes are Linux's")
+def test_what_ignores_its_limit_is_bounded_from_outside() -> None:
+    """As an emulator does, which keeps the worker's own request to itself."""
+    with Worker(python=["/bin/sh", "-c", "exec sleep 60", "x"], memory_limit=123 * 2**20) as worker:
+        limits = Path(f"/proc/{worker.pid}/limits").read_text()
+    assert str(123 * 2**20) in next(line for line in limits.splitlines() if line.startswith("Max data size"))

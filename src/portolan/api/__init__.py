@@ -9,7 +9,7 @@ from portolan.api.checking import bench, check, open, open_study, report
 from portolan.api.delivering import deploy, pack, serve
 from portolan.api.improving import compress, optimize
 from portolan.api.looking import doctor, inspect, load
-from portolan.api.managing import env
+from portolan.api.managing import env, target
 from portolan.api.result import Progress, Result, Shapes
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "pack",
     "report",
     "serve",
+    "target",
 ]

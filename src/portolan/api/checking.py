@@ -21,6 +21,7 @@ def bench(
     budget: str | None = None,
     seed: int = 0,
     native: bool = False,
+    target: str = "local",
     progress: Progress | None = None,
 ) -> Result:
     """Measures and compares models and bundles, with statistics; the first arm is the baseline.
@@ -33,21 +34,23 @@ def bench(
         budget: seconds; five minutes by default.
         seed: of the order of blocks and of generated data.
         native: run the compiled code of bundles that hold some: it has your rights, so trust who made them.
+        target: where the arms run. On an emulated one nothing is timed: what is told is how far each arm's answers are
+            from those that its model gives here.
         progress: told one line at a time.
 
     Raises:
         UsageError: arms that do not take the same inputs.
     """
-    from portolan import comparison
+    from portolan import agreement, comparison
+    from portolan.targets._added import find
 
-    found = comparison.bench(
-        [str(arm) for arm in arms],
-        comparison.Inputs(None if data is None else str(data), shapes, seed),
-        backend=backend,
-        budget=budget,
-        native=native,
-        progress=progress or silent,
-    )
+    place, say = find(target), progress or silent
+    inputs = comparison.Inputs(None if data is None else str(data), shapes, seed)
+    texts = [str(arm) for arm in arms]
+    if place.timed:
+        found = comparison.bench(texts, inputs, backend=backend, budget=budget, native=native, progress=say)
+    else:
+        found = agreement.bench(texts, inputs, place, backend=backend, progress=say)
     return Result("bench", found)
 
 
@@ -62,19 +65,28 @@ def report(*studies: str | Path, out: str | Path = "report.html", force: bool = 
     return reports.write([open_study(study).to_json() for study in studies], Path(out), force=force)
 
 
-def check(bundle: str | Path, *, native: bool = False) -> Result:
+def check(bundle: str | Path, *, native: bool = False, target: str = "local") -> Result:
     """Verifies a bundle: its checksums, and its golden outputs by running them in a process of their own.
 
     Args:
         bundle: a folder or a `.portolan` file.
         native: run its compiled code, if it holds some: it has your rights, so trust who made it.
+        target: an added target on which the golden inputs are run too.
 
     Raises:
         VerificationFailed: something is not what the manifest says.
     """
     from portolan.bundle import check as verify
+    from portolan.targets._added import find
 
-    return Result("pack", verify(Path(bundle), native=native).to_json())
+    place = find(target)
+    found = verify(Path(bundle), native=native).to_json()
+    if not place.timed:
+        from portolan import shipped
+
+        there = shipped.check(Path(bundle), place, native=native)
+        found |= {"elsewhere": [there], "notes": [*found["notes"], shipped.note(there)]}
+    return Result("pack", found)
 
 
 def open_study(folder: str | Path) -> Study:

@@ -18,6 +18,7 @@ def pack(
     backend: str | None = None,
     data: str | Path | None = None,
     shapes: Shapes | None = None,
+    target: str = "local",
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -32,13 +33,14 @@ def pack(
         backend: for a model: the backend to pack it for.
         data: for a model: where golden inputs come from.
         shapes: for a model: sizes by input name.
+        target: an added target on which the golden inputs are run too.
         force: overwrite `out`.
         dry_run: check everything, write nothing.
         progress: told one line at a time.
 
     Raises:
         GoalsNotMet: the study has no best trial, and none was named.
-        VerificationFailed: the bundle's outputs are not the golden ones.
+        VerificationFailed: the bundle's outputs are not the golden ones, here or on `target`.
     """
     from portolan import packing
 
@@ -50,6 +52,7 @@ def pack(
         backend=backend,
         data=None if data is None else str(data),
         shapes=shapes,
+        target=target,
         force=force,
         dry_run=dry_run,
         progress=progress or silent,

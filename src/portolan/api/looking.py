@@ -37,11 +37,17 @@ def load(model: Any, *, shapes: Shapes | None = None, out: str | Path | None = N
     return converted(python, str(Path(model).resolve()), folder.resolve(), shapes, name)
 
 
-def inspect(model: str | Path | Model, *, shapes: Shapes | None = None) -> Result:
+def inspect(model: str | Path | Model, *, shapes: Shapes | None = None, target: str = "local") -> Result:
     """What a model is: signature, operators, parameters, FLOPs, bytes moved.
+
+    Args:
+        model: the source, as for `load`.
+        shapes: sizes by input name.
+        target: an added target: then also which backends there take the model, and what may change there.
 
     Raises:
         ModelError: it cannot be read.
+        UsageError: no such target.
     """
     import tempfile
 
@@ -56,6 +62,7 @@ def inspect(model: str | Path | Model, *, shapes: Shapes | None = None) -> Resul
             found = model if isinstance(model, Model) else read_model(workspace, str(model), _traced(model, shapes))
             one = {s.name: (1, *s.shape[1:]) for s in found.signature.inputs if found.signature.batch is not None}
             analysis = analyse(found, shapes or (one if isinstance(found.signature.batch, str) else None))
+            there = {} if target == "local" else _there(found, target)
         finally:
             workspace.close()
     data = found.to_json()
@@ -66,9 +73,29 @@ def inspect(model: str | Path | Model, *, shapes: Shapes | None = None) -> Resul
             "parameters": analysis.parameters,
             "flops": analysis.flops,
             "bytes_moved": analysis.bytes_moved,
-            "notes": list(analysis.notes),
+            "notes": [*analysis.notes, *there.pop("notes", ())],
+            **there,
         },
     )
+
+
+def _there(model: Model, name: str) -> dict[str, Any]:
+    """What the rules say of a model on another target; nothing is run but the question which backends are ready."""
+    from portolan.passes._overflow import overflow
+    from portolan.passes._steps import kind_for
+    from portolan.targets._added import find
+    from portolan.worker.environments import backends
+
+    target, rows = find(name), []
+    for label, backend in backends(target).items():
+        support = backend.probe(target)
+        if support.ready or backend.searched:
+            reason = backend.refuse(model, target) if support.ready else support.reason
+            rows.append({"name": label, "takes": reason is None, "reason": reason})
+    risk = overflow(model)
+    narrow = bool(risk.wide) and kind_for(target) == "s7"
+    notes = [f"{risk}; `{name}` is one: portolan bench MODEL -t {name}"] if narrow else []
+    return {"target": target.to_json(), "backends": rows, "notes": notes}
 
 
 def _traced(model: str | Path, shapes: Shapes | None) -> Shapes | None:
@@ -82,7 +109,7 @@ def doctor(target: str = "local", *, bench: bool = False, progress: Progress | N
     """What a target can run, what is missing, and the command that adds it.
 
     Args:
-        target: `local`.
+        target: `local`, or one that `target` added.
         bench: also measures the machine's ceilings, and what each pass brings on each backend; later searches leave
             out what does not pay. Takes some minutes.
         progress: told what is being measured.
@@ -90,13 +117,17 @@ def doctor(target: str = "local", *, bench: bool = False, progress: Progress | N
     Raises:
         UnknownName: no such target.
     """
-    from portolan.core import registry
     from portolan.core.doctor import examine
+    from portolan.errors import UsageError
     from portolan.measure import roofline
+    from portolan.targets._added import find
     from portolan.worker.environments import backends, elsewhere
 
-    found = registry.TARGETS.get(target).detect()
-    data = examine(found, elsewhere(found))
+    found = find(target)
+    if bench and not found.timed:
+        hint = f"leave out --bench: portolan doctor {target}"
+        raise UsageError(f"`{target}` is {found.kind}: nothing is timed there", hint=hint)
+    data = examine(found, backends(found) if found.reach else elsewhere(found))
     if bench:
         from portolan.study import payoffs
 

@@ -35,6 +35,7 @@ VERBS: dict[str, Entry] = {
     "serve": Entry("Deliver", "BUNDLE...", "answer requests: Open Inference Protocol v2"),
     "deploy": Entry("Deliver", "BUNDLE --to PLATFORM", "files for KServe, Ray Serve, Triton, Docker"),
     "env": Entry("Manage", "[ACTION] [NAME...]", "environments of their own for runtimes that clash"),
+    "target": Entry("Manage", "[ACTION] [NAME]", "targets that are not this machine: emulated processors, browsers"),
     "completion": Entry("Manage", "bash|zsh|fish", "print the script that completes commands in a shell"),
 }
 

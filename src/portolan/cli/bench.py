@@ -27,6 +27,7 @@ def _complete_arm(ctx: click.Context, param: click.Parameter, incomplete: str) -
 @options.shapes
 @options.budget
 @options.seed
+@options.target
 @options.native
 @options.common
 @click.pass_obj
@@ -35,6 +36,8 @@ def command(console: Console, /, arms: tuple[str, ...], backend: list[str], **re
 
     Each of A, B, ... is a model, a bundle or `MODEL@BACKEND(option=value)`. One model alone is raced on
     every backend that is ready, or on those of `--backend`. The first arm is what the others are compared with.
+
+    On an emulated target nothing is timed: each arm's answers there are compared with those of its model here.
     """
     from portolan import api
     from portolan.cli import show_bench

@@ -148,11 +148,11 @@ def _of_file(source: Source, verb: str, verbs: Verbs) -> dict[str, Setting]:
     general: dict[str, Setting] = {}
     own: dict[str, Setting] = {}
     for key, value in source.table.items():
-        if key in verbs and not isinstance(value, dict):
+        if key in verbs and key not in names and not isinstance(value, dict):
             raise UsageError(
                 f"`{key}` is a command, so it is a table", hint=f"write `[{key}]`", where=source.where(key)
             )
-        if key in verbs:
+        if key in verbs and isinstance(value, dict):  # `target` is a command and a flag
             for name, inner in value.items():
                 setting = _setting(source, (key, name), verbs[key], inner, verbs)
                 if key == verb:

@@ -25,16 +25,17 @@ from portolan.errors import UsageError
 )
 @options.data
 @options.shapes
+@options.target
 @options.writes
 @options.native
 @options.common
 @click.pass_obj
 def command(
-    console: Console, /, source: str | None, check: str | None, dry_run: bool, native: bool, **rest: Any
+    console: Console, /, source: str | None, check: str | None, dry_run: bool, native: bool, target: str, **rest: Any
 ) -> int:
     """Make, verify, export a bundle.
 
-    The bundle is verified by running its golden inputs before the command ends.
+    The bundle is verified by running its golden inputs before the command ends; with `-t`, on that target too.
     """
     from portolan import api
     from portolan.cli import show
@@ -46,8 +47,8 @@ def command(
         )
     with console.progress() as progress:
         if check is not None:
-            data = api.check(check, native=native).to_json()
+            data = api.check(check, native=native, target=target).to_json()
         else:
             rest["backend"] = next(iter(rest["backend"] or ()), None)
-            data = api.pack(str(source), dry_run=dry_run, progress=progress, **rest).to_json()
+            data = api.pack(str(source), dry_run=dry_run, target=target, progress=progress, **rest).to_json()
     return console.answer(data, lambda: show.packing(data, dry_run=dry_run, check=check is not None))

@@ -32,6 +32,9 @@ def inspection(data: Json, model: str) -> Answer:
             rows.append([side if i == 0 else "", f"{spec['name']}:{shape} {spec['dtype']}"])
     listed = textwrap.wrap(", ".join(f"{name} {count:,}" for name, count in operators), 96) or ["none"]
     rows += [["operators" if i == 0 else "", text] for i, text in enumerate(listed)]
+    for i, row in enumerate(data.get("backends", ())):
+        said = "takes it" if row["takes"] else f"does not: {row['reason']}"
+        rows.append([f"on {data['target']['id']}" if i == 0 else "", f"{row['name']} {said}"])
     total = sum(count for _, count in operators)
     # A count of FLOPs follows from the shapes; the bytes assume that each tensor crosses the memory once.
     moved = data["bytes_moved"]

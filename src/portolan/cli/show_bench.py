@@ -22,8 +22,10 @@ def comparison(data: Json, *, arms: Sequence[str] = ()) -> Answer:
     ratios = data["ratios"]
     if len(ratios) > 1:
         lines += [Line(""), *plain([ratio_text(r) for r in ratios])]
-    lines += plain([noise_text(data["noise"])], "dim") if data.get("noise") else []
+    lines += plain([noise_text(data["noise"])], "dim") if data.get("noise") and not data.get("target") else []
     notes = [*data.get("notes", ()), *environment_notes(data.get("environment", {}))]
+    if data.get("target"):
+        return _elsewhere(data, lines, notes)
     if not ratios:
         again = [f"portolan optimize {shlex.quote(arms[0])}"] if arms else []
         code = 0 if measured else 7
@@ -31,6 +33,20 @@ def comparison(data: Json, *, arms: Sequence[str] = ()) -> Answer:
             lines, f"measured {len(measured)} of {len(data['arms'])} arms", next=again, notes=notes, code=code
         )
     return Answer(lines, verdict(ratios), notes=notes)
+
+
+def _elsewhere(data: Json, lines: Sequence[Line], notes: Sequence[str]) -> Answer:
+    """Where nothing was timed: which arms answer as they do here."""
+    name, arms = data["target"]["id"], data["arms"]
+    ran = [arm for arm in arms if arm["metrics"]]
+    changed = [arm["name"] for arm in ran if not arm["same"]]
+    notes = [*notes, *(f"{arm} answers otherwise on `{name}` than here" for arm in changed)]
+    if not ran:
+        return Answer(lines, f"none of {len(arms)} arms runs on `{name}`", notes=notes, code=7)
+    count = f"{len(ran) - len(changed)} of {len(arms)} arms"
+    return Answer(
+        lines, f"{count} answer on `{name}` as {'it does' if len(arms) == 1 else 'they do'} here", notes=notes
+    )
 
 
 def _table(arms: Sequence[Json]) -> list[Line]:

@@ -21,6 +21,8 @@ ROWS, REASONS = 8, 4
 #: Stages of a trial that was served, and how a profile's seconds are shown.
 SERVED = frozenset({"tried", "loaded"})
 _MS = {"unit": "ms", "lo": None, "hi": None, "n": None}
+#: Kinds of targets on which nothing is timed.
+UNTIMED = ("emulated", "simulated")
 #: Last lines of a failed worker that `-v` shows.
 LOG_LINES = 5
 QUALITY = ("accuracy_drop", "agreement", "cosine", "max_rel_error")
@@ -233,9 +235,10 @@ def gains(data: Json, best: Json, goals: Goals) -> str:
     asked: list[Limit | Objective] = [*goals.limits, *goals.objectives]
     latency = next((g.metric for g in asked if g.metric.startswith("latency")), None)
     # Where serving was searched, only what was asked of it is compared: nothing else was measured side by side.
+    untimed = (data.get("target") or {}).get("kind") in UNTIMED
     words = (
         []
-        if latency is None and data.get("serving")
+        if untimed or (latency is None and data.get("serving"))
         else [_speed(data, best, baseline, latency or "latency_p50", before, after)]
     )
     words.append(_gain(before.get("size"), after.get("size"), "smaller", "larger"))

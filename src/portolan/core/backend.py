@@ -92,6 +92,8 @@ class Backend(ABC):
     #: Whether its hardware is simulated: answers are real, and nothing is timed. `Executable.facts` then says under
     #: `estimate` what the simulation makes of one sample: `{"seconds": ..., "of": ...}`.
     simulated: ClassVar[bool] = False
+    #: Whether it is for targets of WebAssembly: no other backend runs there, and it is searched there.
+    web: ClassVar[bool] = False
 
     def probe(self, target: Target) -> Support:
         """Whether this backend can run on `target`, without importing the runtime."""

@@ -19,7 +19,7 @@ def examine(target: Target, elsewhere: Mapping[str, Backend] | None = None) -> d
 
     Args:
         target: this machine, or another.
-        elsewhere: backends that answer for an interpreter that the user named.
+        elsewhere: backends that answer for an interpreter that the user named, or for another machine.
     """
     asked = elsewhere or {}
     rows = [(_searched(name), _backend(name, target, asked.get(name))) for name in BACKENDS.names()]

@@ -57,8 +57,9 @@ class Registry:
         return places
 
     def _named(self, module: str) -> str:
-        """The name that people type: platforms have the dashes of their own names, such as `ray-serve`."""
-        return module.replace("_", "-") if self.group == "platforms" else module.rstrip("_")
+        """The name that people type: backends and platforms have dashes, such as `onnxruntime-web`."""
+        name = module.rstrip("_")
+        return name.replace("_", "-") if self.group in ("backends", "platforms") else name
 
     def names(self) -> list[str]:
         """Every name, built-in and plugged in."""

@@ -15,7 +15,7 @@ class Target:
 
     Attributes:
         id: what the user calls it; `local` for this machine.
-        kind: physical, vm, emulated or simulated. Time and energy of the last two are never reported.
+        kind: physical, vm, emulated or simulated; see `timed`.
         arch: x86_64, aarch64, riscv64, wasm32.
         features: observed ISA features in /proc/cpuinfo's spelling, sorted.
         cores: cores this process may use.
@@ -45,6 +45,11 @@ class Target:
         keys = ("kind", "arch", "features", "cores", "caches", "accelerators")
         facts = {key: getattr(self, key) for key in keys} | {"ram_gib": round(self.ram / 2**30)}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def timed(self) -> bool:
+        """Whether time, energy and cost mean anything here. Emulated and simulated machines only say what is right."""
+        return self.kind in ("physical", "vm")
 
     def has(self, *features: str) -> bool:
         """Whether any of `features` was observed; true when none is named."""

@@ -33,10 +33,12 @@ from portolan.errors import (
 )
 from portolan.study.workspace import Workspace
 from portolan.worker import Worker, default_memory_limit, patience
-from portolan.worker.environments import python_for
+from portolan.worker.environments import python_for, python_on
 
 _SECONDS = 600.0
 _LOG = 2000
+#: An emulated processor is 10 to 100 times slower than a real one.
+FAR_PATIENCE = 20.0
 Make = Callable[[Path], Mapping[str, Any]]
 
 
@@ -61,6 +63,7 @@ class Compiled:
         size: bytes of what was saved.
         resident: the same once it is unpacked, which differs where weights are stored packed.
         facts: what the runtime said it really does.
+        reach: how to start a Python on the target that it was compiled for; empty for this machine.
     """
 
     key: str
@@ -71,11 +74,17 @@ class Compiled:
     size: int
     resident: int
     facts: Mapping[str, Any]
+    reach: tuple[str, ...] = ()
 
     @property
     def python(self) -> list[str] | None:
         """The interpreter it runs in."""
-        return python_for(self.backend)
+        return list(self.reach) or python_for(self.backend)
+
+    @property
+    def patience(self) -> float:
+        """How many times as long as here an answer may take."""
+        return FAR_PATIENCE if self.reach else 1.0
 
 
 class Builder:
@@ -131,9 +140,11 @@ class Builder:
         model, backend = self.artefact(recipe.passes), self._backends[recipe.backend]
         key = self.compiled_key(recipe, model)
         folder, facts = self._remember("compiled", key, lambda out: self._compile(recipe, model, out))
+        reach = python_on(self._target, backend.name) if self._target.reach else None
         return Compiled(
-            key, folder, model, backend.name, facts["seconds"], facts["size"], facts["resident"], facts["facts"]
-        )
+            key, folder, model, backend.name, facts["seconds"], facts["size"], facts["resident"], facts["facts"],
+            tuple(reach or ()),
+        )  # fmt: skip
 
     def compiled_key(self, recipe: Recipe, model: Model) -> str:
         """Hash of everything that decides what is compiled and how fast it runs."""
@@ -197,10 +208,11 @@ class Builder:
         return {"scratch": str(out), **{name: reply.fields[name] for name in ("model", "seconds", "notes")}}
 
     def _compile(self, recipe: Recipe, model: Model, out: Path) -> dict[str, Any]:
-        with self._worker(python_for(recipe.backend)) as worker:
+        slow = FAR_PATIENCE if self._target.reach else 1.0
+        with self._worker(python_on(self._target, recipe.backend)) as worker:
             reply = worker.ask(
                 "compile",
-                timeout=patience(_SECONDS),
+                timeout=patience(_SECONDS * slow),
                 backend=recipe.backend,
                 model=model.to_json(),
                 target=self._target.to_json(),

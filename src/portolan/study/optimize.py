@@ -38,9 +38,11 @@ from portolan.study.served import CLAIMED, TRIED, Served
 from portolan.study.study import Study
 from portolan.study.task import Task
 from portolan.study.trial import Trial
-from portolan.study.wanted import about_serving, checked_goals, checked_price, is_served
+from portolan.study.untimed import goals_for, hazards, only_what_differs, told
+from portolan.study.untimed import runner as run_by
+from portolan.study.wanted import about_serving, checked_price, is_served
 from portolan.study.workspace import Workspace, explained
-from portolan.targets.local import local
+from portolan.targets._added import find
 from portolan.worker.environments import backends as find_backends
 
 _SYNTHETIC = 64
@@ -81,6 +83,7 @@ class Settings:
         for flag in ("backend", "passes"):
             if getattr(self, flag):
                 words += [f"--{flag}", ",".join(getattr(self, flag))]
+        words += [] if self.target == "local" else ["-t", self.target]
         return shlex.join(words)
 
     @property
@@ -120,13 +123,14 @@ class Setting:
 
 def optimize(settings: Settings, progress: Progress) -> Study:
     """Searches for the best recipe under the goals; see `portolan.api.optimize`."""
-    goals = checked_goals(settings.goals)
+    target = find(settings.target)
+    goals = goals_for(settings.goals, target)
     # From here on: reading a model of a framework takes its time.
     price = checked_price(settings.price, goals)
     spending = Spending(Budget.parse(settings.budget), _RESERVED if about_serving(goals) else _RESERVE)
     folder = study_folder(settings)
     with explained(folder), closing(Workspace(folder)) as workspace:
-        setting = _read(settings, goals, workspace, price)
+        setting = _read(settings, goals, workspace, price, target)
         kept = workspace.ledger.latest("finished", setting.key)
         if kept is not None:
             progress("answered from the ledger: nothing was measured again")
@@ -136,12 +140,13 @@ def optimize(settings: Settings, progress: Progress) -> Study:
 
 def plan(settings: Settings) -> dict[str, Any]:
     """What `optimize` would try, with nothing written and nothing run (`--dry-run`)."""
-    goals, budget = checked_goals(settings.goals), Budget.parse(settings.budget)
+    target = find(settings.target)
+    goals, budget = goals_for(settings.goals, target), Budget.parse(settings.budget)
     price = checked_price(settings.price, goals)
     with tempfile.TemporaryDirectory(prefix="portolan-plan-") as scratch:
         workspace = Workspace(Path(scratch))
         try:
-            setting = _read(settings, goals, workspace, price)
+            setting = _read(settings, goals, workspace, price, target)
         finally:
             workspace.close()
     return {
@@ -170,10 +175,7 @@ def study_folder(settings: Settings) -> Path:
     return Path(f"study-{stem or 'model'}")
 
 
-def _read(settings: Settings, goals: Goals, workspace: Workspace, price: float | None) -> Setting:
-    if settings.target != "local":
-        raise UsageError(f"no target named `{settings.target}`", hint="known: local")
-    target = local.detect()
+def _read(settings: Settings, goals: Goals, workspace: Workspace, price: float | None, target: Target) -> Setting:
     model = read_model(workspace, settings.model, settings.shapes)
     samples = read_samples(settings.data, model, workspace.folder, settings.seed, settings.shapes, settings.model)
     _check_quality(goals, samples, settings)
@@ -195,6 +197,7 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace, price: float |
         has_calibration=bool(samples.calibration),
         payoffs=payoffs.kept(target, found),
     )
+    space = only_what_differs(space, found, target, fixed)
     first = {name: array.shape[1:] for name, array in samples.data.inputs.items()}
     analysis = analyse(model, {name: (1, *shape) for name, shape in first.items()})
     versions = {name: backend.versions() for name, backend in sorted(found.items())}
@@ -289,7 +292,7 @@ def _search(
         settings.command, setting.served, setting.serving, setting.price,
     )  # fmt: skip
     before = ticks()
-    runner = Runner(task, workspace, spending, progress)
+    runner = run_by(task, workspace, spending, progress)
     try:
         runner.prepare()
         runner.build_ahead(settings.jobs)
@@ -305,7 +308,10 @@ def _search(
         runner.close()
     result = _result(settings, setting, runner, workspace, spending, before)
     result["serving"] = None if outcome is None else outcome.to_json(runner.trials, setting.goals)
+    result = told(result, setting.target)
     workspace.ledger.append("finished", setting.key, result)
+    if not setting.target.timed:
+        return Study(workspace.folder, result)
     if note := remembered.keep(setting.target, setting.model, list(runner.trials.values())):
         progress(note)
     return Study(workspace.folder, result)
@@ -360,4 +366,5 @@ def _result(
         "samples": {str(t.id): [list(start) for start in t.samples] for t in tried if t.samples},
         "price": None if setting.price is None else {"usd_per_hour": setting.price, "source": "--price"},
         "asked": settings.asked,
+        "notes": [] if best is None else hazards(runner.artefact(best), setting.target),
     }

@@ -26,7 +26,7 @@ class Session:
 
     Args:
         compiled: what to load.
-        feeds: the inputs of the timed runs, used in turn.
+        feeds: the inputs of the timed runs, used in turn; none where nothing is timed.
         least: the fewest inferences of a block, however long they take.
 
     Raises:
@@ -34,18 +34,26 @@ class Session:
     """
 
     def __init__(self, compiled: Compiled, feeds: Sequence[Mapping[str, np.ndarray]], *, least: int = 1) -> None:
-        self._least = least
+        self._least, self._slow = least, compiled.patience
         begin = time.perf_counter()
         self.worker = Worker(python=compiled.python)
         try:
-            self.worker.ask("load", timeout=patience(_LOAD_SECONDS), folder=str(compiled.folder))
-            tensors = {f"{i}/{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
-            self.worker.ask("inputs", timeout=patience(_RUN_SECONDS), tensors=tensors, count=len(feeds))
-            self.worker.ask("time", timeout=patience(_RUN_SECONDS), seconds=0.0, max_runs=1)
+            self.worker.ask("load", timeout=patience(_LOAD_SECONDS * self._slow), folder=str(compiled.folder))
+            if feeds:
+                self._warm_up(feeds)
         except BaseException:
             self.worker.close()
             raise
         self.cold_start_ms = (time.perf_counter() - begin) * 1e3
+
+    def _warm_up(self, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
+        tensors = {f"{i}/{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
+        self.worker.ask("inputs", timeout=patience(_RUN_SECONDS), tensors=tensors, count=len(feeds))
+        self.worker.ask("time", timeout=patience(_RUN_SECONDS), seconds=0.0, max_runs=1)
+
+    def answer(self, feed: Mapping[str, np.ndarray]) -> Outputs:
+        """Outputs of one call."""
+        return self.worker.ask("run", timeout=patience(_RUN_SECONDS * self._slow), tensors=feed).tensors
 
     def block(self, seconds: float) -> np.ndarray:
         """Milliseconds of each inference of a block of about `seconds`."""
@@ -75,7 +83,7 @@ class Session:
         """Outputs for the given rows, first axis the samples."""
         reply = self.worker.ask(
             "evaluate",
-            timeout=patience(_JUDGE_SECONDS),
+            timeout=patience(_JUDGE_SECONDS * self._slow),
             data=str(samples.path),
             rows=list(rows),
             inputs=[spec.to_json() for spec in signature.inputs],
@@ -88,17 +96,28 @@ class Session:
 
 
 def reference(
-    session: Session, samples: Samples, signature: Signature, say: Callable[[str], None]
+    session: Session,
+    samples: Samples,
+    signature: Signature,
+    say: Callable[[str], None],
+    rows: tuple[int, ...] | None = None,
 ) -> tuple[tuple[int, ...], Outputs]:
     """The rows to judge by, and the original's outputs for them.
 
     Rows for which the original itself answers NaN are left out: nothing can be verified there.
 
+    Args:
+        session: the original.
+        samples: the data.
+        signature: the original's.
+        say: told what is left out.
+        rows: the rows to choose from; by default as many as fit.
+
     Raises:
         NoResult: the original answers NaN for every row.
         WorkerError: the model does not run.
     """
-    rows = rows_to_judge(session, samples, signature)
+    rows = rows_to_judge(session, samples, signature) if rows is None else rows
     outputs = session.outputs(samples, rows, signature)
     wrong = np.zeros(len(rows), bool)
     for array in outputs.values():
@@ -119,8 +138,17 @@ def reference(
     return tuple(rows[i] for i in right), kept
 
 
-def rows_to_judge(session: Session, samples: Samples, signature: Signature, seconds: float = 10.0) -> tuple[int, ...]:
-    """The evaluation rows that fit in about `seconds` and in memory; all of them where labels decide.
+def rows_to_judge(
+    session: Session, samples: Samples, signature: Signature, seconds: float = 10.0, least: int | None = None
+) -> tuple[int, ...]:
+    """The evaluation rows that fit in about `seconds` and in memory, 32 at least; all of them where labels decide.
+
+    Args:
+        session: what will answer for them.
+        samples: the data.
+        signature: the model's.
+        seconds: that they may take.
+        least: the fewest rows, where time decides even about labelled ones.
 
     Raises:
         WorkerError: the model does not run.
@@ -131,8 +159,8 @@ def rows_to_judge(session: Session, samples: Samples, signature: Signature, seco
     spent = max(time.perf_counter() - begin, 1e-4)
     size = max(1, sum(array.nbytes for array in first.values()))
     most = min(len(rows), _OUTPUT_BYTES // size)
-    if samples.data.labels is None:
-        most = min(most, max(32, int(seconds / spent)))
+    if samples.data.labels is None or least is not None:
+        most = min(most, max(32 if least is None else least, int(seconds / spent)))
     return rows[: max(1, most)]
 
 

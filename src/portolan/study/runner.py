@@ -17,6 +17,7 @@ import numpy as np
 from portolan.core.data import sample
 from portolan.core.labels import label
 from portolan.core.measurement import METRICS, Measurement, Metrics
+from portolan.core.model import Model
 from portolan.core.recipe import digest
 from portolan.errors import CannotHelp, DiskFull, NoResult, PortolanError, UsageError, WorkerCrashed
 from portolan.measure import roofline
@@ -334,6 +335,10 @@ class Runner:
     def compiled(self, candidate: Candidate) -> Compiled:
         """What a candidate's processes load."""
         return self._builder.compiled(candidate.recipe)
+
+    def artefact(self, trial: Trial) -> Model:
+        """The model that a trial's passes gave."""
+        return self._builder.artefact(trial.recipe.passes)
 
     def question(self, candidate: Candidate, level: int | str) -> str:
         """Hash of everything that decides the answer to "how does this candidate do"."""

@@ -62,6 +62,10 @@ class Task:
 
     @property
     def raced(self) -> bool:
-        """Whether the finalists race alone: not where only served models are compared, since load decides there."""
+        """Whether the finalists race alone: not where only served models are compared, since load decides there, nor
+        where nothing is timed.
+        """
+        if not self.target.timed:
+            return False
         alone = [name for name in self.goals.metrics if load_of(name) is None]
         return not self.served or any(name.startswith(_RACED) for name in alone)

@@ -65,7 +65,8 @@ class Trial:
             recipe=Recipe.from_json(data["recipe"]),
             status=data["status"],
             reason=data["reason"],
-            metrics={name: Measurement(**m) for name, m in data["metrics"].items()},
+            # A null says that nobody can measure it there.
+            metrics={name: Measurement(**m) for name, m in data["metrics"].items() if m["value"] is not None},
             pareto=data["pareto"],
             met=data["met"],
             seconds=data["seconds"],

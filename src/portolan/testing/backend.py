@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from portolan.core.backend import Backend, Executable
+from portolan.core.target import Target
 from portolan.errors import ModelError, PortolanError, UnknownName, UnsupportedOperator
 from portolan.testing.models import Case, cases, corrupt, this_machine, unsupported
 
@@ -56,7 +57,7 @@ class Built:
 
     def __init__(self, contract: BackendContract, folder: Path) -> None:
         self.folder = folder
-        self.target = this_machine()
+        self.target = contract.target()
         (folder / "models").mkdir()
         every = contract.cases(folder / "models")
         self.refused = [case for case in every if case.name in contract.refused]
@@ -97,6 +98,10 @@ class BackendContract:
         """Models, their inputs and the right outputs; files go into `folder`."""
         return cases(folder)
 
+    def target(self) -> Target:
+        """Where the backend runs: this machine, unless it is for others."""
+        return this_machine()
+
     def unsupported(self, folder: Path) -> Any:
         """A model with an operator that nobody has."""
         return unsupported(folder)
@@ -121,7 +126,7 @@ class BackendContract:
 
     def test_importing_and_probing_load_nothing_heavy(self) -> None:
         """Names, options and readiness are asked by `--help` and `doctor`, which must answer at once."""
-        question = [*self._place(), this_machine().to_json(), HEAVY]
+        question = [*self._place(), self.target().to_json(), HEAVY]
         imported, probed, ready, version, reason, fix = json.loads(python(_PROBE, question))
         assert imported == []
         assert probed == []
@@ -138,7 +143,7 @@ class BackendContract:
 
     def test_options_are_documented_and_have_values(self) -> None:
         """The signature is the schema: each keyword has a default that it accepts, a help line and values to try."""
-        target = this_machine()
+        target = self.target()
         for name, parameter in self.backend.schema.parameters.items():
             assert parameter.knob.help, f"`{name}` has no help"
             assert parameter.check(parameter.default, self.backend.name) == parameter.default
@@ -245,14 +250,14 @@ class BackendContract:
         """In backticks, with another backend to try."""
         model = self.unsupported(tmp_path)
         with pytest.raises(UnsupportedOperator, match=r"no operator `.*Mystery`") as caught:
-            self.backend.compile(model, this_machine(), **self.backend.schema.check({}))
+            self.backend.compile(model, self.target(), **self.backend.schema.check({}))
         assert "--backend" in (caught.value.hint or "")
 
     def test_a_corrupt_file_is_a_model_error(self, tmp_path: Path) -> None:
         """Never a runtime's own exception."""
         model = self.corrupt(tmp_path)
         with pytest.raises(ModelError) as caught:
-            self.backend.compile(model, this_machine(), **self.backend.schema.check({}))
+            self.backend.compile(model, self.target(), **self.backend.schema.check({}))
         assert not isinstance(caught.value, UnsupportedOperator)
         assert caught.value.hint
 

@@ -2,6 +2,7 @@
 
 Compilers clash, so each may have an environment of its own; a worker started there needs NumPy and the runtime only.
 Environments that `portolan env add` made are read from disk; an interpreter that the user named is asked.
+On a target that is not this machine it is the target's own interpreter, or this machine's behind the target's emulator.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import copy
 import os
 import shlex
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from portolan.core import registry
 from portolan.core.backend import Backend, Support
@@ -18,9 +21,18 @@ from portolan.core.target import Target
 from portolan.errors import PortolanError
 from portolan.worker.session import Worker
 
-__all__ = ["backends", "elsewhere", "python_for"]
+__all__ = ["backends", "elsewhere", "python_for", "python_on"]
 
-_PROBE_SECONDS = 60.0
+_PROBE_SECONDS, _FAR_SECONDS = 60.0, 300.0
+
+
+def python_on(target: Target, name: str) -> list[str] | None:
+    """The argv of the interpreter that the backend `name` lives in on `target`; None for this one."""
+    if not target.reach:
+        return python_for(name)
+    *prefix, python = target.reach
+    own = python_for(name) if python == sys.executable else None
+    return [*prefix, *(own or [python])]
 
 
 def backends(target: Target, names: Sequence[str] | None = None) -> dict[str, Backend]:
@@ -29,6 +41,8 @@ def backends(target: Target, names: Sequence[str] | None = None) -> dict[str, Ba
     Raises:
         UnknownName: no backend of that name.
     """
+    if target.reach:
+        return _there(target, registry.BACKENDS.names() if names is None else names)
     found = {}
     for name in registry.BACKENDS.names() if names is None else names:
         backend = registry.backend(name)
@@ -42,17 +56,48 @@ def elsewhere(target: Target) -> dict[str, Backend]:
     return backends(target, [name for name in registry.BACKENDS.names() if os.environ.get(variable(name))])
 
 
-def _elsewhere(backend: Backend, python: list[str], target: Target) -> Backend:
-    versions: dict[str, str] = {}
+def _there(target: Target, names: Sequence[str]) -> dict[str, Backend]:
+    """The backends as a worker on `target` finds them, all by one process."""
+    found = {name: registry.backend(name) for name in names}
+    answers: dict[str, tuple[Support, dict[str, str]]] = {}
+    if target.arch == "wasm32":
+        native = [name for name, backend in found.items() if not backend.web]
+        answers |= {n: (Support(False, reason=f"`{n}` does not run as WebAssembly"), {}) for n in native}
     try:
-        with Worker(python=python) as worker:
-            reply = worker.ask("probe", timeout=_PROBE_SECONDS, backend=backend.name, target=target.to_json())
-        support = Support(**reply.fields["support"])
-        versions = dict(reply.fields["versions"])
+        with Worker(python=target.reach) as worker:
+            for name in (name for name in names if name not in answers):
+                answers[name] = _probed(worker, name, target, _FAR_SECONDS)
     except (PortolanError, OSError) as error:
-        reason = f"`{shlex.join(python)}` does not answer: {error}"
-        support = Support(False, reason=reason, fix=f"unset {variable(backend.name)}")
+        lost = Support(False, reason=f"`{target.id}` does not answer: {error}", fix=f"portolan target show {target.id}")
+        answers |= {name: (lost, {}) for name in names if name not in answers}
+    answering = {name: _answering(backend, *answers[name]) for name, backend in found.items()}
+    for backend in answering.values():
+        if backend.web and target.arch == "wasm32":
+            backend.searched = True  # type: ignore[misc]
+    return answering
+
+
+def _probed(worker: Worker, name: str, target: Target, seconds: float) -> tuple[Support, dict[str, str]]:
+    fields = worker.ask("probe", timeout=seconds, backend=name, target=target.to_json()).fields
+    support = Support(**fields["support"])
+    if target.reach and target.reach[-1] != sys.executable:
+        # What is missing in an interpreter of its own is not mended by a command for this one.
+        support = replace(support, fix=None)
+    return support, dict(fields["versions"])
+
+
+def _answering(backend: Backend, support: Support, versions: dict[str, str]) -> Backend:
     answer = copy.copy(backend)
     answer.probe = lambda target: support  # type: ignore[method-assign]
     answer.versions = lambda: versions  # type: ignore[method-assign]
     return answer
+
+
+def _elsewhere(backend: Backend, python: list[str], target: Target) -> Backend:
+    try:
+        with Worker(python=python) as worker:
+            support, versions = _probed(worker, backend.name, target, _PROBE_SECONDS)
+    except (PortolanError, OSError) as error:
+        reason = f"`{shlex.join(python)}` does not answer: {error}"
+        support, versions = Support(False, reason=reason, fix=f"unset {variable(backend.name)}"), {}
+    return _answering(backend, support, versions)

@@ -25,6 +25,7 @@ from portolan.core.passes import Context
 from portolan.core.signature import Signature, TensorSpec
 from portolan.core.target import Target
 from portolan.errors import UsageError, WorkerError
+from portolan.targets._foreign import emulated
 from portolan.worker.frames import Frame
 
 Answer = tuple[dict[str, Any], Mapping[str, np.ndarray]]
@@ -57,6 +58,10 @@ class Operations:
         """Whether a backend is ready in this interpreter, and its versions."""
         chosen = registry.backend(backend)
         return {"support": asdict(chosen.probe(Target.from_json(target))), "versions": chosen.versions()}, {}
+
+    def detect(self, _: Feeds, name: str) -> Answer:
+        """The machine that this process takes itself to be on, as an emulated target called `name`."""
+        return {"target": emulated(name).to_json()}, {}
 
     def compile(
         self, _: Feeds, backend: str, model: Mapping[str, Any], target: Mapping[str, Any],
@@ -233,7 +238,7 @@ def _labels(path: str, rows: slice | list[int]) -> np.ndarray | None:
 _OPERATIONS: dict[str, Callable[..., Answer]] = {
     name: getattr(Operations, name)
     for name in (
-        "hello", "probe", "compile", "load", "inputs", "run", "time", "load_test", "evaluate", "memory", "apply",
-        "convert",
+        "hello", "probe", "detect", "compile", "load", "inputs", "run", "time", "load_test", "evaluate", "memory",
+        "apply", "convert",
     )
 }  # fmt: skip

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -65,6 +67,8 @@ class Worker:
             if lost := self._lost():
                 raise lost from error
             raise WorkerError(f"no worker could be started: {error.strerror}: `{(python or [''])[0]}`") from error
+        if python is not None:
+            _bound(self._process.pid, self.memory_limit)
         self._pipes = (cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout))
         self._stdin, self._stdout = (pipe.fileno() for pipe in self._pipes)
         os.set_blocking(self._stdin, False)
@@ -180,6 +184,13 @@ class Worker:
             return WorkerCrashed(f"crashed with {name} during `{self._op}`{more}", stderr=tail, killed=killed)
         last = tail.strip().splitlines()[-1:] or ["it printed nothing"]
         return WorkerCrashed(f"ended with code {code} during `{self._op}`: {last[0]}", stderr=tail)
+
+
+def _bound(pid: int, limit: int) -> None:
+    """Bounds a process's memory from outside too: under an emulator the worker's own request is ignored."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError):
+            resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
 
 
 class _Late(Exception):
