@@ -34,7 +34,7 @@ def optimize(
     """Searches for the best recipe under goals. Repeating a call resumes it, or answers from its ledger.
 
     Args:
-        model: an ONNX file, `.pt2`, `file.py:factory` or `demo:NAME`.
+        model: an ONNX file, a file or folder of another framework, `file.py:factory` or `demo:NAME`.
         goals: limits (`latency_p95 < 8ms`) and objectives (`min size`). Without a quality limit outputs must stay
             the original's (`max_rel_error <= 0.001`); without an objective the median latency is minimised.
         data: `.npz`, a folder of them, or `file.py:function`; without it inputs are generated from the signature.

@@ -19,7 +19,7 @@ from portolan.cli.console import Console
 def command(console: Console, /, model: str, shapes: dict[str, Any] | None, target: str) -> int:
     """What a model is: signature, operators, FLOPs, bytes.
 
-    MODEL is an `.onnx` file, a `.pt2` program, `file.py:factory` or `demo:digits`.
+    MODEL is an `.onnx` file, a file or folder of another framework, `file.py:factory` or `demo:digits`.
     """
     from portolan import api
     from portolan.cli import show

@@ -51,8 +51,9 @@ from portolan.cli.console import Console
 def command(console: Console, /, model: str, goals: tuple[str, ...], **rest: Any) -> int:
     """Search for the best recipe under goals.
 
-    MODEL is an `.onnx` file, a `.pt2` program, `file.py:factory` or `demo:digits`. Repeat the command to go on with an
-    interrupted search; a finished one answers at once. Exit code 3 says that no recipe met every limit.
+    MODEL is an `.onnx` file, a file or folder of another framework, `file.py:factory` or `demo:digits`. Repeat the
+    command to go on with an interrupted search; a finished one answers at once. Exit code 3 says that no recipe met
+    every limit.
     """
     from portolan import api
     from portolan.cli import show_study
