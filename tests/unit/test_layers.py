@@ -36,6 +36,7 @@ ORDER = [
         "packing",
         "comparison",
         "agreement",
+        "embedding",
         "compression",
         "hosting",
     ),

@@ -20,6 +20,7 @@ from portolan.errors import ModelError, PortolanError, UnsupportedOperator
 from portolan.targets.local import local
 
 _SIGNATURE = "signature.json"
+_KERNELS = "kernels"
 _LONGEST_REASON = 300
 #: Features of weights that hold many zeros, which pack well.
 _ZEROS = "sparsity:"
@@ -34,16 +35,18 @@ class Artefact:
             it is not there: `unpacked` gives it.
         signature: names in the order in which the runtime counts inputs and outputs.
         features: as in Model.
+        kernels: a folder of compiled kernels, as in Model.
     """
 
     path: Path
     signature: Signature
     features: tuple[str, ...] = ()
+    kernels: Path | None = None
 
     @classmethod
     def of(cls, model: Model, path: Path | None = None) -> Artefact:
         """The artefact of `model`, or of the file `path` made from it."""
-        return cls(path or model.path, model.signature, model.features)
+        return cls(path or model.path, model.signature, model.features, model.kernels)
 
     @classmethod
     def open(cls, folder: Path, name: str = "model.onnx") -> Artefact:
@@ -59,7 +62,8 @@ class Artefact:
                 side: tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in data[side])
                 for side in ("inputs", "outputs")
             }
-            return cls(folder / name, Signature(**sides), tuple(data["features"]))
+            kernels = folder / _KERNELS if (folder / _KERNELS).is_dir() else None
+            return cls(folder / name, Signature(**sides), tuple(data["features"]), kernels)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"`{folder}` holds no compiled model: {error}", hint="compile the model again", where=str(place)
@@ -94,6 +98,8 @@ class Artefact:
             "features": list(self.features),
         }
         (folder / _SIGNATURE).write_text(json.dumps(data))
+        if self.kernels is not None:
+            shutil.copytree(self.kernels, folder / _KERNELS)
 
     def _save(self, path: Path, folder: Path) -> None:
         beside = external_files(path) if path.suffix == ".onnx" else []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
+from portolan.core.carried import Folder
 from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
@@ -37,6 +38,10 @@ class Session(Executable):
         name = "DISABLE_ALL" if level == "disabled" else f"ENABLE_{level.upper()}"
         settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{name}")
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        if artefact.kernels is not None:
+            carried = Folder(artefact.kernels)
+            for kernel in carried.kernels():
+                settings.register_custom_ops_library(str(carried.file(kernel)))
         settings.log_severity_level = 3  # errors; warnings about the graph's style would fill a worker's log
         with explained("onnxruntime", artefact.path, *_LACKS), artefact.unpacked() as path:
             self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDER])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
+from portolan.backends._openvino_kernels import extend
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
+from portolan.core.carried import Folder
 from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
@@ -61,7 +63,8 @@ class Compiled(Executable):
         }
         with explained("openvino", artefact.path, *_LACKS), artefact.unpacked() as path:
             core = runtime("openvino").Core()
-            with _flat(path) as flat:
+            carried = () if artefact.kernels is None else extend(core, Folder(artefact.kernels), threads or cores)
+            with _flat(path, carried) as flat:
                 self._compiled = core.compile_model(str(flat), "CPU", settings)
         self._artefact = artefact
         self._names = artefact.outputs
@@ -110,8 +113,11 @@ class Compiled(Executable):
 
 
 @contextlib.contextmanager
-def _flat(path: Path) -> Iterator[Path]:
-    """The file, or one in which calls of functions are their bodies: OpenVINO's reader does not expand them."""
+def _flat(path: Path, kept: Sequence[tuple[str, str]] = ()) -> Iterator[Path]:
+    """The file, or one in which calls of functions are their bodies: OpenVINO's reader does not expand them.
+
+    Those in `kept` (domain and name) stay: there is an extension for them.
+    """
     import onnx
     from onnx import inliner
 
@@ -120,7 +126,8 @@ def _flat(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         flat = Path(scratch) / path.name
-        onnx.save(inliner.inline_local_functions(onnx.load(str(path))), str(flat))
+        model = inliner.inline_selected_functions(onnx.load(str(path)), list(kept), exclude=True)
+        onnx.save(model, str(flat))
         yield flat
 
 

@@ -47,6 +47,28 @@ def functions(data: Json, *, dry_run: bool = False) -> Answer:
     )
 
 
+def embedded(data: Json, file: str) -> Answer:
+    """A model with kernels and without, on each runtime."""
+    table = [["runtime", "without", "with the kernels", "as fast", "verdict", "error"]]
+    for row in data["backends"]:
+        ratio = row["ratio"]
+        # The race says time over time; people read how many times as fast.
+        shown = f"{1 / ratio['ratio']:.3g}x ({1 / ratio['hi']:.3g} to {1 / ratio['lo']:.3g})"
+        times = [number(row[key], n=True) for key in ("before", "after")]
+        table.append([row["name"], *times, shown, ratio["verdict"], f"{row['max_error']:.1e}"])
+    notes = [
+        f"kernel `{r['name']}`: {r['nodes']} node{'s' * (r['nodes'] != 1)}, {_sizes(r)}, error {r['max_abs_error']:.1e}"
+        for r in data["kernels"]
+    ]
+    best = [r["name"] for r in data["backends"] if r["ratio"]["verdict"] == "faster"]
+    faster = f"faster in {', '.join(best)}" if best else "no runtime is faster with them"
+    bundle = data["bundle"]
+    again = f"portolan kernel {shlex.quote(file)} --for {shlex.quote(data['model'])} -o model.portolan"
+    following = [f"portolan serve {shlex.quote(bundle['bundle'])} --native"] if bundle else [again]
+    where = f"; `{bundle['bundle']}` carries them" if bundle else ""
+    return Answer(plain(columns(table)), f"{_count(data['kernels'])} verified: {faster}{where}", following, notes)
+
+
 _LEVELS = {
     "print": "is printed only",
     "compile": "is compiled, not run",

@@ -24,6 +24,8 @@ class Model:
         operators: how often each operator occurs, functions and subgraphs included.
         features: what passes produced, such as `weights:int8`; backends say which of these they exploit.
         program: the exported torch program beside the graph, for backends that start from one; None without.
+        kernels: a folder of compiled kernels for functions of the graph (`core.carried`); None without. It is made of
+            the user's own Python: no front end sets it.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Model:
     operators: dict[str, int] = field(default_factory=dict)
     features: tuple[str, ...] = ()
     program: Path | None = None
+    kernels: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The model as plain data: it crosses to workers and lies beside artefacts."""
@@ -49,6 +52,7 @@ class Model:
             "operators": dict(self.operators),
             "features": list(self.features),
             "program": None if self.program is None else str(self.program),
+            "kernels": None if self.kernels is None else str(self.kernels),
         }
 
     @classmethod
@@ -68,6 +72,7 @@ class Model:
             operators=dict(data["operators"]),
             features=tuple(data["features"]),
             program=None if data["program"] is None else Path(data["program"]),
+            kernels=Path(data["kernels"]) if data.get("kernels") else None,
         )
 
     def __repr__(self) -> str:

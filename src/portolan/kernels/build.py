@@ -17,7 +17,7 @@ from portolan.kernels.language import language as language_of
 from portolan.kernels.language import languages
 from portolan.kernels.place import write_whole
 from portolan.kernels.source import read_file
-from portolan.kernels.tune import recalled, source, tune
+from portolan.kernels.tune import Tuned, recalled, source, tune
 from portolan.kernels.work import flops, traffic
 
 
@@ -30,6 +30,7 @@ def build(
     seed: int = 0,
     force: bool = False,
     dry_run: bool = False,
+    grad: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Checks, tunes and compiles the kernels of a file. The file is read, not run.
@@ -43,6 +44,7 @@ def build(
         seed: of the arrays that are compared and timed.
         force: overwrite what is in `out`.
         dry_run: check the kernels and say what would be done; compile and write nothing.
+        grad: the kernels of each one's gradient too.
         progress: told one line at a time.
 
     Returns:
@@ -63,7 +65,8 @@ def build(
     for item in kernels:
         kernel = Kernel(item.program)
         kernel.sizes.extend(item.sizes)
-        jobs += [(kernel, sizes) for sizes in item.sizes or (kernel.usual(),)]
+        for sizes in item.sizes or (kernel.usual(),):
+            jobs += [(kernel, sizes), *(_gradient(kernel, sizes) if grad else ())]
     if dry_run:
         return {"kernels": [_planned(k, sizes, found) for k, sizes in jobs], "languages": readiness()}
     if in_language and arch is not None:
@@ -104,6 +107,12 @@ def emitted(file: str | Path, language: str) -> str:
     return "\n".join(parts)
 
 
+def _gradient(kernel: Kernel, sizes: Mapping[str, int]) -> list[tuple[Kernel, Mapping[str, int]]]:
+    """The kernels of a gradient, with their sizes."""
+    found = kernel.grad()
+    return list(zip(found.kernels, found.sizes(sizes), strict=True))
+
+
 def _planned(kernel: Kernel, sizes: Mapping[str, int], target: Target) -> dict[str, Any]:
     return {
         "name": kernel.name,
@@ -118,6 +127,20 @@ def _planned(kernel: Kernel, sizes: Mapping[str, int], target: Target) -> dict[s
     }
 
 
+def tuned_for(
+    kernel: Kernel,
+    sizes: Mapping[str, int],
+    target: Target,
+    compiler: Compiler,
+    *,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Tuned:
+    """What tuning found for these sizes, earlier or now."""
+    known = recalled(kernel.program, sizes, target, compiler)
+    return known or tune(kernel.program, sizes, target, compiler, seed=seed, progress=progress)
+
+
 def _built(
     kernel: Kernel,
     sizes: Mapping[str, int],
@@ -127,7 +150,7 @@ def _built(
     progress: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     known = recalled(kernel.program, sizes, target, compiler)
-    tuned = known or tune(kernel.program, sizes, target, compiler, seed=seed, progress=progress)
+    tuned = tuned_for(kernel, sizes, target, compiler, seed=seed, progress=progress)
     path = compiler.build(source(kernel.program, tuned.schedules))
     seconds = float(tuned.ms["value"]) / 1000
     latency = {**tuned.ms, "unit": "ms", "kind": "measured"}

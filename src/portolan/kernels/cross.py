@@ -66,7 +66,7 @@ const { instance } = await WebAssembly.instantiate(readFileSync(process.argv[1])
 process.exitCode = wasi.start(instance);
 """
 _NODE = ("node", "--no-warnings", "--input-type=module", "-e", _WASI, "--")
-_REACTOR = ("-mexec-model=reactor", "-Wl,--export-dynamic")
+_REACTOR = ("-mexec-model=reactor", "-Wl,--export=malloc")
 ARCHES: Mapping[str, Arch] = {
     "aarch64": Arch("aarch64", ("asimd",), "aarch64-linux-gnu", "aarch64-linux-musl", ("qemu-aarch64",)),
     "riscv64": Arch("riscv64", (), "riscv64-linux-gnu", "riscv64-linux-musl", ("qemu-riscv64",)),
@@ -151,7 +151,7 @@ def cross(program: Program, sizes: Mapping[str, int], arch: str, folder: Path) -
     error = None
     with tempfile.TemporaryDirectory(prefix="portolan-cross-") as name:
         library = Path(name) / f"{program.name}{found.suffix}"
-        _compile(argv, code, ("-target", found.triple, *found.flags, *found.library), library)
+        _compile(argv, code, ("-target", found.triple, *found.flags, *found.library, *_exports(program, found)), library)
         if shutil.which(found.by[0]) is not None:
             binary = Path(name) / "tried"
             whole = code + _PROGRAM.replace("NAME", function_name(program.name))
@@ -172,6 +172,13 @@ def cross(program: Program, sizes: Mapping[str, int], arch: str, folder: Path) -
         "sizes": dict(sizes),
         "schedule": [s.to_json() for s in schedules],
     }
+
+
+def _exports(program: Program, arch: Arch) -> tuple[str, ...]:
+    """A module for WebAssembly shows only what is named."""
+    entry = function_name(program.name)
+    names = (entry, f"{entry}_tasks", f"{entry}_workspace") if arch.suffix == ".wasm" else ()
+    return tuple(f"-Wl,--export={name}" for name in names)
 
 
 def _tried(command: Sequence[str], program: Program, case: Case) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from portolan.kernels.tune import recalled, shape_class, source
 from portolan.kernels.verify import AGENT, Judge, odd_cases
 from portolan.kernels.work import flops
 from portolan.worker.session import Worker
+
+if TYPE_CHECKING:
+    from portolan.kernels.derive.gradient import Gradient
 
 Array = np.ndarray[Any, Any]
 _MOST_THREADS = 1024
@@ -106,6 +109,16 @@ class Kernel:
             return source(self.program, self.schedules(wanted))
         known = named(language)
         return known.source(self.program, [known.schedules(self.program, g, wanted)[0] for g in groups(self.program)])
+
+    def grad(self) -> Gradient:
+        """The derivatives of the results by the arguments, in reverse mode.
+
+        Raises:
+            KernelError: it has a part without a derivative.
+        """
+        from portolan.kernels.derive.gradient import Gradient
+
+        return Gradient(self.program)
 
     def usual(self) -> Mapping[str, int]:
         """Sizes to work for: those that a `shapes` line names, else likely ones."""

@@ -1,0 +1,77 @@
+"""Compiled kernels as operators of OpenVINO: an extension for each, in Python, that calls the library.
+
+The call itself costs some microseconds; the kernel runs without the interpreter's lock. OpenVINO lends none of its
+threads to operators in Python, so the kernel's helpers are its own; they sleep while there is nothing to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from portolan.core.carried import Carried, Folder
+from portolan.core.native import Library, Pool
+from portolan.core.silence import runtime
+
+_TYPES = {"f32": "f32", "f16": "f16", "bf16": "bf16", "i8": "i8", "i32": "i32"}
+
+
+def extend(core: Any, folder: Folder, threads: int) -> tuple[tuple[str, str], ...]:
+    """Adds the kernels of a folder to a core; domain and name of each."""
+    kernels = folder.kernels()
+    pool = Pool(threads) if kernels else None
+    for kernel in kernels:
+        core.add_extension(_extension(kernel, folder.library(kernel), pool))
+    return tuple((k.domain, k.name) for k in kernels)
+
+
+def _extension(kernel: Carried, library: Library, pool: Pool | None) -> Any:
+    openvino = runtime("openvino")
+    frontend = runtime("openvino.frontend.onnx")
+    operator = _operator(openvino, kernel, library, pool)
+    count = len(kernel.inputs)
+
+    def convert(node: Any) -> Any:
+        return operator([node.get_input(n) for n in range(count)]).outputs()
+
+    return frontend.ConversionExtension(kernel.name, kernel.domain, convert)
+
+
+def _operator(openvino: Any, kernel: Carried, library: Library, pool: Pool | None) -> Any:
+    types = [getattr(openvino.Type, _TYPES[o.dtype]) for o in kernel.outputs]
+
+    class Call(openvino.Op):  # type: ignore[misc]
+        """One call of the kernel in a graph."""
+
+        def __init__(self, inputs: Any) -> None:
+            super().__init__(self, inputs)
+
+        def validate_and_infer_types(self) -> None:
+            """Sizes where the arguments' are known."""
+            known: dict[str, Any] = {}
+            for number, argument in enumerate(kernel.inputs):
+                shape = self.get_input_partial_shape(number)
+                for axis, size in zip(argument.axes, shape, strict=True):
+                    if isinstance(axis, str) and (axis not in known or known[axis].is_dynamic):
+                        known[axis] = size
+            for number, output in enumerate(kernel.outputs):
+                sizes = [openvino.Dimension(a) if isinstance(a, int) else known[a] for a in output.axes]
+                self.set_output_type(number, types[number], openvino.PartialShape(sizes))
+
+        def clone_with_new_inputs(self, inputs: Any) -> Any:
+            """The same operator elsewhere."""
+            return Call(inputs)
+
+        def has_evaluate(self) -> bool:
+            """It computes by itself."""
+            return True
+
+        def evaluate(self, outputs: Any, inputs: Any) -> bool:
+            """Calls the library on the tensors in place."""
+            given = [i.data for i in inputs]
+            sizes = kernel.sizes([a.shape for a in given])
+            for output, shape in zip(outputs, kernel.results(sizes), strict=True):
+                output.shape = shape
+            library([*given, *(o.data for o in outputs)], sizes, pool)
+            return True
+
+    return Call

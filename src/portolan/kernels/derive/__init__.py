@@ -1,0 +1,1 @@
+"""Derivatives of kernels, as kernels: reverse mode from tree to tree."""
