@@ -61,7 +61,10 @@ THEIRS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", THEIRS)
+QUICK = ("tropical", "selective_scan")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in THEIRS])
 def test_derivatives_are_pytorchs(name: str) -> None:
     function, sizes = THEIRS[name]
     kernel = operators.EVERY[name]
@@ -89,6 +92,7 @@ def test_integers_have_no_derivative_and_gathers_scatter() -> None:
         operators.gathered.grad()(x, idx)
 
 
+@pytest.mark.slow
 def test_the_verb_tunes_the_kernels_of_gradients(tmp_path: Path) -> None:
     file = tmp_path / "ops.py"
     file.write_text(
