@@ -61,7 +61,7 @@ THEIRS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
 }
 
 
-QUICK = ("tropical", "selective_scan")
+QUICK = ("tropical",)
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in THEIRS])

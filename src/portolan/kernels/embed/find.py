@@ -62,7 +62,10 @@ def sites(model: onnx.ModelProto, programs: Sequence[Program], domain: str = DOM
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        inferred = model  # an operator that ONNX knows nothing of: what the graph itself says has to do
     found = {t.name: tuple(t.dims) for t in inferred.graph.initializer}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
