@@ -3,7 +3,7 @@
 After a wanted change: `UPDATE_GOLDEN=1 pytest tests/golden/test_kernel_use_errors.py`, and read the diff.
 """
 
-# ruff: noqa: F722, F821, UP037
+# ruff: noqa: B023, F722, F821, UP037
 
 from __future__ import annotations
 

@@ -151,7 +151,9 @@ def cross(program: Program, sizes: Mapping[str, int], arch: str, folder: Path) -
     error = None
     with tempfile.TemporaryDirectory(prefix="portolan-cross-") as name:
         library = Path(name) / f"{program.name}{found.suffix}"
-        _compile(argv, code, ("-target", found.triple, *found.flags, *found.library, *_exports(program, found)), library)
+        _compile(
+            argv, code, ("-target", found.triple, *found.flags, *found.library, *_exports(program, found)), library
+        )
         if shutil.which(found.by[0]) is not None:
             binary = Path(name) / "tried"
             whole = code + _PROGRAM.replace("NAME", function_name(program.name))
