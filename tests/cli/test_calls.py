@@ -68,6 +68,7 @@ def test_optimize_with_every_flag(api: Api) -> None:
         (("env", "remove", "iree", "tvm", "--force"), ("remove", "iree", "tvm"), {"force": True, "dry_run": False}),
         (("doctor",), ("local",), {"bench": False}),
         (("doctor", "far", "--bench"), ("far",), {"bench": True}),
+        (("doctor", "-t", "far"), ("far",), {"bench": False}),
         (
             (
                 "compress", "m", "--pass", "simplify", "--pass", "quantize(bits=8, mode=static)", "-o", "q.onnx",

@@ -16,6 +16,7 @@ from portolan.emulation.kinds import KINDS
 from portolan.emulation.qemu import on_path
 from portolan.errors import UsageError, VerificationFailed
 from portolan.targets import _added
+from portolan.worker.environments import backends
 
 FOUND = on_path(KINDS["haswell"]) if shutil.which("qemu-x86_64") else None
 pytestmark = pytest.mark.skipif(
@@ -56,6 +57,8 @@ def test_it_is_what_it_stands_for() -> None:
     assert not [name for name in target["features"] if "vnni" in name or name.startswith(("avx512", "amx"))]
     ready = {row["name"]: row["version"] for row in found.backends if row["ready"]}
     assert "onnxruntime" in ready
+    versions = backends(_added.find("haswell"), ["onnxruntime"])["onnxruntime"].versions()
+    assert versions == {"onnxruntime": ready["onnxruntime"], "qemu-user": ".".join(map(str, FOUND[1]))}
 
 
 def test_nothing_is_timed_and_answers_are_compared() -> None:

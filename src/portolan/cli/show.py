@@ -78,7 +78,8 @@ def examination(data: Json, *, verbose: bool = False) -> Answer:
     fixes = [b["fix"] for b in data["backends"] if not b["ready"] and b["fix"]]
     total = _count(len(data["backends"]), "backend")
     verdict = f"{len(ready)} of {total} ready" if ready else f"no backend is ready ({total} known)"
-    return Answer(lines, verdict, next=fixes[:1] or ["portolan optimize demo:digits"], code=0 if ready else 4)
+    again = "portolan optimize demo:digits" if found["id"] == "local" else f"portolan bench MODEL -t {found['id']}"
+    return Answer(lines, verdict, next=fixes[:1] or [again], code=0 if ready else 4)
 
 
 def _backend_row(backend: Json) -> list[str]:

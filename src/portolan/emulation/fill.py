@@ -27,7 +27,7 @@ _DEBIAN = {"aarch64": "arm64", "riscv64": "riscv64"}
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be made, and from where."""
+    """What is to be made, and from where; `used` are the folders of what was fetched for it."""
 
     kind: Kind
     cpu: str | None
@@ -35,9 +35,16 @@ class Order:
     mirror: str
     latest: bool
     say: Callable[[str], None]
+    used: list[Path] = field(default_factory=list)
+
+    def folder(self, name: str) -> Path:
+        """A folder for what is fetched."""
+        self.used.append(self.downloads / name)
+        return self.used[-1]
 
     def debian(self, arch: str) -> Debian:
         """Debian's archive for a processor."""
+        self.folder(arch)
         return Debian(self.downloads, arch, self.mirror, latest=self.latest, say=self.say)
 
 
@@ -95,7 +102,7 @@ def _same_root(order: Order, folder: Path) -> Filled:
         )
     path, version = emulator(kind, folder, order.debian)
     reach = (_placed(path, folder), "-cpu", str(order.cpu), PYTHON)
-    return Filled(reach, {"qemu-user": version}, {"display": f"{order.cpu} under qemu-user {version}"})
+    return Filled(reach, {"qemu-user": version}, _emulated(order, version))
 
 
 def _own_root(order: Order, folder: Path) -> Filled:
@@ -109,7 +116,7 @@ def _own_root(order: Order, folder: Path) -> Filled:
     # This machine's environments are for this machine's processor.
     settings = {environments.VARIABLE: f"{FOLDER}/envs"}
     if kind.wheels:
-        wheels = order.downloads / f"wheels-{kind.arch}"
+        wheels = order.folder(f"wheels-{kind.arch}")
         versions |= install(kind.wheels, kind.arch, wheels, folder / "site", order.say)
         settings["PYTHONPATH"] = f"{FOLDER}/site"
     if kind.libraries:
@@ -119,7 +126,11 @@ def _own_root(order: Order, folder: Path) -> Filled:
         *(word for key, value in settings.items() for word in ("-E", f"{key}={value}")),
         f"{FOLDER}/root/{kind.python}",
     )
-    return Filled(reach, versions, {"display": f"{order.cpu} under qemu-user {version}"})
+    return Filled(reach, versions, _emulated(order, version))
+
+
+def _emulated(order: Order, version: str) -> dict[str, Any]:
+    return {"display": f"{order.cpu} under qemu-user {version}", "runtimes": {"qemu-user": version}}
 
 
 def _web(order: Order, folder: Path) -> Filled:

@@ -58,7 +58,10 @@ def add(wish: Wish, say: Say, *, dry_run: bool = False) -> dict[str, Any]:
         order = Order(kind, cpu, _added.root() / _DOWNLOADS, wish.mirror or MIRROR, wish.latest, say)
         _make(wish.name, order, force=wish.force)
         # Kept until now so that nothing is fetched twice; from here on it is only bytes.
-        shutil.rmtree(_added.root() / _DOWNLOADS, ignore_errors=True)
+        for folder in order.used:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (_added.root() / _DOWNLOADS).rmdir()
     return _added.read(wish.name).to_json()
 
 
@@ -122,7 +125,8 @@ def _make(name: str, order: Order, *, force: bool) -> None:
         reach = [_added.resolved(part, scratch) for part in filled.reach]
         order.say("asking it what it is, and for the answer of a small model")
         seen = check.observed(reach, name)
-        target = replace(seen, **filled.facts)
+        # What is installed there, and what emulates it: all of it decides answers.
+        target = replace(seen, **{**filled.facts, "runtimes": {**seen.runtimes, **filled.facts.get("runtimes", {})}})
         versions = check.answers(reach, replace(target, reach=tuple(reach)), filled.backend)
         _record(name, order.kind, filled, target, versions, scratch)
         scratch.chmod(0o755)

@@ -24,6 +24,7 @@ from portolan.worker.session import Worker
 __all__ = ["backends", "elsewhere", "python_for", "python_on"]
 
 _PROBE_SECONDS, _FAR_SECONDS = 60.0, 300.0
+_EMULATOR = "qemu-user"
 
 
 def python_on(target: Target, name: str) -> list[str] | None:
@@ -70,7 +71,12 @@ def _there(target: Target, names: Sequence[str]) -> dict[str, Backend]:
     except (PortolanError, OSError) as error:
         lost = Support(False, reason=f"`{target.id}` does not answer: {error}", fix=f"portolan target show {target.id}")
         answers |= {name: (lost, {}) for name in names if name not in answers}
-    answering = {name: _answering(backend, *answers[name]) for name, backend in found.items()}
+    # An emulator of another version may give other answers: what was measured with the old one is not taken for it.
+    emulator = {n: v for n, v in target.runtimes.items() if n == _EMULATOR}
+    answering = {
+        name: _answering(backend, answers[name][0], answers[name][1] | (emulator if answers[name][0].ready else {}))
+        for name, backend in found.items()
+    }
     for backend in answering.values():
         if backend.web and target.arch == "wasm32":
             backend.searched = True  # type: ignore[misc]
