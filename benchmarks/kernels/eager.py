@@ -87,7 +87,11 @@ def product(a: Any, b: Any) -> torch.Tensor:
 
 
 def arrays(name: str, sizes: tuple[int, ...], rng: np.random.Generator) -> list[Array]:
-    """The arguments of a kernel, in the order of its own."""
+    """The arguments of a kernel, in the order of its own, in memory that torch allocated: it begins a cache line."""
+    return [torch.from_numpy(a).clone().numpy() for a in _drawn(name, sizes, rng)]
+
+
+def _drawn(name: str, sizes: tuple[int, ...], rng: np.random.Generator) -> list[Array]:
 
     def normal(*shape: int) -> Array:
         return rng.standard_normal(shape, np.float32)

@@ -8,29 +8,25 @@ from typing import Any
 import numba
 import numpy as np
 
-_MODE = {"fastmath": True, "cache": False}
 
-
-@numba.njit(**_MODE)
 def tropical(a, b):  # type: ignore[no-untyped-def]
     m, kk, n = a.shape[0], a.shape[1], b.shape[1]
     out = np.full((m, n), -np.inf, np.float32)
-    for i in range(m):
+    for i in numba.prange(m):
         for k in range(kk):
             for j in range(n):
                 out[i, j] = max(out[i, j], a[i, k] + b[k, j])
     return out
 
 
-@numba.njit(**_MODE)
 def window_attention(q, k, v, bias):  # type: ignore[no-untyped-def]
     h, n, d = q.shape
     w = bias.shape[1]
     out = np.zeros((h, n, d), np.float32)
-    s = np.empty(w, np.float32)
     scale = np.float32(d**-0.5)
     for g in range(h):
-        for i in range(n):
+        for i in numba.prange(n):
+            s = np.empty(w, np.float32)
             first = max(0, i - w + 1)
             top = np.float32(-np.inf)
             for j in range(first, i + 1):
@@ -50,7 +46,6 @@ def window_attention(q, k, v, bias):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(**_MODE)
 def selective_scan(u, dt, a, b, c):  # type: ignore[no-untyped-def]
     steps, width = u.shape
     n = a.shape[1]
@@ -67,11 +62,10 @@ def selective_scan(u, dt, a, b, c):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(**_MODE)
 def nearest(q, p):  # type: ignore[no-untyped-def]
     out = np.empty((q.shape[0], 8), np.float32)
-    scores = np.empty(p.shape[0], np.float32)
-    for i in range(q.shape[0]):
+    for i in numba.prange(q.shape[0]):
+        scores = np.empty(p.shape[0], np.float32)
         for j in range(p.shape[0]):
             t = np.float32(0)
             for d in range(q.shape[1]):
@@ -89,11 +83,10 @@ def nearest(q, p):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(**_MODE)
 def butterfly(x, w):  # type: ignore[no-untyped-def]
     rows, n = x.shape
     out = x.copy()
-    for r in range(rows):
+    for r in numba.prange(rows):
         for s in range(w.shape[0]):
             step = 1 << s
             for m in range(n // 2):
@@ -104,13 +97,12 @@ def butterfly(x, w):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(**_MODE)
 def deformable(value, size, start, place, weight):  # type: ignore[no-untyped-def]
     b, _, h, c = value.shape
     _, q, _, levels, points, _ = place.shape
     out = np.zeros((b, q, h, c), np.float32)
     for n in range(b):
-        for i in range(q):
+        for i in numba.prange(q):
             for g in range(h):
                 for le in range(levels):
                     rows, columns = size[le, 0], size[le, 1]
@@ -131,7 +123,11 @@ def deformable(value, size, start, place, weight):  # type: ignore[no-untyped-de
     return out
 
 
-def kernel(name: str) -> Callable[..., Any] | None:
-    """The kernel of that name; None for those that numba leaves to a library."""
-    found: Callable[..., Any] | None = globals().get(name)
-    return found
+def kernel(name: str, threads: int) -> Callable[..., Any] | None:
+    """The kernel of that name, its outer loop shared among threads; None for those that numba leaves to a library."""
+    function = globals().get(name)
+    if function is None:
+        return None
+    numba.set_num_threads(threads)
+    made: Callable[..., Any] = numba.njit(fastmath=True, parallel=threads > 1)(function)
+    return made

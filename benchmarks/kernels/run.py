@@ -1,9 +1,13 @@
-"""Kernels against eager PyTorch, Inductor and numba, in one interleaved run; exits 1 when a bound is not met.
+"""Kernels against eager PyTorch, Inductor, XLA and numba, in one interleaved run; exits 1 when a bound is not met.
 
-    python benchmarks/kernels/run.py [--threads 1,2] [--only tropical] [--peers inductor,numba] [--out FILE.jsonl]
+    python benchmarks/kernels/run.py [--threads 1,2] [--only tropical] [--peers inductor,numba] [--jax PYTHON]
+                                     [--out FILE.jsonl]
+
+XLA runs in the environment of `--jax` (`python -m venv ENV && ENV/bin/pip install jax`), in a process of its own that
+takes its turn in the same rounds.
 
 Each shape is tuned first (at most 10 s, compiling included, or it counts as not met). Then every contender runs a block
-of calls in each round, in random order, with the same threads, in this process; a ratio is the median of the rounds.
+of calls in each round, in random order, with the same threads; a ratio is the median of the rounds.
 Results are compared with eager PyTorch's before anything is timed. glibc's allocator is told not to return memory: page
 faults make eager PyTorch two to ten times slower, and without that the ratios would be larger.
 """
@@ -13,9 +17,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +31,9 @@ import eager
 import numpy as np
 import operators
 import torch
+from xla_kernels import block
 
+from portolan.kernels.arrays import taken
 from portolan.kernels.compiler import find
 from portolan.kernels.tune import recalled, tune
 from portolan.kernels.verify import difference
@@ -46,16 +55,44 @@ TUNING_SECONDS = 10.0
 _SECONDS = 2.5
 _BLOCK_SECONDS = 0.02
 _ROUNDS = (7, 40)
+_MOST_DIFFERENT = 1e-4
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
 @dataclass
 class Contender:
-    """One way to compute: how it is called, and how long each round took."""
+    """One way to compute: how a block of calls is timed, what they give, and how long each round took."""
 
     name: str
-    call: Callable[[], Any]
+    block: Callable[[], float]
+    result: Callable[[], Any]
     ms: list[float] = field(default_factory=list)
+
+
+def here(name: str, call: Callable[[], Any]) -> Contender:
+    """A contender in this process."""
+    return Contender(name, lambda: block(call, _BLOCK_SECONDS), lambda: np.asarray(call()))
+
+
+def elsewhere(name: str, arrays: list[Any], threads: int, python: str, opened: ExitStack) -> Contender:
+    """XLA in its own process."""
+    folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="xla-")))
+    for number, array in enumerate(arrays):
+        np.save(folder / f"{number}.npy", array)
+    script = Path(__file__).with_name("xla_kernels.py")
+    argv = [python, str(script), str(folder), name, str(threads)]
+    process = opened.enter_context(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    given, said = process.stdin, process.stdout
+    if given is None or said is None or said.readline() != "ready\n":
+        raise SystemExit(f"{' '.join(argv)} did not start")
+    opened.callback(given.close)
+
+    def asked() -> float:
+        given.write(f"{_BLOCK_SECONDS}\n")
+        given.flush()
+        return float(said.readline())
+
+    return Contender("xla", asked, lambda: np.load(folder / "out.npy"))
 
 
 def keep_memory() -> None:
@@ -66,7 +103,7 @@ def keep_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-def contenders(name: str, arrays: list[Any], threads: int, peers: set[str]) -> Iterator[Contender]:
+def contenders(name: str, arrays: list[Any], threads: int, given: Any, opened: ExitStack) -> Iterator[Contender]:
     """Ours, eager PyTorch, and the peers that there are."""
     kernel = getattr(operators, name)
     function = getattr(eager, name)
@@ -74,50 +111,44 @@ def contenders(name: str, arrays: list[Any], threads: int, peers: set[str]) -> I
     if name == "product":
         turned = tensors[1].t().contiguous()
         linear = torch.ops.mkldnn._linear_pointwise
-        yield Contender("eager", lambda: linear(tensors[0], turned, None, "none", [], ""))
-        yield Contender("mkl", lambda: tensors[0] @ tensors[1])
+        yield here("eager", lambda: linear(tensors[0], turned, None, "none", [], ""))
+        yield here("mkl", lambda: tensors[0] @ tensors[1])
     else:
-        yield Contender("eager", lambda: function(*tensors))
-    yield Contender("portolan", lambda: kernel(*arrays, threads=threads))
+        yield here("eager", lambda: function(*tensors))
+    yield here("portolan", lambda: kernel(*arrays, threads=threads))
     if name == "window_attention":
-        yield Contender("sdpa", lambda: eager.sdpa(*tensors))
-    if "inductor" in peers and name not in ("product", "selective_scan"):
+        yield here("sdpa", lambda: eager.sdpa(*tensors))
+    if "inductor" in given.peers and name not in ("product", "selective_scan"):
         torch.compiler.reset()
         compiled = torch.compile(function)
-        yield Contender("inductor", lambda: compiled(*tensors))
-    if "numba" in peers:
+        yield here("inductor", lambda: compiled(*tensors))
+    if "numba" in given.peers:
         import numba_kernels
 
-        if (made := numba_kernels.kernel(name)) is not None:
-            yield Contender("numba", lambda: made(*arrays))
+        if (made := numba_kernels.kernel(name, threads)) is not None:
+            yield here("numba", lambda: made(*arrays))
+    if given.jax:
+        yield elsewhere(name, arrays, threads, given.jax, opened)
 
 
-def race(arms: list[Contender], threads: int, rng: np.random.Generator) -> None:
+def race(arms: list[Contender], threads: int, rng: np.random.Generator) -> float:
     """Rounds in random order until the time is over: in each, a block of calls of every contender, its first apart.
 
-    So each finds its own data in the caches, as in a loop of its own and as in the project's races.
+    So each finds its own data in the caches, as in a loop of its own and as in the project's races. It gives the
+    difference between the kernel's result and eager PyTorch's.
     """
     torch.set_num_threads(threads)
     with torch.inference_mode(), measuring():
-        for arm in arms:
-            arm.call()
+        results = {arm.name: arm.result() for arm in arms}
         end, rounds = time.perf_counter() + _SECONDS, 0
         while rounds < _ROUNDS[0] or (rounds < _ROUNDS[1] and time.perf_counter() < end):
             for number in rng.permutation(len(arms)):
-                arms[number].ms.append(block(arms[number].call))
+                arms[number].ms.append(arms[number].block())
             rounds += 1
-
-
-def block(call: Callable[[], Any]) -> float:
-    """The median of a few calls, in milliseconds."""
-    call()
-    readings: list[float] = []
-    end = time.perf_counter() + _BLOCK_SECONDS
-    while len(readings) < 3 or time.perf_counter() < end:
-        begun = time.perf_counter()
-        call()
-        readings.append((time.perf_counter() - begun) * 1000)
-    return float(np.median(readings))
+    for name, result in results.items():
+        if (off := difference(result, results["eager"])) > _MOST_DIFFERENT:
+            raise SystemExit(f"{name} differs from eager PyTorch by {off:.1e}")
+    return difference(results["portolan"], results["eager"])
 
 
 def ratio(slow: Contender, fast: Contender) -> tuple[float, float, float]:
@@ -129,35 +160,32 @@ def ratio(slow: Contender, fast: Contender) -> tuple[float, float, float]:
     return tuple(float(np.exp(v)) for v in (np.median(each), low, high))  # type: ignore[return-value]
 
 
-def ready(name: str, arrays: list[Any], rows: dict[str, Any]) -> None:
-    """Tunes for these sizes, and compares with eager PyTorch."""
+def ready(name: str, arrays: list[Any], row: dict[str, Any]) -> None:
+    """Tunes for these sizes."""
     kernel = getattr(operators, name)
-    from portolan.kernels.arrays import taken
-
     _, sizes = taken(kernel.program, arrays)
     target, compiler = local.detect(), find()
     tuned = recalled(kernel.program, sizes, target, compiler) or tune(kernel.program, sizes, target, compiler)
-    rows["tuning_seconds"] = tuned.seconds
-    rows["schedule"] = [s.to_json() for s in tuned.schedules]
-    want = getattr(eager, name)(*(torch.from_numpy(a) for a in arrays)).numpy()
-    rows["error"] = difference(kernel(*arrays), want)
+    row["tuning_seconds"] = tuned.seconds
+    row["schedule"] = [s.to_json() for s in tuned.schedules]
 
 
-def one(name: str, sizes: tuple[int, ...], threads: int, peers: set[str]) -> dict[str, Any]:
+def one(name: str, sizes: tuple[int, ...], threads: int, given: Any) -> dict[str, Any]:
     """The row of one shape."""
     rng = np.random.default_rng(0)
     arrays = eager.arrays(name, sizes, rng)
     row: dict[str, Any] = {"kernel": name, "sizes": sizes, "threads": threads}
     ready(name, arrays, row)
-    arms = list(contenders(name, arrays, threads, peers))
-    race(arms, threads, rng)
+    with ExitStack() as opened:
+        arms = list(contenders(name, arrays, threads, given, opened))
+        row["error"] = race(arms, threads, rng)
     by_name = {arm.name: arm for arm in arms}
     row["ms"] = {arm.name: float(np.median(arm.ms)) for arm in arms}
     row["n"] = len(arms[0].ms)
     row["ratios"] = {n: ratio(a, by_name["portolan"]) for n, a in by_name.items() if n != "portolan"}
     bound = BOUNDS[name][0]
     row["bound"] = bound
-    row["met"] = row["ratios"]["eager"][0] >= bound and row["tuning_seconds"] <= TUNING_SECONDS and row["error"] < 1e-4
+    row["met"] = row["ratios"]["eager"][0] >= bound and row["tuning_seconds"] <= TUNING_SECONDS
     return row
 
 
@@ -177,16 +205,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", default="1")
     parser.add_argument("--only", default=",".join(BOUNDS))
-    parser.add_argument("--peers", default="")
+    parser.add_argument("--peers", default="", help="of inductor and numba")
+    parser.add_argument("--jax", default="", metavar="PYTHON", help="the Python of an environment with JAX")
     parser.add_argument("--first", action="store_true", help="only the first shape of each")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     keep_memory()
-    peers, met, best = {p for p in given.peers.split(",") if p}, True, []
+    met, best = True, []
     for threads in map(int, given.threads.split(",")):
         for name in given.only.split(","):
             for sizes in BOUNDS[name][1][: 1 if given.first else None]:
-                row = one(name, sizes, threads, peers)
+                row = one(name, sizes, threads, given)
                 met &= row["met"]
                 others = [r[0] for n, r in row["ratios"].items() if n in ("inductor", "numba", "xla")]
                 best += [min(others)] if others and name != "product" else []

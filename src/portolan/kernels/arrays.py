@@ -11,6 +11,7 @@ from portolan.errors import UsageError
 from portolan.kernels.tree import Extent, Program, Tensor, extents_of
 
 Array = np.ndarray[Any, Any]
+_LINE = 64
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "uint16", "i8": "int8", "i32": "int32"}
 
 
@@ -90,9 +91,16 @@ def result_shapes(program: Program, sizes: Mapping[str, int]) -> list[tuple[int,
 
 
 def results(program: Program, sizes: Mapping[str, int]) -> list[Array]:
-    """New arrays for the results."""
+    """New arrays for the results, each at the beginning of a cache line: NumPy's own are at any multiple of 16."""
     shapes = result_shapes(program, sizes)
-    return [np.empty(shape, dtype_of(o)) for o, shape in zip(program.outputs, shapes, strict=True)]
+    return [_at_a_line(shape, dtype_of(o)) for o, shape in zip(program.outputs, shapes, strict=True)]
+
+
+def _at_a_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    size = int(np.prod(shape)) * dtype.itemsize
+    whole = np.empty(size + _LINE, np.uint8)
+    begun = -whole.ctypes.data % _LINE
+    return whole[begun : begun + size].view(dtype).reshape(shape)
 
 
 def checked_results(program: Program, given: Any, arrays: Sequence[Array], sizes: Mapping[str, int]) -> list[Array]:
