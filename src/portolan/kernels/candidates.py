@@ -22,6 +22,8 @@ _TILES = (
 _TASKS = 4
 #: Numbers in the tables of one tile: they have to stay in the nearest caches.
 _TABLE = 64_000
+#: Elements of one task where a task covers all columns.
+_ELEMENTS = 16_384
 #: Elements of a block: enough that starting one costs little, and few enough to stay in the nearest cache.
 _BLOCKS = (64, 256)
 
@@ -51,16 +53,12 @@ def candidates(program: Program, group: Group, target: Target, sizes: Mapping[st
     """Schedules in the order in which the model would bet on them; at least one."""
     wide, room = lanes(target), registers(target)
     found: list[tuple[float, Schedule]] = []
-    for vector, rows, table in _axes(program, group, sizes, wide):
+    for bare in _axes(program, group, sizes, wide):
         for tile_rows, vectors in _TILES:
-            if (
-                (rows is None and tile_rows > 1)
-                or (vector is None and vectors > 1)
-                or (table and tile_rows not in (1, 2, 4))
-            ):
+            if not _sensible(bare, tile_rows, vectors):
                 continue
-            bare = Schedule(vector, rows, wide, tile_rows, vectors, table=table)
-            for schedule in _completed(program, group, bare, sizes):
+            tiled = replace(bare, tile_rows=tile_rows, tile_vectors=vectors)
+            for schedule in _completed(program, group, tiled, sizes):
                 if _fits(group, schedule, sizes, room):
                     found.append((_cost(group, schedule, sizes), schedule))
     if not found:
@@ -69,29 +67,43 @@ def candidates(program: Program, group: Group, target: Target, sizes: Mapping[st
     return list(dict.fromkeys(s for _, s in found))
 
 
-Axes = tuple[str | None, str | None, bool]
+def _sensible(bare: Schedule, rows: int, vectors: int) -> bool:
+    if (bare.rows is None and rows > 1) or (bare.vector is None and vectors > 1):
+        return False
+    return rows in (1, 2, 4) or not (bare.table or bare.within)
 
 
-def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int) -> list[Axes]:
-    """Vector axis, row axis, and whether tables are made for the rows."""
+def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int) -> list[Schedule]:
+    """Vector axis, row axis, and how a task goes through them: the parts of a schedule that tiles do not change."""
+
+    def bare(vector: str | None, rows: str | None, *, table: bool = False, within: bool = False) -> Schedule:
+        return Schedule(vector, rows, wide, table=table, within=within)
+
     if program.stages:
         own = list(apart(program))
-        return [(a, None, False) for a in reversed(own)] or [(None, None, False)]
+        return [bare(a, None) for a in reversed(own)] or [bare(None, None)]
     usable = [a for a in group.axes if a not in group.ranks and a != group.scan_axis]
     if group.ranks:
-        return [(None, a, False) for a in reversed(usable)] or [(None, None, False)]
-    found: list[Axes] = []
-    tabled: list[Axes] = []
+        return [bare(None, a) for a in reversed(usable)] or [bare(None, None)]
+    found: list[Schedule] = []
+    tabled: list[Schedule] = []
     for vector in reversed(usable):
         rest = [a for a in reversed(usable) if a != vector]
-        rows = None if group.scan_axis or not _reused(group, vector) else next(iter(rest), None)
-        found.append((vector, rows, False))
+        nearest = next(iter(rest), None)
+        within = not group.scan_axis and not _mixed(group, vector)
+        shares = within or (not group.scan_axis and _reused(group, vector))
+        found.append(bare(vector, nearest if shares else None, within=within))
         if not group.scan_axis and sizes.get(vector, 1) >= wide:
-            tabled += [(vector, a, True) for a in rest if _tabled(group, vector, a, sizes, wide)]
+            tabled += [bare(vector, a, table=True) for a in rest if _tabled(group, vector, a, sizes, wide)]
     # The last axis has stride 1 in the result; another is worth a look only where the last is narrow.
-    if found and sizes.get(str(found[0][0]), 1) >= 16:
-        return [*[t for t in tabled if t[0] == found[0][0]], found[0]]
-    return [*tabled, *found] or [(None, None, False)]
+    if found and sizes.get(str(found[0].vector), 1) >= 16:
+        return [*[t for t in tabled if t.vector == found[0].vector], found[0]]
+    return [*tabled, *found] or [bare(None, None)]
+
+
+def _mixed(group: Group, vector: str) -> bool:
+    """Whether a reduction depends on the column: else columns share all reductions."""
+    return any(isinstance(e, Reduce) and vector in free(e) for v in group.values for e in walk(v))
 
 
 def _tabled(group: Group, vector: str, rows: str, sizes: Mapping[str, int], wide: int) -> bool:
@@ -123,6 +135,12 @@ def _completed(program: Program, group: Group, schedule: Schedule, sizes: Mappin
     for axis in others:
         tasks *= sizes[axis]
     chunk, tile = 0, schedule.lanes if schedule.table else schedule.tile_rows
+    if schedule.within:
+        columns = sizes.get(str(schedule.vector), 1)
+        tile = schedule.width if schedule.rows is None else tile
+        each = _ELEMENTS if schedule.rows is None else _ELEMENTS // columns
+        yield replace(schedule, chunk=max(1, each // tile) * tile)
+        return
     if schedule.rows is not None and tasks < _TASKS:
         rows = sizes[schedule.rows]
         each = -(-rows // _TASKS)
@@ -190,7 +208,11 @@ def _cost(group: Group, schedule: Schedule, sizes: Mapping[str, int]) -> float:
     rows, vectors = schedule.tile_rows, schedule.tile_vectors if schedule.vector else schedule.stage_vectors
     reduces = any(isinstance(e, Reduce) for v in group.values for e in walk(v))
     work = 1.0 + (1.0 / rows + 1.0 / vectors) * 0.5
-    if reduces and rows * vectors < 8 and not schedule.table:
+    if schedule.within:
+        # Rows side by side hide the latency of reductions; without one, a few vectors are enough.
+        work = {1: 1.3, 2: 1.1, 4: 1.0}[rows] if reduces else {1: 1.0, 2: 1.05, 4: 1.1}[rows]
+        work *= {1: 1.1, 2: 1.0, 4: 1.0}.get(vectors, 1.1)
+    elif reduces and rows * vectors < 8 and not schedule.table:
         work *= 8 / (rows * vectors) if group.scan_axis is None else 1.0
     if schedule.vector is not None:
         size = max(1, sizes.get(schedule.vector, 1))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,15 @@ def shape_class(sizes: Mapping[str, int]) -> str:
 def key(program: Program, sizes: Mapping[str, int], target: Target, maker: Maker) -> str:
     """Under what a tuning is kept: the kernel, its shape class, the target and all that makes the code."""
     tree = repr((program.name, program.inputs, program.outputs, program.stages, program.values))
-    return place.digest(tree, shape_class(sizes), target.fingerprint, maker.versions)
+    return place.digest(tree, shape_class(sizes), target.fingerprint, maker.versions, _lowering())
+
+
+@cache
+def _lowering() -> str:
+    """What makes loops of a tree and code of loops: another version of it may like another layout best."""
+    here = Path(__file__).parent
+    files = (here / "candidates.py", *sorted((here / "lower").glob("*.py")), *sorted((here / "printers").glob("*.py")))
+    return place.digest([file.read_text(encoding="utf-8") for file in files])
 
 
 def recalled(program: Program, sizes: Mapping[str, int], target: Target, maker: Maker) -> Tuned | None:

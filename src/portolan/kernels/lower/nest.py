@@ -109,11 +109,11 @@ def _variant(program: Program, group: Group, schedule: Schedule) -> Variant | No
     ranks = group.ranks
     out.extents |= {a: ranks.get(a, a) for a in group.axes}
     inside = {schedule.rows, group.scan_axis, *ranks}
-    tasks, span = decode(out, [a for a in group.axes if a not in inside and a != schedule.vector], schedule)
+    tasks = decode(out, [a for a in group.axes if a not in inside and a != schedule.vector], schedule)
     with ExitStack() as loops:
         if schedule.rows is not None:
             step = schedule.lanes if schedule.table else schedule.tile_rows
-            var = loops.enter_context(out.loop("r", span[0], span[1], step, binds=[schedule.rows], note="rows"))
+            var = loops.enter_context(out.loop("r", *tasks.rows, step, binds=[schedule.rows], note="rows"))
             rows = out.size(out.extents[schedule.rows])
             out.env[schedule.rows] = out.let(least(var, sub(rows, Lit(step))), schedule.rows)
             out.needs.append((rows, step))
@@ -123,10 +123,14 @@ def _variant(program: Program, group: Group, schedule: Schedule) -> Variant | No
         prepare(out, group)
         if schedule.table:
             _tabled(out, group, loops, sub(var, out.env[str(schedule.rows)]))
+        if schedule.within and schedule.vector is not None:
+            width, size = schedule.width, out.size(schedule.vector)
+            var = loops.enter_context(out.loop("y", *tasks.columns, width, binds=[schedule.vector], note="columns"))
+            out.env[schedule.vector] = out.let(least(var, sub(size, Lit(width))), schedule.vector)
         for rank, n in ranks.items():
             loops.enter_context(out.loop(rank, Lit(0), Lit(n), binds=[rank], extent=n))
         store(out, group)
-    return finished(out, tasks)
+    return finished(out, tasks.count)
 
 
 def _tabled(out: Emitter, group: Group, loops: ExitStack, done: X) -> None:
@@ -141,12 +145,20 @@ def _tabled(out: Emitter, group: Group, loops: ExitStack, done: X) -> None:
     out.tables = {e: Table(parts, mask, asked, row, ahead) for e, (parts, mask, asked) in made.items()}
 
 
-def decode(out: Emitter, outer: Sequence[str], schedule: Schedule) -> tuple[X, tuple[X, X]]:
-    """Names the task's outer indices and the first column of its tile; the number of tasks, and the task's rows."""
+@dataclass(frozen=True)
+class Tasks:
+    """How the work is divided: the number of tasks, and from where to where the rows and columns of one go."""
+
+    count: X
+    rows: tuple[X, X]
+    columns: tuple[X, X]
+
+
+def decode(out: Emitter, outer: Sequence[str], schedule: Schedule) -> Tasks:
+    """Names the task's outer indices and, where a task is one tile of columns, the first of them."""
     scope = out.stack[0]
     rest: X = Ref(TASK)
     total: X = Lit(1)
-    span: tuple[X, X] = (Lit(0), Lit(0))
 
     def part(count: X, stem: str) -> X:
         nonlocal rest, total
@@ -155,22 +167,27 @@ def decode(out: Emitter, outer: Sequence[str], schedule: Schedule) -> tuple[X, t
         total = mul(total, count)
         return found
 
-    if schedule.rows is not None:
-        rows = out.size(schedule.rows)
-        span = (Lit(0), rows)
-        if schedule.chunk:
-            chunk = part(ceil_div(rows, schedule.chunk), "chunk")
-            begun = out.let(mul(chunk, Lit(schedule.chunk)), "begun")
-            span = (begun, out.let(least(rows, add(begun, Lit(schedule.chunk))), "end"))
+    def span(axis: str | None, chunked: bool) -> tuple[X, X]:
+        size = Lit(0) if axis is None else out.size(axis)
+        if not schedule.chunk or not chunked:
+            return Lit(0), size
+        chunk = part(ceil_div(size, schedule.chunk), "chunk")
+        begun = out.let(mul(chunk, Lit(schedule.chunk)), "begun")
+        return begun, out.let(least(size, add(begun, Lit(schedule.chunk))), "end")
+
+    rows = span(schedule.rows, schedule.rows is not None)
+    columns = span(schedule.vector, schedule.within and schedule.rows is None)
+    tiled = schedule.vector is not None and not schedule.within
     if schedule.vector is not None:
         width, size = schedule.width, out.size(schedule.vector)
+        out.needs.append((size, width))
+    if schedule.vector is not None and tiled:
         panel = part(ceil_div(size, width), "panel")
         out.env[schedule.vector] = out.let(least(mul(panel, Lit(width)), sub(size, Lit(width))), schedule.vector)
-        out.needs.append((size, width))
     for axis in reversed(outer):
         out.env[axis] = part(out.size(axis), axis)
-    scope.binds = frozenset({*outer, *([schedule.vector] if schedule.vector else [])})
-    return total, span
+    scope.binds = frozenset({*outer, *([schedule.vector] if schedule.vector and tiled else [])})
+    return Tasks(total, rows, columns)
 
 
 def prepare(out: Emitter, group: Group) -> None:

@@ -16,12 +16,13 @@ class Schedule:
         lanes: numbers in a vector.
         tile_rows: rows of a tile.
         tile_vectors: vectors of a tile.
-        chunk: rows of one task; 0 for all.
+        chunk: rows of one task (columns where there are none); 0 for all.
         block: elements of a staged reduction kept in a buffer.
         stage_vectors: vectors side by side while a block is filled.
         pack: whether what is read with stride 1 is packed too, where rows share it.
         table: whether parts that columns share are computed for the tile's rows beforehand, with vectors along them; a
             tile then has as many rows as a vector has lanes, and they are reduced one after another.
+        within: whether a task covers all columns, one tile after another: what they share is then computed once.
     """
 
     vector: str | None
@@ -34,6 +35,7 @@ class Schedule:
     stage_vectors: int = 2
     pack: bool = True
     table: bool = False
+    within: bool = False
 
     @property
     def width(self) -> int:
@@ -54,6 +56,7 @@ class Schedule:
             stage_vectors=1,
             pack=False,
             table=False,
+            within=self.within and vector is not None,
         )
 
     def to_json(self) -> dict[str, Any]:

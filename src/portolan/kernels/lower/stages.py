@@ -37,7 +37,7 @@ def staged_group(program: Program, group: Group, schedule: Schedule) -> Variant 
     mixed = [a for a in axes if a not in lone]
     out = Emitter(program, schedule, HANDLERS)
     out.extents |= {a: a for a in (*axes, *group.axes)}
-    tasks, _ = decode(out, [a for a in lone if a != schedule.vector], schedule)
+    tasks = decode(out, [a for a in lone if a != schedule.vector], schedule)
     ranges: dict[str, Extent] = {**{a: a for a in axes}, stage.index: stage.extent}
     value = kept(program, stage.value, ranges)
     width = schedule.width if schedule.vector else 1
@@ -62,13 +62,13 @@ def staged_group(program: Program, group: Group, schedule: Schedule) -> Variant 
     out.roots = group.values
     if simple and group.values == (own,) and group.axes == tuple(axes) and group.outputs[0].dtype == "f32":
         held.turn(out, group.outputs[0].name, out.env[axes[0]], inward=False, base=now)
-        return finished(out, tasks)
+        return finished(out, tasks.count)
     with ExitStack() as loops:
         for axis in group.axes:
             if axis not in lone:
                 loops.enter_context(out.loop(axis, Lit(0), out.size(axis), binds=[axis], extent=axis))
         store(out, group)
-    return finished(out, tasks)
+    return finished(out, tasks.count)
 
 
 def _turns(program: Program, schedule: Schedule, axes: list[str], mixed: list[str]) -> bool:
