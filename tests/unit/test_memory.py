@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from searching import MODEL, TARGET
 
+from portolan.core.extensions import cache_folder
 from portolan.core.measurement import Measurement
 from portolan.core.recipe import Recipe
 from portolan.search.space import Candidate
 from portolan.study.ledger import Ledger
-from portolan.study.memory import Memory, cache_folder
+from portolan.study.memory import Memory
 from portolan.study.trial import Trial
 
 OTHER = replace(TARGET, cores=64)

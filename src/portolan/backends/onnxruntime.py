@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
 from portolan.core.carried import Folder
+from portolan.core.extensions import FEATURE, libraries
 from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
 from portolan.core.target import Target
+from portolan.targets.local import local
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +46,9 @@ class Session(Executable):
                 settings.register_custom_ops_library(str(carried.file(kernel)))
         settings.log_severity_level = 3  # errors; warnings about the graph's style would fill a worker's log
         with explained("onnxruntime", artefact.path, *_LACKS), artefact.unpacked() as path:
+            if FEATURE in artefact.features:
+                for library in libraries(path, local.detect()):
+                    settings.register_custom_ops_library(str(library))
             self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDER])
         self._artefact = artefact
         self._names = list(artefact.outputs)
@@ -87,6 +92,7 @@ class OnnxRuntime(Backend):
         # Products stay in codes (MatMulNBits). Few rows gain speed by it, many lose, and convolutions are unpacked on
         # every run: what is sure is the size. Floats of 16 bits are unpacked when the file is loaded.
         *(Exploit(feature, gain="size") for feature in _STORED),
+        Exploit(FEATURE),
     )
 
     def compile(

@@ -37,6 +37,10 @@ _PACKAGES: dict[Group, str] = {
 }
 
 
+#: Built-ins of a higher layer, which the package of their group cannot import.
+_ELSEWHERE: dict[Group, dict[str, str]] = {"passes": {"fuse": "portolan.kernels.fusion.fuse:fuse"}}
+
+
 @dataclass(frozen=True)
 class Registry:
     """The named objects of one group."""
@@ -47,7 +51,8 @@ class Registry:
     def _places(self) -> dict[str, str]:
         package = _PACKAGES.get(self.group, f"portolan.{self.group}")
         path = _path(package)
-        places = {
+        places = dict(_ELSEWHERE.get(self.group, {}))
+        places |= {
             self._named(m.name): f"{package}.{m.name}:{m.name.rstrip('_')}"
             for m in pkgutil.iter_modules(path)
             if not m.name.startswith("_")

@@ -51,6 +51,11 @@ class Target:
         """Whether time, energy and cost mean anything here. Emulated and simulated machines only say what is right."""
         return self.kind in ("physical", "vm")
 
+    @property
+    def instructions(self) -> str:
+        """What `-march=native` stands for: what was compiled for it runs on no other."""
+        return f"{self.arch} {' '.join(self.features)}"
+
     def has(self, *features: str) -> bool:
         """Whether any of `features` was observed; true when none is named."""
         return not features or any(f in self.features for f in features)

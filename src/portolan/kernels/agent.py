@@ -8,6 +8,7 @@ hold  {sizes, results}, tensors                 arguments to time with
 block {name, seconds, threads} -> {ms: [...]}   times calls on the arguments held
 model {name, path, libraries}                   a model in ONNX Runtime under a name
 answer {name, dtypes}, tensors                  one run of it; the results
+contest {names, dtypes, seconds, rounds}, tensors -> {ms: {name: [...]}}   times models side by side
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from portolan.errors import WorkerError
-from portolan.kernels.embed.session import Session, answered
+from portolan.kernels.embed.session import Session, answered, contest
 from portolan.kernels.language import Loaded, language, load
 from portolan.kernels.library import Library, Pool
 from portolan.worker.agent import serve
@@ -75,11 +76,13 @@ class Trials:
                 return {"ms": self._block(fields["name"], fields["seconds"], fields["threads"])}, {}
             case "model":
                 libraries = [Path(p) for p in fields["libraries"]]
-                self._models[fields["name"]] = Session(Path(fields["path"]), libraries)
+                self._models[fields["name"]] = Session(Path(fields["path"]), libraries, fields.get("threads", 1))
                 return {}, {}
             case "answer":
                 results = answered(self._models, fields, request.tensors)
                 return {}, {f"r{n}": np.asarray(r) for n, r in enumerate(results)}
+            case "contest":
+                return {"ms": contest(self._models, fields, request.tensors)}, {}
             case other:
                 raise WorkerError(f"unknown operation `{other}`")
 

@@ -131,5 +131,4 @@ def _machine() -> str:
     """What `-march=native` stands for: a cache that moves to another processor must not be believed there."""
     from portolan.targets.local import local
 
-    found = local.detect()
-    return f"{found.arch} {' '.join(found.features)}"
+    return local.detect().instructions

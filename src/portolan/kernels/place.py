@@ -9,13 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from portolan.core.extensions import cache_folder
+
 
 def folder() -> Path:
-    """`kernels` in PORTOLAN_CACHE, or in the user's cache folder."""
-    if given := os.environ.get("PORTOLAN_CACHE"):
-        return Path(given) / "kernels"
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "portolan" / "kernels"
+    """`kernels` in the user's cache folder."""
+    return cache_folder() / "kernels"
 
 
 def digest(*parts: object) -> str:

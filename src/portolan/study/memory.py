@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from portolan.core.extensions import cache_folder
 from portolan.core.model import Model
 from portolan.core.target import Target
 from portolan.errors import PortolanError
@@ -15,14 +15,6 @@ from portolan.study.ledger import Ledger
 from portolan.study.trial import Trial
 
 _METRICS = ("latency_p50", "size", "memory")
-
-
-def cache_folder() -> Path:
-    """PORTOLAN_CACHE, or the user's cache folder."""
-    if folder := os.environ.get("PORTOLAN_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "portolan"
 
 
 class Memory:

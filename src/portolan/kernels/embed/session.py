@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,13 @@ class Session:
 
     def __call__(self, arrays: Sequence[Array], dtypes: Sequence[str]) -> list[Array]:
         """The results; `dtypes` are the kernel's names of the arguments' types."""
+        return [self._array(v) for v in self.ready(arrays, dtypes)()]
+
+    def ready(self, arrays: Sequence[Array], dtypes: Sequence[str]) -> Callable[[], Any]:
+        """A run on these arguments, which are converted once."""
         names = [i.name for i in self._session.get_inputs()]
         given = {n: self._value(a, t) for n, a, t in zip(names, arrays, dtypes, strict=True)}
-        return [self._array(v) for v in self._session.run_with_ort_values(None, given)]
+        return lambda: self._session.run_with_ort_values(None, given)
 
     def _value(self, array: Array, dtype: str) -> Any:
         make: Any = self._ort.OrtValue
@@ -55,3 +60,23 @@ class Session:
 def answered(sessions: Mapping[str, Session], fields: Mapping[str, Any], tensors: Mapping[str, Array]) -> list[Array]:
     """What one of the loaded models answers."""
     return sessions[fields["name"]]([tensors[f"a{n}"] for n in range(len(tensors))], fields["dtypes"])
+
+
+def contest(
+    sessions: Mapping[str, Session], fields: Mapping[str, Any], tensors: Mapping[str, Array]
+) -> dict[str, list[float]]:
+    """Milliseconds of a run of each of several models on the same arguments: the median of each round's block."""
+    arrays = [tensors[f"a{n}"] for n in range(len(tensors))]
+    calls = {name: sessions[name].ready(arrays, fields["dtypes"]) for name in fields["names"]}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(fields["rounds"]):
+        for name, call in calls.items():
+            readings: list[float] = []
+            call()
+            end = time.perf_counter() + fields["seconds"]
+            while not readings or time.perf_counter() < end:
+                begun = time.perf_counter()
+                call()
+                readings.append((time.perf_counter() - begun) * 1000)
+            found[name].append(float(np.median(readings)))
+    return found

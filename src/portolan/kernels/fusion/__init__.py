@@ -1,1 +1,1 @@
-"""Kernels for chains of operators in any ONNX graph: found, written in the kernels' tree, measured, put in their place."""
+"""Kernels for chains of operators in any ONNX graph: found, written as kernels, raced, put in their place."""

@@ -73,9 +73,13 @@ class Finder:
 
     def _usable(self, node: onnx.NodeProto) -> bool:
         """Whether the kernels' tree has the operator, on tensors whose shapes are known."""
-        if node.domain not in ("", "ai.onnx") or len([o for o in node.output if o]) != 1 or any(a.g.node for a in node.attribute):
+        if (
+            node.domain not in ("", "ai.onnx")
+            or len([o for o in node.output if o]) != 1
+            or any(a.g.node for a in node.attribute)
+        ):
             return False
-        names = [n for n in node.input if n]
+        names = arguments(node)
         tensors = [n for n in names if n not in self.numbers]
         if not tensors or node.output[0] not in self.shapes:
             return False
@@ -137,7 +141,7 @@ class Finder:
         others = {name for number, n in enumerate(self.nodes) if number not in group.members for name in _read(n)}
         outputs = tuple(name for name in made if name in others or name in self._results)
         known = {*made, *self.numbers, ""}
-        inputs = tuple(dict.fromkeys(name for n in nodes for name in n.input if name not in known))
+        inputs = tuple(dict.fromkeys(name for n in nodes for name in arguments(n) if name not in known))
         rank = len(group.space)
         if not outputs or any(self.shapes[o] != group.space for o in outputs) or rank == 0:
             return None
@@ -148,6 +152,11 @@ class Finder:
         return Chain(tuple(nodes), inputs, outputs, group.space, group.reduces)
 
 
+def arguments(node: onnx.NodeProto) -> list[str]:
+    """The tensors that a node computes with: not the axes of a reduction, which are always the last."""
+    return [n for n in node.input if n][: 1 if node.op_type.startswith("Reduce") else None]
+
+
 def _read(node: onnx.NodeProto) -> Sequence[str]:
     """What a node reads, in its subgraphs too."""
     from portolan.passes._surgery import captured
@@ -155,4 +164,4 @@ def _read(node: onnx.NodeProto) -> Sequence[str]:
     return [*[n for n in node.input if n], *captured(node)]
 
 
-__all__ = ["Chain", "Finder"]
+__all__ = ["Chain", "Finder", "arguments"]

@@ -151,7 +151,9 @@ def _log_softmax(writer: Writer, node: onnx.NodeProto, args: Sequence[Expr]) -> 
 def _layer_norm(writer: Writer, node: onnx.NodeProto, args: Sequence[Expr]) -> Expr:
     x, scale, *bias = args
     centred = _op("sub", x, writer.mean(x))
-    spread = _op("sqrt", _op("add", writer.mean(_op("mul", centred, centred)), _number(_attribute(node, "epsilon", 1e-5))))
+    spread = _op(
+        "sqrt", _op("add", writer.mean(_op("mul", centred, centred)), _number(_attribute(node, "epsilon", 1e-5)))
+    )
     value = _op("mul", _op("mul", centred, _op("div", _number(1), spread)), scale)
     return _op("add", value, bias[0]) if bias else value
 

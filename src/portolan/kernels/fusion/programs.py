@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from portolan.kernels.fusion.chains import Chain
+from portolan.kernels.fusion.chains import Chain, arguments
 from portolan.kernels.fusion.elements import ALONG, ELEMENTWISE, Writer
-from portolan.kernels.fusion.spaces import Joined, Shape, aligned, joined
+from portolan.kernels.fusion.spaces import Joined, Shape, joined
 from portolan.kernels.tree import Expr, Idx, Load, Num, Program, Tensor, walk
 
 #: Parts of a kernel's expressions, each counted as often as it is used.
@@ -61,8 +61,12 @@ def _symbol(number: int) -> str:
     return f"a{number}"
 
 
-def _axes(runs: Joined, shape: Shape) -> tuple[str, ...]:
-    return tuple(_symbol(n) for n, has in enumerate(runs.axes(shape)) if has)
+def _axes(runs: Joined, shape: Shape) -> tuple[str | int, ...]:
+    return tuple(1 if n is None else _symbol(n) for n in runs.axes(shape))
+
+
+def _index(axis: str | int) -> Expr:
+    return Idx(axis) if isinstance(axis, str) else Num(0, "i")
 
 
 Way = tuple[tuple[int, ...] | None]
@@ -70,8 +74,7 @@ Way = tuple[tuple[int, ...] | None]
 
 def _reshaped(runs: Joined, shape: Shape) -> Way | None:
     """What to reshape an argument to (a tuple of it, or of None for as it is); None where numbers cannot say it."""
-    rank = sum(runs.axes(shape))
-    if rank == len(shape):
+    if len(runs.axes(shape)) == len(shape):
         return (None,)
     target = runs.target(shape)
     return None if target is None else (tuple(target),)
@@ -92,10 +95,10 @@ def _values(
     last = _symbol(len(runs.runs) - 1)
     writer = Writer((last, last) if chain.reduces else None, numbers)
     found: dict[str, Expr] = {
-        name: Load(f"x{n}", tuple(Idx(a) for a in _axes(runs, shapes[name])), "f") for n, name in enumerate(chain.inputs)
+        name: Load(f"x{n}", tuple(map(_index, _axes(runs, shapes[name]))), "f") for n, name in enumerate(chain.inputs)
     }
     for node in chain.nodes:
-        args = [found[n] if n in found else Num(numbers[n], "f") for n in node.input if n]
+        args = [found[n] if n in found else Num(numbers[n], "f") for n in arguments(node)]
         value = (ELEMENTWISE.get(node.op_type) or ALONG[node.op_type])(writer, node, args)
         if not _small(value):
             return None
@@ -110,7 +113,9 @@ def _small(value: Expr) -> bool:
 def sizes(fused: Fused, shapes: Mapping[str, Shape], free: Mapping[str, int]) -> dict[str, int]:
     """The size of each of the kernel's axes, with free sizes as given."""
     found: dict[str, int] = {}
-    runs = joined(fused.chain.space, [shapes[n] for n in (*fused.chain.inputs, *fused.chain.outputs)], fused.chain.reduces)
+    runs = joined(
+        fused.chain.space, [shapes[n] for n in (*fused.chain.inputs, *fused.chain.outputs)], fused.chain.reduces
+    )
     for number, run in enumerate(runs.runs):
         total = 1
         for d in run:
@@ -118,11 +123,3 @@ def sizes(fused: Fused, shapes: Mapping[str, Shape], free: Mapping[str, int]) ->
             total *= size if isinstance(size, int) else free.get(size, 1)
         found[_symbol(number)] = total
     return found
-
-
-__all__ = ["Fused", "aligned", "fused", "sizes"]
-
-
-def arguments(tensors: Sequence[Tensor]) -> list[str]:
-    """The names of a kernel's tensors."""
-    return [t.name for t in tensors]

@@ -54,14 +54,19 @@ class Joined:
     space: Shape
     runs: tuple[tuple[int, ...], ...]
 
-    def axes(self, shape: Shape) -> tuple[bool, ...]:
-        """For each run, whether a tensor of that shape has it."""
+    def axes(self, shape: Shape) -> tuple[int | None, ...]:
+        """For each dimension of a tensor of that shape in the kernel, its run; None for one that is 1.
+
+        Runs in front that it does not have are left out, as broadcasting allows.
+        """
         full = aligned(shape, len(self.space))
-        return tuple(any(full[d] != 1 for d in run) for run in self.runs)
+        found = [n if any(full[d] != 1 for d in run) else None for n, run in enumerate(self.runs)]
+        first = next((n for n, run in enumerate(found) if run is not None), len(found))
+        return tuple(found[first:])
 
     def target(self, shape: Shape) -> list[int] | None:
         """The sizes to reshape a tensor to, so that each run that it has is one dimension; None if not by numbers."""
-        sizes = [_product([self.space[d] for d in run]) for run, has in zip(self.runs, self.axes(shape), strict=True) if has]
+        sizes = [1 if n is None else _product([self.space[d] for d in self.runs[n]]) for n in self.axes(shape)]
         free = [s for s in sizes if isinstance(s, str)]
         return None if len(free) > 1 else [-1 if isinstance(s, str) else s for s in sizes]
 
