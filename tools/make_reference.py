@@ -24,7 +24,7 @@ from portolan.cli.config import NO_KEYS, PATHS
 from portolan.cli.options import Whole
 from portolan.core import environments as plans
 from portolan.core.measurement import METRICS
-from portolan.core.registry import BACKENDS, FRONTENDS, PASSES
+from portolan.core.registry import BACKENDS, FRONTENDS, PASSES, Registry
 from portolan.core.schema import Parameter, Schema
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +146,7 @@ def backends() -> str:
         "# Backends\n",
         "What this machine can run: `portolan doctor`. How to add one: [the guide](../guides/add-a-backend.md).\n",
     ]
-    for name in _own(BACKENDS.names(), "backends"):
+    for name in _own(BACKENDS):
         backend = BACKENDS.get(name)
         parts.append(f"## {name}\n\n{_about(type(backend))}\n")
         exploits = [f"`{e.feature}`" + _only(e.needs) for e in backend.exploits]
@@ -167,7 +167,7 @@ def passes() -> str:
         "# Passes\n",
         "In a chain they run in the order given. How to add one: [the guide](../guides/add-a-pass.md).\n",
     ]
-    for name in _own(PASSES.names(), "passes"):
+    for name in _own(PASSES):
         found = PASSES.get(name)
         parts.append(f"## {name}\n\n{found.about}\n")
         rows = [
@@ -185,7 +185,7 @@ def passes() -> str:
 
 def frontends() -> str:
     """Every built-in front end."""
-    names = _own(FRONTENDS.names(), "frontends")
+    names = _own(FRONTENDS)
     rows = []
     for name in names:
         found = FRONTENDS.get(name)
@@ -208,11 +208,9 @@ def environments() -> str:
     return "\n".join(parts)
 
 
-def _own(names: list[str], group: str) -> list[str]:
+def _own(registry: Registry) -> list[str]:
     """The built-in names: plug-ins that are installed here are documented by their authors."""
-    package = ROOT / "src" / "portolan" / group
-    stems = {n: n.replace("-", "_") for n in names}
-    return [n for n, s in stems.items() if (package / f"{s}.py").is_file() or (package / f"{s}_.py").is_file()]
+    return sorted(registry.built_in)
 
 
 def _about(thing: type) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from portolan.core.graph import load_model
 from portolan.core.model import Model
 from portolan.core.passes import Context
+from portolan.fusing import fuse
 from portolan.passes.decompose import decompose
 from portolan.passes.distill import distill
 from portolan.passes.finetune import finetune
@@ -20,7 +22,17 @@ from portolan.passes.mixed_precision import mixed_precision
 from portolan.passes.prune import prune
 from portolan.passes.quantize import quantize
 from portolan.passes.simplify import simplify
-from portolan.testing.models import Case, cases, convolutions, external, perceptron, this_machine, tokens, unsupported
+from portolan.testing.models import (
+    Case,
+    case,
+    cases,
+    convolutions,
+    external,
+    perceptron,
+    this_machine,
+    tokens,
+    unsupported,
+)
 from portolan.testing.passes import PassContract
 
 
@@ -36,6 +48,36 @@ class TestSimplify(PassContract):
 
     def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
         return [(quantized(folder), {})]
+
+
+def normalised(folder: Path) -> Case:
+    """A root mean square and a gate behind it, over a free number of rows."""
+    text = """
+    <ir_version: 8, opset_import: ["": 18]>
+    net (float[n,24] x) => (float[n,24] y)
+    <float[24] g, float two = {2}, float eps = {0.001}, float half = {0.5}, int64[1] last = {-1}> {
+      s = Pow (x, two)  m = ReduceMean (s, last)  e = Add (m, eps)  r = Sqrt (e)  d = Div (x, r)  a = Mul (d, g)
+      t = Tanh (a)  u = Mul (t, half)  y = Add (u, a)
+    }"""
+    graph = onnx.parser.parse_model(text).graph
+    random = np.random.default_rng(0)
+    graph.initializer.append(onnx.numpy_helper.from_array(random.standard_normal(24).astype(np.float32), "g"))
+    few, many = ({"x": random.standard_normal((rows, 24)).astype(np.float32)} for rows in (5, 37))
+    return case(folder, "normalised", graph, few, many)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler")
+class TestFuse(PassContract):
+    pass_ = fuse
+    options = ({"gain": 0.0},)
+    # Constants are folded in graphs: what is left of them is in the bodies of the operators that were put in.
+    evidence = {"kernels": lambda operators, kinds: "Constant" in operators}
+
+    def cases(self, folder: Path) -> list[Case]:
+        return [normalised(folder)]
+
+    def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
+        return [(quantized(folder), {}), (load_model(perceptron(folder).model.path), {})]
 
 
 class TestQuantize(PassContract):

@@ -27,6 +27,7 @@ ORDER = [
     *(
         "measure",
         "kernels",
+        "fusing",
         "serving",
         "search",
         "study",

@@ -46,9 +46,8 @@ class Session(Executable):
                 settings.register_custom_ops_library(str(carried.file(kernel)))
         settings.log_severity_level = 3  # errors; warnings about the graph's style would fill a worker's log
         with explained("onnxruntime", artefact.path, *_LACKS), artefact.unpacked() as path:
-            if FEATURE in artefact.features:
-                for library in libraries(path, local.detect()):
-                    settings.register_custom_ops_library(str(library))
+            for library in libraries(path, local.detect()):
+                settings.register_custom_ops_library(str(library))
             self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDER])
         self._artefact = artefact
         self._names = list(artefact.outputs)

@@ -7,6 +7,7 @@ runtime computes the operator's body, which the model carries.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 from pathlib import Path
@@ -35,7 +36,10 @@ def place(name: str, target: Target) -> Path:
 
 
 def libraries(path: Path, target: Target) -> list[Path]:
-    """The libraries that are there for the operators of an ONNX file."""
+    """The libraries that are there for the operators of an ONNX file; one without such operators is not parsed."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data.find(f"{DOMAIN}.fused_".encode()) < 0:
+            return []
     import onnx
 
     nodes = onnx.load(str(path), load_external_data=False).graph.node

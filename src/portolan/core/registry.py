@@ -38,7 +38,7 @@ _PACKAGES: dict[Group, str] = {
 
 
 #: Built-ins of a higher layer, which the package of their group cannot import.
-_ELSEWHERE: dict[Group, dict[str, str]] = {"passes": {"fuse": "portolan.kernels.fusion.fuse:fuse"}}
+_ELSEWHERE: dict[Group, dict[str, str]] = {"passes": {"fuse": "portolan.fusing:fuse"}}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Registry:
     group: Group
 
     @functools.cached_property
-    def _places(self) -> dict[str, str]:
+    def built_in(self) -> dict[str, str]:
+        """Where each object that comes with Portolan is, by name."""
         package = _PACKAGES.get(self.group, f"portolan.{self.group}")
         path = _path(package)
         places = dict(_ELSEWHERE.get(self.group, {}))
@@ -57,6 +58,11 @@ class Registry:
             for m in pkgutil.iter_modules(path)
             if not m.name.startswith("_")
         }
+        return places
+
+    @functools.cached_property
+    def _places(self) -> dict[str, str]:
+        places = dict(self.built_in)
         for entry in importlib.metadata.entry_points(group=f"portolan.{self.group}"):
             places.setdefault(entry.name, entry.value)
         return places

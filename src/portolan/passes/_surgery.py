@@ -136,22 +136,29 @@ def drop_unused(proto: onnx.ModelProto) -> None:
     del proto.graph.value_info[:]
 
 
+def light(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The main graph without the contents of its weights: what shape inference needs, and no more is copied."""
+    import onnx
+
+    made = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    made.graph.name = proto.graph.name
+    for field in ("node", "input", "output"):
+        getattr(made.graph, field).extend(getattr(proto.graph, field))
+    for tensor in proto.graph.initializer:
+        if not tensor.dims or max(tensor.dims, default=1) * len(tensor.dims) < _SHAPE_LIKE:
+            made.graph.initializer.append(tensor)
+        else:
+            made.graph.initializer.append(
+                onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+            )
+    return made
+
+
 def shapes(proto: onnx.ModelProto) -> dict[str, Shape]:
     """The sizes of every tensor of the main graph whose number of axes is known; weights are not copied for it."""
     import onnx
 
-    light = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
-    light.graph.name = proto.graph.name
-    for field in ("node", "input", "output"):
-        getattr(light.graph, field).extend(getattr(proto.graph, field))
-    for tensor in proto.graph.initializer:
-        if not tensor.dims or max(tensor.dims, default=1) * len(tensor.dims) < _SHAPE_LIKE:
-            light.graph.initializer.append(tensor)
-        else:
-            light.graph.initializer.append(
-                onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-            )
-    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(light(proto), data_prop=True)
     found: dict[str, Shape] = {}
     for value in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info):
         tensor = value.type.tensor_type

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import onnx
 
 _LEAST, _MOST = 2, 24
+#: Operators along the last axis in one chain: each uses what is before it several times.
+_ALONG = 2
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class Finder:
         small, space = sorted((a.space, b.space), key=lambda s: (len(s), [x != 1 for x in s]))
         members, reduces = a.members | b.members, a.reduces or b.reduces
         if len(members) > _MOST or not within(small, space):
+            return None
+        if sum(self.nodes[m].op_type in ALONG for m in members) > _ALONG:
             return None
         if reduces and any(g.reduces and aligned(g.space, len(space))[-1] != space[-1] for g in (a, b)):
             return None

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from portolan.passes._surgery import light
+
 if TYPE_CHECKING:
     import onnx
 
@@ -17,7 +19,7 @@ def shapes(proto: onnx.ModelProto) -> dict[str, Shape]:
     """The shape of every f32 tensor of the main graph of which each size is a number or has a name."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    inferred = onnx.shape_inference.infer_shapes(light(proto), data_prop=True).graph
     found: dict[str, Shape] = {}
     for value in (*inferred.input, *inferred.output, *inferred.value_info):
         tensor = value.type.tensor_type

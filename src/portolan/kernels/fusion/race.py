@@ -1,10 +1,4 @@
-"""`fuse`: chains of operators as kernels, where measuring shows that they are faster so.
-
-Hand-tuned libraries stay where they win; generated code takes what they have no operator for. Each chain of element
-functions, reductions and normalisations becomes a kernel of one pass over memory, compiled and checked as all kernels
-are, and is raced against the same nodes in ONNX Runtime, which has fusions of its own. After: Jeon et al., Collage,
-PACT 2022 (arXiv:2111.00655).
-"""
+"""Kernels of chains raced against the nodes that they would replace, in ONNX Runtime, which has fusions of its own."""
 
 from __future__ import annotations
 
@@ -12,102 +6,69 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from portolan.core.extensions import FEATURE, place
-from portolan.core.model import Model
-from portolan.core.passes import Context, Params, compression
-from portolan.core.schema import Knob
+from portolan.core.extensions import place as place_of
 from portolan.core.target import Target
-from portolan.errors import PortolanError, UsageError
+from portolan.errors import PortolanError
+from portolan.kernels import place
 from portolan.kernels.candidates import default
-from portolan.kernels.compiler import Compiler, find
+from portolan.kernels.compiler import find
 from portolan.kernels.embed.ort import door
 from portolan.kernels.fusion.chains import Chain, Finder
 from portolan.kernels.fusion.programs import Fused, fused, sizes
 from portolan.kernels.fusion.rewriting import domain, replaced
 from portolan.kernels.fusion.spaces import Shape, shapes
 from portolan.kernels.lower.nest import groups
-from portolan.kernels.place import write_whole
 from portolan.kernels.tune import source
 from portolan.kernels.verify import AGENT, TOLERANCE, Judge, difference, odd_cases
 from portolan.measure.lock import measuring
-from portolan.passes._graphs import save_graph
-from portolan.passes._surgery import opened
-from portolan.targets.local import local
 from portolan.worker.session import Worker, patience
 
 if TYPE_CHECKING:
     import onnx
 
-#: What stands for a free size while chains are raced.
+#: What stands for a free size while chains are raced: a free size is a batch, mostly.
 _FREE = 1
 _SECONDS, _ROUNDS = 0.01, 9
 _PATIENCE = 60.0
 
 
-def _refuse(model: Model, options: Params, target: Target) -> str | None:
-    del model, options
-    here = local.detect()
-    if target.fingerprint != here.fingerprint:
-        return "kernels are compiled and raced on the machine that they are for, and the target is another one"
-    try:
-        find()
-    except PortolanError as error:
-        return f"{error.message}: {error.hint}"
-    return None
+def found(graph: onnx.ModelProto) -> list[Fused]:
+    """The chains of a graph that can be kernels."""
+    known, numbers = shapes(graph), numbers_of(graph)
+    chains = Finder(graph.graph, known, numbers).chains()
+    return [one for chain in chains if (one := fused(chain, known, numbers)) is not None]
 
 
-@compression(
-    produces=lambda options: (FEATURE,), refuse=_refuse, stage=lambda options: "precision",
-    distributions=("onnx", "onnxruntime", "onnxslim", "numpy"),
-)  # fmt: skip
-def fuse(
-    model: Model,
-    context: Context,
-    *,
-    gain: Annotated[float, Knob(search=False, help="how many times as fast a kernel has to be than its nodes")] = 1.1,
-    most: Annotated[int, Knob(search=False, help="different chains that are tried")] = 12,
-) -> Model:
-    """Replaces chains of operators by generated kernels where these are faster.
-
-    Args:
-        model: any model.
-        context: its folder gets the new file; kernels are compiled for its target, which is this machine.
-        gain: the least ratio of times, chain by chain, at which one is replaced.
-        most: how many different chains are compiled and raced, those that move most memory first.
-
-    Raises:
-        UsageError: no chain is found, or none is faster as a kernel.
-        ModelError: the graph holds something that cannot be handled.
-        NoBackend: there is no C compiler.
-    """
-    if reason := _refuse(model, {}, context.target):
-        raise UsageError(f"`{model.name}` cannot be fused: {reason}", hint="leave `fuse` out of the recipe")
-    original, graph = opened(model)
-    known, numbers = shapes(graph), _numbers(graph)
-    found = [one for c in Finder(graph.graph, known, numbers).chains() if (one := fused(c, known, numbers)) is not None]
-    if not found:
-        raise UsageError(f"`{model.name}` has no chain of operators to fuse", hint="leave `fuse` out of the recipe")
-    with TemporaryDirectory(prefix="portolan-fuse-") as scratch:
-        better = _Race(graph, known, numbers, context.target, Path(scratch)).winners(found, gain, most)
-    if not better:
-        raise UsageError(
-            f"none of the {len(found)} chains of `{model.name}` is {gain:g} times as fast as a kernel",
-            hint="leave `fuse` out of the recipe",
-        )
-    replaced(graph, better, numbers)
-    return save_graph(graph, original, model, context.folder, (FEATURE,))
-
-
-def _numbers(graph: onnx.ModelProto) -> dict[str, float]:
+def numbers_of(graph: onnx.ModelProto) -> dict[str, float]:
     """Constants of one element, by name."""
     import onnx
 
     tensors = [t for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and np.prod(t.dims) == 1]
     return {t.name: float(onnx.numpy_helper.to_array(t).reshape(-1)[0]) for t in tensors}
+
+
+def put_in(graph: onnx.ModelProto, chains: Sequence[Fused], target: Target, gain: float, most: int) -> int:
+    """Replaces those of the chains that are right and at least `gain` times as fast as kernels; how many.
+
+    Args:
+        graph: is changed.
+        chains: what `found` gave.
+        target: this machine.
+        gain: the least ratio of times.
+        most: different chains that are tried.
+
+    Raises:
+        NoBackend: there is no C compiler.
+    """
+    with TemporaryDirectory(prefix="portolan-fuse-") as scratch:
+        better = _Race(graph, shapes(graph), numbers_of(graph), target, Path(scratch)).winners(chains, gain, most)
+    if better:
+        replaced(graph, better, numbers_of(graph))
+    return len(better)
 
 
 @dataclass(frozen=True)
@@ -134,17 +95,35 @@ class _Race:
         for one in found:
             same.setdefault(one.program.name, []).append(one)
         order = sorted(same.values(), key=lambda alike: -len(alike) * self._moved(alike[0].chain))
-        compiler, better = find(), []
+        better: list[Fused] = []
         for alike in order[:most]:
-            try:
-                with Worker(module=AGENT) as worker:
-                    ratio = self._ratio(alike[0], compiler, worker)
-            except PortolanError:
-                # A kernel that cannot be compiled, is wrong or crashes is no candidate; the nodes stay.
-                continue
-            if ratio >= gain:
+            if self._remembered(alike[0]) >= gain:
                 better += alike
         return better
+
+    def _remembered(self, one: Fused) -> float:
+        """The ratio of a chain, from an earlier race or one run now: the same model is fused the same way again."""
+        compiler = find()
+        schedules = [default(one.program, g, self.target, self._sizes(one)) for g in groups(one.program)]
+        code = source(one.program, schedules) + "\n" + door(one.program, domain(one.program.name))
+        key = place.digest("fused", code, self._sizes(one), self.target.fingerprint, compiler.version, _runtime())
+        library = place_of(one.program.name, self.target)
+        if (known := place.recall(key)) is not None and library.is_file():
+            return float(known["ratio"])
+        try:
+            path = compiler.build(code)
+            with Worker(module=AGENT) as worker:
+                cases = odd_cases(one.program, schedules[0], np.random.default_rng(0))
+                Judge(one.program, cases, worker).error(one.program.name, path)
+                ratio = self._ratio(one, path, worker)
+            reason = None
+        except PortolanError as error:
+            # A kernel that cannot be compiled, is wrong or crashes is no candidate; the nodes stay.
+            ratio, reason = 0.0, error.message
+        else:
+            place.write_whole(library, path.read_bytes())
+        place.remember(key, {"chain": [n.op_type for n in one.chain.nodes], "ratio": ratio, "reason": reason})
+        return ratio
 
     def _sizes(self, one: Fused) -> dict[str, int]:
         free = {s: _FREE for shape in self.shapes.values() for s in shape if isinstance(s, str)}
@@ -154,18 +133,13 @@ class _Race:
         """About how many elements go through memory between the nodes."""
         return float(np.prod([s if isinstance(s, int) else _FREE for s in chain.space])) * (len(chain.nodes) - 1)
 
-    def _ratio(self, one: Fused, compiler: Compiler, worker: Worker) -> float:
+    def _ratio(self, one: Fused, path: Path, worker: Worker) -> float:
         """How many times as fast the kernel is as the chain, both in ONNX Runtime on one thread."""
-        program, at = one.program, self._sizes(one)
-        schedules = [default(program, g, self.target, at) for g in groups(program)]
-        code = source(program, schedules) + "\n" + door(program, domain(program.name))
-        path = compiler.build(code)
-        Judge(program, odd_cases(program, schedules[0], np.random.default_rng(0)), worker).error(program.name, path)
         arrays = self._arrays(one)
         plain, kernel = self._models(one)
         for name, file, libraries in (("plain", plain, []), ("kernel", kernel, [str(path)])):
             worker.ask("model", timeout=patience(_PATIENCE), name=name, path=str(file), libraries=libraries)
-        given = {"dtypes": ["f32"] * len(arrays)}
+        given: dict[str, Any] = {"dtypes": ["f32"] * len(arrays)}
         tensors = {f"a{n}": a for n, a in enumerate(arrays)}
         results = [
             worker.ask("answer", timeout=patience(_PATIENCE), tensors=tensors, name=name, **given).tensors
@@ -178,7 +152,6 @@ class _Race:
                 "contest", timeout=patience(_PATIENCE), tensors=tensors, names=["plain", "kernel"],
                 seconds=_SECONDS, rounds=_ROUNDS, **given,
             )  # fmt: skip
-        write_whole(place(program.name, self.target), path.read_bytes())
         ms = reply.fields["ms"]
         return float(np.median(np.asarray(ms["plain"]) / np.asarray(ms["kernel"])))
 
@@ -214,3 +187,12 @@ class _Race:
         for path, made in zip(paths, (plain, kernel), strict=True):
             path.write_bytes(made.SerializeToString())
         return paths
+
+
+def _runtime() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("onnxruntime")
+    except PackageNotFoundError:
+        return "none"
