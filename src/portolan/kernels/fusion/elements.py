@@ -140,7 +140,7 @@ def _gelu(writer: Writer, node: onnx.NodeProto, args: Sequence[Expr]) -> Expr:
 
 def _softmax(writer: Writer, node: onnx.NodeProto, args: Sequence[Expr]) -> Expr:
     weight = _op("exp", _op("sub", args[0], writer.reduced("max", args[0])))
-    return _op("div", weight, writer.reduced("sum", weight))
+    return _op("mul", weight, _op("div", _number(1), writer.reduced("sum", weight)))
 
 
 def _log_softmax(writer: Writer, node: onnx.NodeProto, args: Sequence[Expr]) -> Expr:

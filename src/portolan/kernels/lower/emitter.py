@@ -28,7 +28,14 @@ from portolan.kernels.ir import (
 )
 from portolan.kernels.lower.elements import element, splat
 from portolan.kernels.lower.schedule import Schedule
-from portolan.kernels.tree import Binder, Carry, Expr, Ext, Extent, Idx, Num, Op, Program, Reduce, free
+from portolan.kernels.tree import Binder, Carry, Expr, Ext, Extent, Idx, Num, Op, Program, Reduce, free, renamed
+
+
+class Kept(Protocol):
+    """An expression that a buffer holds for all columns."""
+
+    def read(self, out: Emitter, at: At) -> X:
+        """The elements from the present column on."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class Emitter:
         needs: least sizes under which this variant may run.
         resident: arrays that stages keep in the workspace: how to read them.
         tables: reductions of which parts are computed already.
+        kept: expressions over the schedule's vector axis that a buffer holds for all columns.
     """
 
     def __init__(self, program: Program, schedule: Schedule, handlers: Mapping[type, Handler]) -> None:
@@ -104,6 +112,7 @@ class Emitter:
         self.needs: list[tuple[X, int]] = []
         self.resident: dict[str, Callable[[Emitter, Expr, At], X]] = {}
         self.tables: dict[Expr, Table] = {}
+        self.kept: dict[Expr, Kept] = {}
         self.names = Names()
         self.roots: tuple[Expr, ...] = ()
         self.tile_level = 0
@@ -244,6 +253,11 @@ class Emitter:
         return found
 
     def _made(self, e: Expr, at: At) -> X:
+        vector = self.context.vector
+        if self.kept and vector in free(e) and self.schedule.vector is not None:
+            held = self.kept.get(renamed(e, str(vector), self.schedule.vector))
+            if held is not None:
+                return held.read(self, at)
         if isinstance(e, Idx):
             return self._index(e.name, at)
         if isinstance(e, Op):

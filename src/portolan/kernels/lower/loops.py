@@ -6,13 +6,14 @@ from contextlib import ExitStack
 
 from portolan.kernels.bounds import affine
 from portolan.kernels.ir import Do, If, Lit, Ref, X, sub
+from portolan.kernels.lower import kept
 from portolan.kernels.lower.elements import both, compare, splat
 from portolan.kernels.lower.emitter import At, Emitter
 from portolan.kernels.lower.limits import conditions, limits, mask_of, mentions
 from portolan.kernels.lower.reductions import LANEWISE, across, begin, finish, take
 from portolan.kernels.lower.staged import parts_to_stage, staged
 from portolan.kernels.lower.tables import over
-from portolan.kernels.tree import Binder, Expr, Load, Ranked, Reduce, Scan, free, walk
+from portolan.kernels.tree import Binder, Expr, Load, Ranked, Reduce, Scan, free, renamed, walk
 
 
 def reduce(out: Emitter, e: Expr, at: At) -> X:
@@ -164,15 +165,25 @@ def _along_lanes(out: Emitter, group: list[Reduce], axis: str) -> None:
             opened.enter_context(
                 out.loop(binder.index, bounds.low, bounds.high, binds=[binder.index], extent=binder.extent)
             )
-        _lanes(out, group, accs, last, rest)
+        held = kept.rows(out, kept.wanted(out, group, axis), last.extent)
+        _lanes(out, group, accs, last, rest, held)
+    for part, row in held.items():
+        out.kept[renamed(part, axis, str(out.schedule.vector))] = row
     joined = {key: across(out, key[0], accs[key]) for key in accs}
     for e in group:
         for row in out.rows_of(e):
             out.keep(out.key(e, At(row, 0)), finish(out, e, joined[e, row, 0]))
 
 
-def _lanes(out: Emitter, group: list[Reduce], accs: Accs, last: Binder, rest: tuple[Expr, ...]) -> None:
-    lanes = out.schedule.lanes
+def _lanes(
+    out: Emitter,
+    group: list[Reduce],
+    accs: Accs,
+    last: Binder,
+    rest: tuple[Expr, ...],
+    held: dict[Expr, kept.Row],
+) -> None:
+    lanes, rows = out.schedule.lanes, out.context.tile_rows
     out.extents[last.index] = last.extent
     bounds = limits(out, last, rest, ())
     whole = out.let(sub(bounds.high, Lit(lanes - 1)), "whole")
@@ -181,6 +192,7 @@ def _lanes(out: Emitter, group: list[Reduce], accs: Accs, last: Binder, rest: tu
         out.loop(last.index, bounds.low, whole, lanes, binds=[last.index], extent=last.extent),
     ):
         elements(out, group, accs, bounds.rest)
+        kept.written(out, held, rows)
     length = sub(bounds.high, bounds.low)
     begun = out.let(sub(bounds.high, Do("mod", (length, Lit(lanes)), length.type)), "begun")
     begun = out.let(Do("maximum", (begun, bounds.low), begun.type), "begun")
@@ -192,3 +204,4 @@ def _lanes(out: Emitter, group: list[Reduce], accs: Accs, last: Binder, rest: tu
         place = out.value_of_index(last.index)
         more = out.let(compare("lt", place, splat(bounds.high, place.type)), "inside")
         elements(out, group, accs, bounds.rest, more)
+        kept.written(out, held, rows)

@@ -26,6 +26,7 @@ from portolan.kernels.ir import (
 from portolan.kernels.lower.elements import both, flag, splat
 from portolan.kernels.lower.emitter import At, Emitter, Handler, size_name
 from portolan.kernels.lower.guard import kept
+from portolan.kernels.lower.kept import shared
 from portolan.kernels.lower.loops import reduce
 from portolan.kernels.lower.memory import load
 from portolan.kernels.lower.ranked import ranked
@@ -124,6 +125,7 @@ def _variant(program: Program, group: Group, schedule: Schedule) -> Variant | No
         if schedule.table:
             _tabled(out, group, loops, sub(var, out.env[str(schedule.rows)]))
         if schedule.within and schedule.vector is not None:
+            shared(out, group.values)
             width, size = schedule.width, out.size(schedule.vector)
             var = loops.enter_context(out.loop("y", *tasks.columns, width, binds=[schedule.vector], note="columns"))
             out.env[schedule.vector] = out.let(least(var, sub(size, Lit(width))), schedule.vector)
