@@ -222,7 +222,13 @@ def test_a_wrong_kernel_and_one_that_crashes_are_found(worker: Worker) -> None:
 
 
 def test_a_damaged_memory_is_no_memory(cache: Path) -> None:
-    place.remember("some", {"a": 1})
-    assert place.recall("some") == {"a": 1}
-    (cache / "kernels" / "tuned" / "some.json").write_bytes(b"\xff{")
-    assert place.recall("some") is None
+    assert place.recall("kind", "some") is None
+    place.remember("kind", "some", {"a": 1})
+    place.remember("kind", "some", {"a": 2})
+    assert place.recall("kind", "some") == {"a": 2}
+    for file in cache.glob("ledger.sqlite*"):
+        file.unlink()
+    (cache / "ledger.sqlite").write_bytes(b"\xff{" * 100)
+    assert place.recall("kind", "some") is None
+    place.remember("kind", "some", {"a": 3})
+    (cache / "ledger.sqlite").unlink()

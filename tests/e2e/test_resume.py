@@ -298,7 +298,7 @@ def test_two_optimizers_on_one_study(lab: Lab) -> None:
 def test_many_ledgers_made_at_once(tmp_path: Path) -> None:
     """The first moment of a study: every process makes the tables, and none fails."""
     code = (
-        "import sys; from pathlib import Path; from portolan.study.ledger import Ledger\n"
+        "import sys; from pathlib import Path; from portolan.core.ledger import Ledger\n"
         "sys.stdin.read(1)\n"
         "ledger = Ledger(Path('ledger.sqlite'))\n"
         "print([ledger.number('trial', f'{i}', {}) for i in range(20)])\n"

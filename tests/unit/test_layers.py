@@ -82,7 +82,7 @@ def test_imports_point_down() -> None:
 
 def test_an_import_that_points_up_is_found() -> None:
     assert wrong("def f():\n    from portolan.cli import app", "core") == ["portolan.cli"]
-    assert wrong("import portolan.study.ledger", "measure") == ["portolan.study.ledger"]
+    assert wrong("import portolan.study.trial", "measure") == ["portolan.study.trial"]
     assert wrong("from portolan import units\nfrom portolan import __version__", "core") == []
     assert wrong("from portolan import cli", "api") == ["portolan.cli"]
     assert wrong("from portolan.nowhere import x", "cli") == ["portolan.nowhere"]

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from portolan.core.ledger import Ledger
 from portolan.errors import UsageError
-from portolan.study.ledger import Ledger
 
 _WRITE = """
 import sys
 from pathlib import Path
-from portolan.study.ledger import Ledger
+from portolan.core.ledger import Ledger
 who, path = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()

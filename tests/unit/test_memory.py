@@ -9,10 +9,10 @@ import pytest
 from searching import MODEL, TARGET
 
 from portolan.core.extensions import cache_folder
+from portolan.core.ledger import Ledger
 from portolan.core.measurement import Measurement
 from portolan.core.recipe import Recipe
 from portolan.search.space import Candidate
-from portolan.study.ledger import Ledger
 from portolan.study.memory import Memory
 from portolan.study.trial import Trial
 

@@ -169,12 +169,12 @@ def prepared(program: Program, schedules: Sequence[Schedule]) -> Library:
         WorkerError: it crashed.
     """
     path = find().build(source(program, schedules))
-    key = f"checked-{path.stem}"
-    if place.recall(key) is None:
+    key = path.stem
+    if place.recall(place.CHECKED, key) is None:
         with Worker(module=AGENT) as worker:
             cases = odd_cases(program, schedules[0], np.random.default_rng(0))
             error = Judge(program, cases, worker).error("checked", path)
-        place.remember(key, {"error": error})
+        place.remember(place.CHECKED, key, {"error": error})
     return Library(path, program.name, program.symbols)
 
 

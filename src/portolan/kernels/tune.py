@@ -95,9 +95,11 @@ def shape_class(sizes: Mapping[str, int]) -> str:
 
 
 def key(program: Program, sizes: Mapping[str, int], target: Target, maker: Maker) -> str:
-    """Under what a tuning is kept: the kernel, its shape class, the target and all that makes the code."""
+    """Under what a tuning is kept: kernel, shape class and target, and a hash of all that makes the code."""
     tree = repr((program.name, program.inputs, program.outputs, program.stages, program.values))
-    return place.digest(tree, shape_class(sizes), target.fingerprint, maker.versions, _lowering())
+    return (
+        f"{program.name} {shape_class(sizes)} {target.fingerprint} {place.digest(tree, maker.versions, _lowering())}"
+    )
 
 
 @cache
@@ -110,7 +112,7 @@ def _lowering() -> str:
 
 def recalled(program: Program, sizes: Mapping[str, int], target: Target, maker: Maker) -> Tuned | None:
     """What an earlier tuning found; None when there was none."""
-    found = place.recall(key(program, sizes, target, maker))
+    found = place.recall(place.TUNED, key(program, sizes, target, maker))
     try:
         return None if found is None else Tuned.from_json(found)
     except (KeyError, TypeError, ValueError):
@@ -160,7 +162,7 @@ def tune(
     worst = max(t.error or 0.0 for t in tried if t.schedule in best)
     failed = sum(t.reason is not None for t in tried)
     found = Tuned(tuple(best), ms, worst, time.monotonic() - begun, (len(tried), failed))
-    place.remember(key(program, sizes, target, maker), found.to_json())
+    place.remember(place.TUNED, key(program, sizes, target, maker), found.to_json())
     return found
 
 

@@ -7,11 +7,11 @@ from contextlib import closing
 from pathlib import Path
 
 from portolan.core.extensions import cache_folder
+from portolan.core.ledger import Ledger
 from portolan.core.model import Model
 from portolan.core.target import Target
 from portolan.errors import PortolanError
 from portolan.search.space import Candidate
-from portolan.study.ledger import Ledger
 from portolan.study.trial import Trial
 
 _METRICS = ("latency_p50", "size", "memory")

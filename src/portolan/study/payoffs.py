@@ -18,6 +18,7 @@ from portolan.core.backend import Backend
 from portolan.core.data import Data, sample, save_npz
 from portolan.core.extensions import cache_folder
 from portolan.core.graph import load_model
+from portolan.core.ledger import Ledger
 from portolan.core.model import Model
 from portolan.core.passes import Pass
 from portolan.core.recipe import Recipe, Step, digest
@@ -27,7 +28,6 @@ from portolan.measure.lock import measuring
 from portolan.measure.race import Arm, race
 from portolan.search.payoff import Payoff
 from portolan.study.builder import Builder, Samples, versions
-from portolan.study.ledger import Ledger
 from portolan.study.probe import Session
 from portolan.study.workspace import Workspace
 

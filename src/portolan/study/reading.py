@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from portolan.core.ledger import Ledger
 from portolan.errors import UsageError
-from portolan.study.ledger import Ledger
 from portolan.study.study import Study
 
 

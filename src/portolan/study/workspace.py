@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from portolan.core.ledger import Ledger
 from portolan.errors import DiskFull, PortolanError, UsageError
-from portolan.study.ledger import Ledger
 
 _FACTS, _FILES = "facts.json", "files"
 _SCRATCH = ".building-"

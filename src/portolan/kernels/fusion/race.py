@@ -108,7 +108,7 @@ class _Race:
         code = source(one.program, schedules) + "\n" + door(one.program, domain(one.program.name))
         key = place.digest("fused", code, self._sizes(one), self.target.fingerprint, compiler.version, _runtime())
         library = place_of(one.program.name, self.target)
-        if (known := place.recall(key)) is not None and library.is_file():
+        if (known := place.recall(place.RACED, key)) is not None and library.is_file():
             return float(known["ratio"])
         try:
             path = compiler.build(code)
@@ -122,7 +122,9 @@ class _Race:
             ratio, reason = 0.0, error.message
         else:
             place.write_whole(library, path.read_bytes())
-        place.remember(key, {"chain": [n.op_type for n in one.chain.nodes], "ratio": ratio, "reason": reason})
+        place.remember(
+            place.RACED, key, {"chain": [n.op_type for n in one.chain.nodes], "ratio": ratio, "reason": reason}
+        )
         return ratio
 
     def _sizes(self, one: Fused) -> dict[str, int]:

@@ -167,8 +167,8 @@ def _along_lanes(out: Emitter, group: list[Reduce], axis: str) -> None:
             )
         held = kept.rows(out, kept.wanted(out, group, axis), last.extent)
         _lanes(out, group, accs, last, rest, held)
-    for part, row in held.items():
-        out.kept[renamed(part, axis, str(out.schedule.vector))] = row
+    for part, buffer in held.items():
+        out.kept[renamed(part, axis, str(out.schedule.vector))] = buffer
     joined = {key: across(out, key[0], accs[key]) for key in accs}
     for e in group:
         for row in out.rows_of(e):
