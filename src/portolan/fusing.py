@@ -30,10 +30,10 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
     if quantized(model):
         return "the model is quantized, and its chains are between codes: fuse the float model"
     from portolan.kernels.compiler import find
-    from portolan.kernels.fusion.elements import ALONG, ELEMENTWISE
+    from portolan.kernels.fusion.elements import ALONG, DEAR
 
-    if sum(model.operators.get(name, 0) for name in (*ALONG, *ELEMENTWISE)) < _LEAST:
-        return "it has no two operators that could be one kernel"
+    if sum(model.operators.get(name, 0) for name in (*ALONG, *DEAR)) < _LEAST:
+        return "it has no two of the operators that kernels gain by: normalisations, exponentials and their like"
     try:
         find()
     except NoBackend as error:

@@ -191,6 +191,9 @@ ELEMENTWISE: Mapping[str, Make] = {
 }
 """Operators that work on each element by itself."""
 
+DEAR = ("Exp", "Log", "Sqrt", "Tanh", "Sigmoid", "Erf", "Sin", "Cos", "Pow", "Softplus", "Mish", "Gelu", "HardSwish")
+"""Those of them that cost more than the memory they read; runtimes add the rest to convolutions and products."""
+
 ALONG: Mapping[str, Make] = {
     "Softmax": _softmax,
     "LogSoftmax": _log_softmax,
