@@ -153,7 +153,7 @@ def _checked(
     program: Program, sizes: Mapping[str, int], target: Target, maker: LanguageMaker, seed: int
 ) -> tuple[list[Schedule], float]:
     """The first layouts that agree with the oracle, and their error; what was found before is remembered."""
-    known = place.recall(name := f"checked-{key(program, sizes, target, maker)}")
+    known = place.recall(place.CHECKED, name := key(program, sizes, target, maker))
     if known is not None:
         return [Schedule.from_json(s) for s in known["schedules"]], float(known["error"])
     options = [maker.options(program, g, target, sizes) for g in groups(program)]
@@ -169,6 +169,6 @@ def _checked(
             except PortolanError as reason:
                 reasons.append(reason.message)
                 continue
-            place.remember(name, {"schedules": [s.to_json() for s in schedules], "error": error})
+            place.remember(place.CHECKED, name, {"schedules": [s.to_json() for s in schedules], "error": error})
             return schedules, error
     raise NoResult(f"kernel `{program.name}`: no layout gave a valid program: {'; '.join(dict.fromkeys(reasons))}")

@@ -97,9 +97,7 @@ def shape_class(sizes: Mapping[str, int]) -> str:
 def key(program: Program, sizes: Mapping[str, int], target: Target, maker: Maker) -> str:
     """Under what a tuning is kept: kernel, shape class and target, and a hash of all that makes the code."""
     tree = repr((program.name, program.inputs, program.outputs, program.stages, program.values))
-    return (
-        f"{program.name} {shape_class(sizes)} {target.fingerprint} {place.digest(tree, maker.versions, _lowering())}"
-    )
+    return f"{program.name} {shape_class(sizes)} {target.fingerprint} {place.digest(tree, maker.versions, _lowering())}"
 
 
 @cache
