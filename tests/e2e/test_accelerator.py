@@ -60,6 +60,15 @@ def test_bench_estimates_it_and_times_the_rest(env: dict[str, str], int8: Path, 
     assert "was not timed: its latency is the simulation's estimate of the chip's share" in found["notes"][0]
 
 
+def test_what_is_estimated_is_not_called_measured(env: dict[str, str], int8: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "portolan", "bench", str(int8), "--backend", "systolic", "--budget", "3s"],
+        env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "measured 0 of 1 arms, estimated 1"
+    assert "~" in done.stdout
+
+
 def test_a_search_refuses_what_cannot_be_measured(env: dict[str, str], int8: Path, tmp_path: Path) -> None:
     goals = ("-g", "min latency_p50", "--backend", "systolic", "--dry-run")
     found = portolan(env, tmp_path, "optimize", str(int8), *goals, code=4)

@@ -29,9 +29,7 @@ def comparison(data: Json, *, arms: Sequence[str] = ()) -> Answer:
     if not ratios:
         again = [f"portolan optimize {shlex.quote(arms[0])}"] if arms else []
         code = 0 if measured else 7
-        return Answer(
-            lines, f"measured {len(measured)} of {len(data['arms'])} arms", next=again, notes=notes, code=code
-        )
+        return Answer(lines, _counted(data["arms"]), next=again, notes=notes, code=code)
     return Answer(lines, verdict(ratios), notes=notes)
 
 
@@ -47,6 +45,14 @@ def _elsewhere(data: Json, lines: Sequence[Line], notes: Sequence[str]) -> Answe
     return Answer(
         lines, f"{count} answer on `{name}` as {'it does' if len(arms) == 1 else 'they do'} here", notes=notes
     )
+
+
+def _counted(arms: Sequence[Json]) -> str:
+    """How many arms were measured; those with simulated hardware were not, and are counted apart."""
+    known = [arm["metrics"] for arm in arms if arm["metrics"]]
+    estimated = sum(any(m.get("kind") == "estimated" for m in metrics.values()) for metrics in known)
+    text = f"measured {len(known) - estimated} of {len(arms)} arms"
+    return f"{text}, estimated {estimated}" if estimated else text
 
 
 def _table(arms: Sequence[Json]) -> list[Line]:
