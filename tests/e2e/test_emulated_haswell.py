@@ -74,6 +74,15 @@ def test_nothing_is_timed_and_answers_are_compared() -> None:
         portolan.doctor("haswell", bench=True)
 
 
+@pytest.mark.slow
+def test_a_crash_there_is_a_row_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fake.toml").write_text('[variants.default]\nbehaviour = "segfault"\n')
+    monkeypatch.setenv("PORTOLAN_FAKE", str(tmp_path / "fake.toml"))
+    (arm,) = portolan.bench("demo:digits@fake()", target="haswell").arms
+    assert arm["metrics"] == {}
+    assert arm["reason"] == "crashed with SIGSEGV during `evaluate`"
+
+
 def test_int8_that_overflows_is_flagged_before_it_ships(int8: Path) -> None:
     packed = portolan.pack(int8, out="here.portolan")
     assert packed.overflow["wide"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -32,8 +33,6 @@ def run(argv: Sequence[str], *, doing: str, folder: Path, hint: str, seconds: fl
         NoBackend: it failed, or took longer than `seconds`; the message ends with its last words.
         DiskFull: no space was left.
     """
-    import os
-
     try:
         done = subprocess.run(
             argv, cwd=folder, capture_output=True, text=True, errors="replace", timeout=seconds, check=False,

@@ -37,8 +37,8 @@ from portolan.worker.environments import python_for, python_on
 
 _SECONDS = 600.0
 _LOG = 2000
-#: An emulated processor is 10 to 100 times slower than a real one.
-FAR_PATIENCE = 20.0
+#: An emulated processor is 10 to 100 times slower than a real one, but the usual waits are generous already.
+FAR_PATIENCE = 5.0
 Make = Callable[[Path], Mapping[str, Any]]
 
 
