@@ -122,13 +122,18 @@ class Fetch:
 
 
 @dataclass(frozen=True)
+class Barrier:
+    """Where all threads of a group wait for each other."""
+
+
+@dataclass(frozen=True)
 class Alloc:
-    """A buffer of numbers: on the stack (a constant size), or part of the caller's workspace."""
+    """A buffer of numbers: on the stack, shared by a group (constant sizes), or part of the caller's workspace."""
 
     name: str
     base: Base
     size: X
-    space: Literal["stack", "workspace"]
+    space: Literal["stack", "shared", "workspace"]
 
 
 @dataclass(frozen=True)
@@ -180,16 +185,21 @@ class If:
     other: tuple[Statement, ...] = ()
 
 
-Statement = Let | Acc | Update | Write | Fetch | Alloc | Rank | Turn | For | If
+Statement = Let | Acc | Update | Write | Fetch | Barrier | Alloc | Rank | Turn | For | If
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do a task: allowed where `when` holds (None: always)."""
+    """One way to do a task: allowed where `when` holds (None: always).
+
+    Attributes:
+        together: how many tasks in a row are the threads of one group, with a memory of its own; 0 for none.
+    """
 
     when: X | None
     tasks: X
     body: tuple[Statement, ...]
+    together: int = 0
 
 
 @dataclass(frozen=True)

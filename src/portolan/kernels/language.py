@@ -20,6 +20,7 @@ from portolan.core import registry
 from portolan.core.target import Target
 from portolan.kernels.lower.nest import Group, lower
 from portolan.kernels.lower.schedule import Schedule
+from portolan.kernels.lower.shared import contraction
 from portolan.kernels.place import digest, folder, write_whole
 from portolan.kernels.plan import Plan
 from portolan.kernels.printers.threads import Printer
@@ -27,6 +28,8 @@ from portolan.kernels.tree import Program, Reduce, walk
 
 Array = np.ndarray[Any, Any]
 Level = Literal["print", "compile", "check", "time"]
+#: Rows and columns that a thread makes of a tile that it shares with 63 others.
+_SIDES = (8, 4, 2)
 #: Rows and columns of a thread's tile.
 _TILES = ((1, 1), (4, 4), (2, 4), (1, 4), (8, 4), (4, 1), (1, 16))
 
@@ -91,6 +94,7 @@ class Language(ABC):
         suffix: of a file of it.
         built: the suffix of what `compile` makes; `suffix` where a driver compiles at load.
         ahead: the suffix of machine code that `compile_ahead` can make without the hardware; empty for none.
+        shares: whether threads are started in groups of 64 that have a memory of their own and can wait for each other.
     """
 
     name: ClassVar[str]
@@ -98,6 +102,7 @@ class Language(ABC):
     suffix: ClassVar[str]
     built: ClassVar[str]
     ahead: ClassVar[str] = ""
+    shares: ClassVar[bool] = False
 
     @abstractmethod
     def printer(self) -> Printer:
@@ -129,11 +134,11 @@ class Language(ABC):
         """The kernel in this process; `path` is what `compile` made, or the source."""
 
     def schedules(self, program: Program, group: Group, sizes: Mapping[str, int]) -> list[Schedule]:
-        """Layouts worth a try: how large a tile each thread makes."""
+        """Layouts worth a try, the likeliest first: tiles of groups, where there are groups, and of single threads."""
         if program.stages or group.scan_axis is not None or group.ranks:
             return [ONE]
         reduces = any(isinstance(e, Reduce) for v in group.values for e in walk(v))
-        found = []
+        found = self._shared(group, sizes) if self.shares else []
         for rows, columns in _TILES if reduces else ((1, 1), (1, 4)):
             columns_, rows_ = group.axes[-1:], group.axes[-2:-1]
             if (rows > 1 and not rows_) or (columns > 1 and not columns_):
@@ -156,6 +161,17 @@ class Language(ABC):
             )
             found += [schedule] if fits else []
         return found
+
+    def _shared(self, group: Group, sizes: Mapping[str, int]) -> list[Schedule]:
+        """Tiles of contractions that a group of threads makes together."""
+        if contraction(group) is None:
+            return []
+        rows, columns = group.axes[-2:]
+        return [
+            Schedule(columns, rows, 1, side * 8, side * 8, block=1, stage_vectors=1, pack=False, shared=side)
+            for side in _SIDES
+            if min(sizes.get(rows, 0), sizes.get(columns, 0)) >= side * 8
+        ]
 
     def source(self, program: Program, schedules: Sequence[Schedule]) -> str:
         """The code of a kernel."""

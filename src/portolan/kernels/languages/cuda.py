@@ -30,6 +30,7 @@ class CUDA(Language):
     """One file of machine code for all sizes."""
 
     name, about, suffix, built = "cuda", "CUDA C++, for NVIDIA GPUs since Ampere", ".cu", ".fatbin"
+    shares = True
 
     def printer(self) -> CUDAPrinter:
         """CUDA C++."""

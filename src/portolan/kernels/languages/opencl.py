@@ -13,11 +13,10 @@ from portolan.errors import NoBackend
 from portolan.kernels.compiler import CompilerError
 from portolan.kernels.device import Array, OnDevice
 from portolan.kernels.language import Here, Language
+from portolan.kernels.lower.shared import THREADS
 from portolan.kernels.plan import Plan
 from portolan.kernels.printers.opencl import OpenCLPrinter
 
-#: Fewer work items than a group has are no loss; a GPU wants at least a wavefront of them.
-_GROUP = 64
 _FIX = "pip install 'portolan[opencl]'"
 
 
@@ -25,6 +24,7 @@ class OpenCL(Language):
     """Runs on the first GPU that a driver names, else on its first device."""
 
     name, about, suffix, built = "opencl", "OpenCL C 1.2, for GPUs and through PoCL for CPUs", ".cl", ".cl"
+    shares = True
 
     def printer(self) -> OpenCLPrinter:
         """OpenCL C."""
@@ -90,8 +90,8 @@ class _Loaded(OnDevice):
 
     def start(self, entry: str, tasks: int, buffers: Sequence[Any], numbers: Sequence[int]) -> None:
         """In groups; threads beyond the tasks end at once."""
-        size = -(-tasks // _GROUP) * _GROUP
-        self.kernels[entry](self.queue, (size,), (_GROUP,), *buffers, *map(np.int32, numbers))
+        size = -(-tasks // THREADS) * THREADS
+        self.kernels[entry](self.queue, (size,), (THREADS,), *buffers, *map(np.int32, numbers))
 
     def wait(self) -> None:
         """All of the queue."""

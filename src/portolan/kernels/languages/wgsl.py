@@ -22,6 +22,7 @@ class WGSL(Language):
     """Compiled by the browser when it is loaded."""
 
     name, about, suffix, built = "wgsl", "WGSL, for WebGPU in browsers", ".wgsl", ".wgsl"
+    shares = True
 
     def printer(self) -> WGSLPrinter:
         """WGSL."""

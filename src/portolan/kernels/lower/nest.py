@@ -77,13 +77,15 @@ def lower(program: Program, schedules: Sequence[Schedule]) -> Loops:
 
     Each nest also holds plain variants, for sizes below a tile.
     """
+    from portolan.kernels.lower.shared import shared_variant
     from portolan.kernels.lower.stages import staged_group
 
     nests = []
     for group, schedule in zip(groups(program), schedules, strict=True):
         ways = dict.fromkeys((schedule, schedule.plain(schedule.lanes), schedule.plain(1)))
         make = staged_group if program.stages else _variant
-        variants = [v for way in ways if (v := make(program, group, way)) is not None]
+        made = ((shared_variant if way.shared else make)(program, group, way) for way in ways)
+        variants = [v for v in made if v is not None]
         last = next((n for n, v in enumerate(variants) if v.when is None), len(variants))
         nests.append(Nest(tuple(variants[: last + 1])))
     return Loops(

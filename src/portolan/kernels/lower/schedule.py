@@ -23,6 +23,8 @@ class Schedule:
         table: whether parts that columns share are computed for the tile's rows beforehand, with vectors along them; a
             tile then has as many rows as a vector has lanes, and they are reduced one after another.
         within: whether a task covers all columns, one tile after another: what they share is then computed once.
+        shared: rows and columns that each thread of a group makes of the tile, which the group shares; 0 where a task
+            has the tile for itself.
     """
 
     vector: str | None
@@ -36,6 +38,7 @@ class Schedule:
     pack: bool = True
     table: bool = False
     within: bool = False
+    shared: int = 0
 
     @property
     def width(self) -> int:
@@ -57,6 +60,7 @@ class Schedule:
             pack=False,
             table=False,
             within=self.within and vector is not None,
+            shared=0,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import ClassVar
 from portolan.kernels.ir import (
     Acc,
     Alloc,
+    Barrier,
     Do,
     Fetch,
     For,
@@ -47,6 +48,7 @@ class Words:
         widen: of an element of a narrow dtype, as the value it is computed as.
         narrow: of a value, as an element of a dtype.
         let, acc, loop, stack: of statements.
+        barrier, shared: of waiting for a group of threads and of its memory; empty where there are no groups.
         select: of a choice.
         infinity, nan: of floats.
         truth: of False and True.
@@ -62,6 +64,8 @@ class Words:
     acc: str = "{type} {name} = {value};"
     loop: str = "for ({type} {var} = {start}; {var} < {stop}; {var} += {step}) {{"
     stack: str = "{type} {name}[{size}];"
+    barrier: str = ""
+    shared: str = ""
     select: str = "({condition} ? {yes} : {no})"
     infix: Mapping[str, str] = field(default_factory=lambda: INFIX)
     infinity: str = "INFINITY"
@@ -98,7 +102,12 @@ class CLikePrinter:
                 return [self.write(s)]
             case Alloc(space="workspace") | Fetch():
                 return []
-            case Alloc(name=name, base=base, size=size):
+            case Barrier() if w.barrier:
+                return [w.barrier]
+            case Alloc(name=name, base=base, size=size, space="shared") if w.shared:
+                kind = self.words.holds["f32" if base == "f" else "i32"]
+                return [w.shared.format(type=kind, name=name, size=self.x(size))]
+            case Alloc(name=name, base=base, size=size, space="stack"):
                 kind = self.words.holds["f32" if base == "f" else "i32"]
                 return [w.stack.format(type=kind, name=name, size=self.x(size))]
             case For(var=var, body=body, note=note):
@@ -109,7 +118,7 @@ class CLikePrinter:
             case If(condition=condition, body=body, other=other):
                 lines = [f"if ({self.x(condition)}) {{", *self._inner(body)]
                 return [*lines, "} else {", *self._inner(other), "}"] if other else [*lines, "}"]
-            case Rank() | Turn():
+            case Rank() | Turn() | Barrier() | Alloc():
                 raise unprinted(f"`{type(s).__name__}`", self.name)
 
     def _inner(self, body: Sequence[Statement]) -> list[str]:

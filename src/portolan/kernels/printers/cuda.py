@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from portolan.kernels.ir import Loops
+from portolan.kernels.lower.shared import THREADS
 from portolan.kernels.printers.c import WORDS
 from portolan.kernels.printers.files import shared
 from portolan.kernels.printers.threads import PointerPrinter
 
 #: Threads of a block.
-BLOCK = 128
+BLOCK = THREADS
 
 
 class CUDAPrinter(PointerPrinter):
@@ -21,7 +22,8 @@ class CUDAPrinter(PointerPrinter):
         WORDS,
         types={"f": "float", "i": "place_t", "m": "int"},
         stack="{type} {name}[{size}];",
-        large="{}LL",
+        barrier="__syncthreads();",
+        shared="__shared__ {type} {name}[{size}];",
     )
     entry_word = f'extern "C" __global__ void __launch_bounds__({BLOCK})'
     space = ""

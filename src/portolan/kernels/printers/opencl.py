@@ -21,6 +21,8 @@ class OpenCLPrinter(PointerPrinter):
         types={"f": "float", "i": "place_t", "m": "int"},
         calls={**WORDS.calls, **{("f", n): n for n in _SAME}, ("f", "abs"): "fabs"},
         stack="{type} {name}[{size}];",
+        barrier="barrier(CLK_LOCAL_MEM_FENCE);",
+        shared="__local {type} {name}[{size}];",
     )
     entry_word = "__kernel void"
     space = "__global "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from portolan.kernels.ir import (
     Acc,
     Alloc,
+    Barrier,
     Do,
     Fetch,
     For,
@@ -58,6 +59,8 @@ def _statement(s: Statement, depth: int) -> list[tuple[bool, str]]:
         case Write(array=array, offset=offset, value=value, stride=stride):
             step = "" if stride is None else f" by {_x(stride)}"
             return [(True, f"{array}[{_x(offset)}{step}] = {_x(value)}")]
+        case Barrier():
+            return [(True, "wait for the group")]
         case Fetch(array=array, offset=offset):
             return [(True, f"fetch {array}[{_x(offset)}]")]
         case Alloc(name=name, size=size, space=space):

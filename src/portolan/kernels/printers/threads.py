@@ -50,7 +50,7 @@ class ThreadPrinter(CLikePrinter, Printer):
 
     @abstractmethod
     def function(self, name: str, body: str) -> str:
-        """A function: `body` uses `task`, its number, and ends it where that is not below `tasks`."""
+        """A function: `body` uses `task`, the thread's number, and `tasks`, how many there are."""
 
     def source(self, loops: Loops) -> str:
         """The whole program."""
@@ -81,7 +81,9 @@ class ThreadPrinter(CLikePrinter, Printer):
                     raise unprinted("integers in scratch memory", self.name)
                 self.scratch[s.name] = total
                 total = add(total, s.size)
-        return self.function(name, self.block(variant.body, 1))
+        # Threads of a group wait for each other, so none may end before; their number is a whole number of groups.
+        begun = "" if variant.together else "  if (task >= tasks) { return; }\n"
+        return self.function(name, begun + self.block(variant.body, 1))
 
     def element(self, array: str, offset: X) -> str:
         """An element; those of scratch are as many words apart as there are tasks."""
@@ -115,7 +117,7 @@ class PointerPrinter(ThreadPrinter):
         given = len(self.loops.inputs)
         params = [self._param(a, n < given) for n, a in enumerate(self.arrays)]
         params += [f"{self.space}float *{self.restrict} scratch", *(f"place_t {s}" for s in self.loops.sizes)]
-        begun = f"  const place_t task = {self.task};\n  if (task >= tasks) return;\n"
+        begun = f"  const place_t task = {self.task};\n"
         return f"{self.entry_word} {name}({', '.join(params)}, place_t tasks) {{\n{begun}{body}}}\n"
 
     def _param(self, array: Array, const: bool) -> str:

@@ -8,14 +8,15 @@ Narrow types lie in words of 32 bits. A result of one is zero at first, and each
 
 from __future__ import annotations
 
-from portolan.kernels.ir import Array, Do, Loops, Read, Write
+from portolan.kernels.ir import Alloc, Array, Do, Loops, Read, Statement, Variant, Write
+from portolan.kernels.lower.shared import THREADS
 from portolan.kernels.printers.clike import Words
 from portolan.kernels.printers.files import shared
 from portolan.kernels.printers.signs import INFIX
 from portolan.kernels.printers.threads import ThreadPrinter
 
 #: Threads of a group; more groups than this side by side are a second row of them.
-GROUP, MOST_GROUPS = 64, 65535
+GROUP, MOST_GROUPS = THREADS, 65535
 _NARROW = {"f16": 1, "bf16": 1, "i8": 2}
 _OWN = ("exp", "log", "tanh", "erf", "sin", "cos", "pow", "sigmoid", "larger", "smaller")
 WORDS = Words(
@@ -40,6 +41,7 @@ WORDS = Words(
     acc="var {name}: {type} = {value};",
     loop="for (var {var}: {type} = {start}; {var} < {stop}; {var} += {step}) {{",
     stack="var {name}: array<{type}, {size}>;",
+    barrier="workgroupBarrier();",
     select="select({no}, {yes}, {condition})",
     infix={k: v for k, v in INFIX.items() if k not in ("shl", "shr")},
     truth=("false", "true"),
@@ -52,6 +54,29 @@ class WGSLPrinter(ThreadPrinter):
 
     name = "WGSL"
     words = WORDS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = ""
+        self.held: dict[str, str] = {}
+
+    def _variant(self, name: str, variant: Variant) -> str:
+        self.current, self.held = name, {}
+        text = super()._variant(name, variant)
+        return "".join((*self.held.values(), text))
+
+    def statement(self, s: Statement) -> list[str]:
+        """Memory of a group is declared outside of the function, under a name of its own."""
+        if isinstance(s, Alloc) and s.space == "shared":
+            kind = self.words.holds["f32" if s.base == "f" else "i32"]
+            name = f"{self.current}_{s.name}"
+            self.held[s.name] = f"var<workgroup> {name}: array<{kind}, {self.x(s.size)}>;\n"
+            return []
+        return super().statement(s)
+
+    def array(self, name: str) -> str:
+        """The variable that holds an array or a buffer."""
+        return f"{self.current}_{name}" if name in self.held else super().array(name)
 
     def head(self, loops: Loops) -> str:
         """Bindings and functions."""
@@ -80,7 +105,7 @@ class WGSLPrinter(ThreadPrinter):
             f"@compute @workgroup_size({GROUP})\nfn {name}(@builtin(workgroup_id) group: vec3<u32>, "
             "@builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {\n"
             f"  let task = i32((group.y * groups.x + group.x) * {GROUP}u + lane);\n{lets}"
-            f"  INFINITY = {bits[0]};\n  NAN = {bits[1]};\n  if (task >= tasks) {{ return; }}\n{body}}}\n"
+            f"  INFINITY = {bits[0]};\n  NAN = {bits[1]};\n{body}}}\n"
         )
 
     def _number(self, n: int) -> str:
