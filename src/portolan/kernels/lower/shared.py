@@ -150,7 +150,7 @@ class _Tile:
         out, axis, index = self.out, self._axis(held), self.reduce.binders[0].index
         side = self._side(held)
         before = dict(out.env)
-        with out.loop("y", Lit(0), Lit(side * SLICE // THREADS), note=f"share {held.tensor}") as y:
+        with out.loop("y", Lit(0), Lit(side * SLICE // THREADS), note="share") as y:
             e = out.let(add(mul(y, Lit(THREADS)), self.lane), "e")
             along = held.index[-1] == Idx(index)
             inner = SLICE if along else side
