@@ -20,7 +20,7 @@ from portolan.kernels.compiler import find
 from portolan.kernels.embed.export import checked
 from portolan.kernels.embed.function import DOMAIN, model
 from portolan.kernels.embed.ort import door, library
-from portolan.kernels.verify import AGENT
+from portolan.kernels.verify import AGENT, random_arrays
 from portolan.targets.local import local
 from portolan.worker.session import Worker
 from support import operators
@@ -110,6 +110,20 @@ def test_every_backend_runs_a_model_that_holds_the_function(name: str, tmp_path:
     a, b = rng.standard_normal((5, 7), np.float32), rng.standard_normal((7, 3), np.float32)
     found = backend.compile(loaded, target).run({"A": a, "B": b})["out"]
     np.testing.assert_allclose(found, operators.tropical.oracle(a, b)[0], rtol=1e-6)
+
+
+def test_openvino_runs_a_scan_of_sizes_that_are_known(tmp_path: Path) -> None:
+    """It runs some Scans in place, over what they read, where all sizes are known."""
+    backend, target = registry.backend("openvino"), local.detect()
+    if not backend.probe(target).ready:
+        pytest.skip("`openvino` is not installed")
+    program, sizes = operators.selective_scan.program, {"t": 16, "c": 16, "n": 4}
+    path = tmp_path / "scan.onnx"
+    path.write_bytes(model(program, sizes).SerializeToString())
+    arrays = random_arrays(program, sizes, np.random.default_rng(0))
+    given = {t.name: a for t, a in zip(program.inputs, arrays, strict=True)}
+    (found,) = backend.compile(portolan.load(str(path)), target).run(given).values()
+    np.testing.assert_allclose(found, operators.selective_scan.oracle(*arrays)[0], rtol=1e-4, atol=1e-6)
 
 
 def test_files_are_written_checked_and_not_overwritten(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scans as ONNX's Scan, stages as its Loop: what does not depend on the carried value is computed before, at once."""
+"""Scans and stages as loops of ONNX: what does not depend on the carried value is computed before, at once."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ if TYPE_CHECKING:
 
 
 def scanned(body: Body, e: Scan) -> Value:
-    """A value carried along an axis; that axis comes first."""
+    """A value carried along an axis; that axis comes first.
+
+    A Loop that takes its steps by Gather, not a Scan: OpenVINO 2026.4 runs a Scan of static shapes in place, over the
+    array that it steps through, where a product in its body names that array before the state.
+    """
     g = body.graph
     axes = tuple(sorted(free(e.step) - {e.carry, e.axis} - _carries(e.step)))
-    before = [body.value(x) for x in _apart(e.step, e.carry, e.axis)]
+    parts = _apart(e.step, e.carry, e.axis)
     inner_graph = g.inner()
-    places = {}
-    fed, names, declared = [], [], []
-    for part in (body.index(e.axis), *before):
-        order = (e.axis, *(a for a in part.axes if a != e.axis))
-        fed.append(g.over(part, order))
-        name = inner_graph.fresh()
-        names.append(Value(name, order[1:], part.kind))
-        declared.append(_declared(name, part.kind, len(order) - 1))
-    places[e.axis] = names[0]
-    state = Value(inner_graph.fresh(), axes, "f")
-    inner = body.inside({}, graph=inner_graph, places=places, carries={e.carry: state})
-    for x, value in zip(_apart(e.step, e.carry, e.axis), names[1:], strict=True):
-        inner._known[x] = value
+    number, going = inner_graph.fresh(), inner_graph.fresh()
+    place, state = Value(number, (), "i"), Value(inner_graph.fresh(), axes, "f")
+    inner = body.inside({}, graph=inner_graph, places={e.axis: place}, carries={e.carry: state})
+    for x in parts:
+        whole = body.value(x)
+        order = (e.axis, *(a for a in whole.axes if a != e.axis))
+        taken = inner_graph.add("Gather", g.over(whole, order), number, axis=0)
+        inner._known[x] = Value(taken, order[1:], whole.kind)
     found = inner.value(e.step)
     made = inner_graph.whole(found, axes, body.sizes(axes))
     new, kept = inner_graph.add("Identity", made), inner_graph.add("Identity", made)
-    inputs = [_declared(state.name, "f", len(axes)), *declared]
-    outputs = [_declared(new, "f", len(axes)), _declared(kept, "f", len(axes))]
+    still = inner_graph.add("Identity", going)
+    rank = len(axes)
+    inputs = [_declared(number, "i", 0), _declared(going, "b", 0), _declared(state.name, "f", rank)]
+    outputs = [_declared(still, "b", 0), _declared(new, "f", rank), _declared(kept, "f", rank)]
     graph = helper.make_graph(inner_graph.nodes, "step", inputs, outputs)
     begin = g.add("Expand", g.constant(0.0, "f"), g.shape([body.size(body.ranges[a]) for a in axes]))
-    _, whole = g.several("Scan", [begin, *fed], 2, body=graph, num_scan_inputs=len(fed))
-    return Value(whole, (e.axis, *axes), "f")
+    count = g.add("Squeeze", body.size(body.ranges[e.axis]))
+    _, states = g.several("Loop", [count, g.constant(True, "b"), begin], 2, body=graph)
+    return Value(states, (e.axis, *axes), "f")
 
 
 def _declared(name: str, kind: Kind, rank: int) -> onnx.ValueInfoProto:
