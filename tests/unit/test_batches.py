@@ -84,6 +84,22 @@ class TestPacker:
         assert spot == made.room
         assert np.frombuffer(frame.body[taken : taken + 8], np.float32).tolist() == [1, 2]
 
+    def test_outputs_are_taken_from_where_they_are_said_to_be(self) -> None:
+        arena = Arena(1 << 20)
+        packer, made = Packer(signature(), arena, batches=True), batch(np.float32([[1, 2]]))
+        inline = wire.Frame(["done", [], False], memoryview(b"12345678"), 0.0)
+        assert bytes(packer.outputs(made, inline, 8)) == b"12345678"
+        shared = wire.Frame(["done", [], True], memoryview(b""), 0.0)
+        with pytest.raises(ValueError, match="not where"):
+            packer.outputs(made, shared, 8)
+        packer.learn(made, LARGE)
+        packer.pack(made)
+        assert made.room is not None
+        arena.view[made.room[0] : made.room[0] + 4] = b"abcd"
+        assert bytes(packer.outputs(made, shared, 4)) == b"abcd"
+        with pytest.raises(ValueError, match="not where"):
+            packer.outputs(made, shared, LARGE + 1)
+
     def test_without_memory_everything_goes_through_the_socket(self) -> None:
         arena = Arena(1 << 16)
         assert arena.take(1) is not None

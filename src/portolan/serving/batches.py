@@ -58,6 +58,19 @@ class Packer:
                 self._answers.clear()
             self._answers[batch.rows, batch.tickets[0].key] = size
 
+    def outputs(self, batch: Batch, frame: wire.Frame, size: int) -> memoryview:
+        """What a replica answered: in shared memory, or in the frame, from where it is copied once for all calls.
+
+        Raises:
+            ValueError: it is said to be in shared memory, where there is no room for it.
+        """
+        if not frame.header[2]:
+            self.learn(batch, size)
+            return memoryview(bytes(frame.body))
+        if batch.room is None or size > batch.room[1]:
+            raise ValueError("they are not where they were to be")
+        return self._arena.view[batch.room[0] : batch.room[0] + size]
+
     def _room(self, batch: Batch) -> list[wire.Place]:
         """Shared memory for the outputs, where it is known how large they will be."""
         size = self._answers.get((batch.rows, batch.tickets[0].key))

@@ -19,6 +19,8 @@ _LEAST, _MOST = 0.05, 100.0
 _MARGIN = 1.1
 #: How much more than in the cheapest batch a row may cost.
 _NEAR = 1.05
+#: Seconds that a batch costs the server besides the runtime: forming it, sending it, dividing its answer.
+_EACH = 1e-4
 
 
 class Cost:
@@ -29,8 +31,8 @@ class Cost:
         cap: rows of the largest batch.
 
     Attributes:
-        efficient: rows of the largest batch whose rows cost hardly more than in the cheapest one. A model that gains
-            nothing from larger batches only makes everybody wait for them.
+        efficient: rows of the largest batch whose rows cost hardly more than in the cheapest one, with what the server
+            adds to each batch. A model that gains nothing from larger batches only makes everybody wait for them.
     """
 
     def __init__(self, profile: Mapping[int, float], cap: int) -> None:
@@ -40,7 +42,7 @@ class Cost:
         self._applied = list(self._factors)
         self._table = list(self._base)
         # By the profile alone: a size that is not used any more is not observed either, so it could never come back.
-        shares = [seconds / rows for rows, seconds in enumerate(self._base) if rows]
+        shares = [(seconds + _EACH) / rows for rows, seconds in enumerate(self._base) if rows]
         self.efficient = max(rows for rows, share in enumerate(shares, 1) if share <= _NEAR * min(shares))
         self._apply()
 

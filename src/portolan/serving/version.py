@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from portolan.errors import ModelError
 from portolan.serving import wire
 from portolan.serving.arena import Arena
-from portolan.serving.batches import Divisions, Packer
+from portolan.serving.batches import Division, Divisions, Packer
 from portolan.serving.calls import Answer, Call, Refusal
 from portolan.serving.checks import Checker
 from portolan.serving.cores import Cores
@@ -183,19 +183,28 @@ class Version:
     def on_done(self, instance: Instance, batch: Batch, frame: wire.Frame) -> None:
         """A batch has run: the next one leaves before its answers do, so that the replica never waits for them."""
         now = self._loop.time()
-        self._running -= 1
         if instance.batches:
             instance.batches[0].begun = now
         self.cost.observe(batch.rows, now - batch.begun)
         try:
             division = self._divisions.of(frame.header, batch.rows if self._shared else None)
-            blob = self._outputs(batch, frame, division.size)
+            blob = self._packer.outputs(batch, frame, division.size)
         except (ValueError, KeyError) as error:
+            self._running -= 1
             return self._failed(batch, f"the model's outputs are not as its signature says: {error}")
+        if 0 < self.queue.rows < self.cap:
+            self._kick()  # more calls may be read in this turn of the loop, and the batch can do with them
+            self._loop.call_soon(self._answer, batch, division, blob, now, frame.seconds)
+            return None
         if self.queue.length:
             self._dispatch()
+        return self._answer(batch, division, blob, now, frame.seconds)
+
+    def _answer(self, batch: Batch, division: Division, blob: memoryview, now: float, seconds: float) -> None:
+        """Tells every call of a batch its share of the outputs."""
+        self._running -= 1
         arrived = [ticket.arrived for ticket in batch.tickets if ticket.done is not None]
-        self.counters.ran(arrived, batch.rows, batch.started, now, frame.seconds)
+        self.counters.ran(arrived, batch.rows, batch.started, now, seconds)
         first = 0
         for ticket in batch.tickets:
             if ticket.done is not None:
@@ -205,16 +214,6 @@ class Version:
                 self._tell(ticket, answer, now)
             first += ticket.rows
         self._let_go(batch)
-        return None
-
-    def _outputs(self, batch: Batch, frame: wire.Frame, size: int) -> memoryview:
-        """What a replica answered: in shared memory, or in the frame, from where it is copied once for all calls."""
-        if not frame.header[2]:
-            self._packer.learn(batch, size)
-            return memoryview(bytes(frame.body))
-        if batch.room is None or size > batch.room[1]:
-            raise ValueError("they are not where they were to be")
-        return self._arena.view[batch.room[0] : batch.room[0] + size]
 
     def on_failed(self, instance: Instance, batch: Batch | None, kind: str, message: str) -> None:
         """A batch raised: each of its calls is tried alone, for one bad call must not cost the others their answer."""
@@ -320,9 +319,8 @@ class Version:
         for it, and it is not for long: that one ends soon, by prediction, or should have ended just now.
         """
         busy: list[Batch] = [instance.batches[0] for instance in self.pool.instances if instance.state == "busy"]
-        if not busy or self._cores.room(len(busy)):
-            return False
-        return abs(min(batch.begun + self.cost(batch.rows) for batch in busy) - now) < _SHORT
+        ends = [batch.begun + self.cost(batch.rows) for batch in busy]
+        return bool(ends) and not self._cores.room(len(ends)) and abs(min(ends) - now) < _SHORT
 
     def _run(self, instance: Instance, chosen: Sequence[Ticket], now: float) -> None:
         batch = Batch(list(chosen), now)
@@ -381,10 +379,9 @@ class Version:
         self._check_empty()
 
     def _give(self, batch: Batch) -> None:
-        if batch.places:
-            for place in batch.places:
-                self._arena.give(place)
-            batch.places.clear()
+        for place in batch.places:
+            self._arena.give(place)
+        batch.places.clear()
 
     def _fail(self, reason: str) -> None:
         if not self._first.done():
