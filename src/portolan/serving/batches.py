@@ -166,6 +166,8 @@ class Division:
         key: Hashable = (rows, *wanted) if wanted else rows
         found = self._shares.get(key)
         if found is None:
+            if len(self._shares) >= _REMEMBERED:  # whoever asks for outputs in ever new orders fills nothing
+                self._shares.clear()
             chosen = [self._outputs[name] for name in wanted or self._outputs]
             found = self._shares[key] = Share(chosen, rows, self._rows)
         return found
