@@ -20,7 +20,7 @@ class Cores:
 
     Args:
         count: of cores.
-        used: seconds of processor time that this process has used.
+        used: seconds of processor time that the thread which calls has used: the loop's.
         clock: seconds.
 
     Attributes:
@@ -30,7 +30,7 @@ class Cores:
     def __init__(
         self,
         count: int | None = None,
-        used: Callable[[], float] = time.process_time,
+        used: Callable[[], float] = time.thread_time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.count = len(os.sched_getaffinity(0)) if count is None else count
