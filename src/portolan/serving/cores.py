@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+from portolan.targets.local import control_groups, usable_cores
 
 #: Share of a core from which on the front counts as one that is taken.
 _TAKEN = 0.35
@@ -19,7 +22,7 @@ class Cores:
     many small batches then cost more than few large ones, and nobody gets an answer sooner.
 
     Args:
-        count: of cores.
+        count: of cores; None: those that this process may use.
         used: seconds of processor time that the thread which calls has used: the loop's.
         clock: seconds.
 
@@ -33,7 +36,7 @@ class Cores:
         used: Callable[[], float] = time.thread_time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.count = len(os.sched_getaffinity(0)) if count is None else count
+        self.count = _usable() if count is None else count
         self.share = 0.0
         self._used, self._clock = used, clock
         self._before, self._at = used(), clock()
@@ -48,3 +51,7 @@ class Cores:
     def room(self, busy: int) -> bool:
         """Whether a core is left beside the front and `busy` replicas that run."""
         return busy + (self.share > _TAKEN) < self.count
+
+
+def _usable() -> int:
+    return usable_cores(control_groups(Path("/")), sorted(os.sched_getaffinity(0)))

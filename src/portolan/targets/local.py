@@ -73,9 +73,7 @@ def from_files(root: Path, machine: str, affinity: Sequence[int], versions: dict
     """
     cpu = parse_cpuinfo(_text(root / "proc/cpuinfo"))
     groups = control_groups(root)
-    quota = min((q for folder in groups if (q := _quota(folder)) is not None), default=None)
-    # Part of a processor is none: a thread more than the quota holds is a thread that gets stopped in mid-run.
-    cores = len(affinity) if quota is None else min(len(affinity), max(1, int(quota + 1e-9)))
+    cores = usable_cores(groups, affinity)
     memory = [parse_memory(_text(root / "proc/meminfo")), *(m for g in groups if (m := _memory_limit(g)) is not None)]
     return Target(
         id="local",
@@ -183,6 +181,13 @@ def accelerators(root: Path) -> tuple[str, ...]:
     if devices and len(devices) < len(found):
         return tuple(found[: len(devices)]) if len(set(found)) == 1 else ("NVIDIA GPU",) * len(devices)
     return tuple(found) if found else ("NVIDIA GPU",) * len(devices)
+
+
+def usable_cores(groups: Sequence[Path], affinity: Sequence[int]) -> int:
+    """Processors that this process may use all the time, by the limits of its control groups."""
+    quota = min((q for folder in groups if (q := _quota(folder)) is not None), default=None)
+    # Part of a processor is none: a thread more than the quota holds is a thread that gets stopped in mid-run.
+    return len(affinity) if quota is None else min(len(affinity), max(1, int(quota + 1e-9)))
 
 
 def control_groups(root: Path) -> list[Path]:
