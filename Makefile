@@ -68,6 +68,13 @@ $(VENV)/ray: $(VENV)/test
 	$(VENV)/ray-env/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[serve,ray]'
 	touch $@
 
+# Drivers for kernels in other languages: PoCL beside the rest, Triton in an environment of its own.
+$(VENV)/languages: $(VENV)/test
+	$(PIP) install -q -c constraints.txt -e '.[opencl]'
+	$(PYTHON) -m venv $(VENV)/triton-env
+	$(VENV)/triton-env/bin/python -m pip --disable-pip-version-check install -q numpy 'triton>=3.4'
+	touch $@
+
 # Some 7 GB: the runtimes whose packages clash, each in an environment of its own.
 ENVS := $(abspath $(VENV)/envs)
 
@@ -82,7 +89,8 @@ targets: $(VENV)/core
 	  PORTOLAN_TARGETS_DIR=$(TARGETS) $(BIN)/portolan target add $${pair%:*} --emulate $${pair#*:} || true; \
 	done
 
-test-all: lint browser $(VENV)/ray envs targets
+test-all: lint browser $(VENV)/ray $(VENV)/languages envs targets
+	PORTOLAN_PYTHON_TRITON=$(abspath $(VENV)/triton-env/bin/python) \
 	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python PORTOLAN_TEST_ENVS=$(ENVS) PORTOLAN_TEST_WEB=$(TARGETS) $(PYTEST) -m "not hardware"
 
 bench: $(VENV)/bench

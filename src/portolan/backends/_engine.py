@@ -24,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from portolan.core import chromium
 from portolan.errors import PortolanError
 
 if TYPE_CHECKING:
@@ -38,13 +39,6 @@ _TYPES = {".html": "text/html", ".mjs": "text/javascript", ".wasm": "application
 #: Seconds that a page waits for a request before it asks again, and that a browser has to show its page.
 _POLL, _START = 5.0, 90.0
 #: Nothing but the page's own address is looked up, and nothing runs that is not about the page.
-_FLAGS = (
-    "--headless=new", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-unsafe-swiftshader",
-    "--no-first-run", "--no-default-browser-check", "--no-pings", "--mute-audio", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-domain-reliability",
-    "--disable-breakpad", "--disable-crash-reporter", "--disable-extensions", "--metrics-recording-only",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,16 +175,12 @@ class Browser(Engine):
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self._profile = self._new_profile()
         address = f"http://127.0.0.1:{self._server.server_port}/{self.secret}/page.html"
-        # Without a user of its own to drop rights to, the browser's sandbox refuses to start.
-        root = ["--no-sandbox"] if os.geteuid() == 0 else []
         self._process = subprocess.Popen(
-            [found.program, *_FLAGS, *root, f"--user-data-dir={self._profile}", address],
+            chromium.command(found.program, self._profile, address),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # What it writes below a home folder goes with the profile.
-            env={name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
-            | {"HOME": str(self._profile)},
+            env=chromium.environment(self._profile),
         )
         if not self.asked.wait(_START):
             told = self._told()

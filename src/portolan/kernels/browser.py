@@ -22,16 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from portolan.core import chromium
 from portolan.errors import NoBackend, WorkerError
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _SECONDS = 120.0
 #: How long the page waits for work before it asks again.
 _PATIENCE = 20.0
-_FLAGS = (
-    *("--headless=new", "--no-first-run", "--disable-extensions", "--disable-background-networking"),
-    *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-unsafe-swiftshader"),
-)
 
 
 def found() -> str | None:
@@ -57,14 +54,13 @@ class Browser:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self._profile = tempfile.mkdtemp(prefix="portolan-browser-")
-        # Chromium's own sandbox does not start for root; the page is ours alone.
-        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        self._profile = Path(tempfile.mkdtemp(prefix="portolan-browser-"))
         self._process = subprocess.Popen(
-            [program, *_FLAGS, *sandbox, f"--user-data-dir={self._profile}", self._url("page")],
+            chromium.command(program, self._profile, self._url("page")),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
+            env=chromium.environment(self._profile),
             start_new_session=True,
         )
         try:

@@ -1,0 +1,26 @@
+"""How a headless Chromium is started: on one page of ours, with WebGPU in software, and with nothing else to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+FLAGS = (
+    "--headless=new", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-unsafe-swiftshader",
+    "--no-first-run", "--no-default-browser-check", "--no-pings", "--mute-audio", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-domain-reliability",
+    "--disable-breakpad", "--disable-crash-reporter", "--disable-extensions", "--metrics-recording-only",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)  # fmt: skip
+
+
+def command(program: str, profile: Path, address: str) -> list[str]:
+    """The command line of a browser on `address`; `profile` is a folder of its own."""
+    # Without a user of its own to drop rights to, the browser's sandbox refuses to start.
+    root = ["--no-sandbox"] if os.geteuid() == 0 else []
+    return [program, *FLAGS, *root, f"--user-data-dir={profile}", address]
+
+
+def environment(profile: Path) -> dict[str, str]:
+    """Its environment: what it writes below a home folder goes with the profile."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("XDG_")} | {"HOME": str(profile)}
