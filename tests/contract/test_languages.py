@@ -34,6 +34,10 @@ class TestCUDAWithoutAGPU(LanguageContract):
     """The code and the calls of the driver, with a compiler and a driver that make threads of loops."""
 
     language = cuda
+    layouts = 1
+    cases = 3
+    # The class above prints the same.
+    test_a_kernel_is_printed_or_refused = None
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -19,8 +19,8 @@ from portolan.targets.local import local
 from support import operators
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler")
-#: Those for every day: masks on both sides of a row, rankings, places out of arrays, stages.
-DAILY = ("causal_conv", "gathered", "knn", "window_attention")
+#: Those for every day: places out of arrays, rankings, masks on both sides of a row.
+DAILY = ("gathered", "knn", "window_attention")
 SANITIZED = """
 import sys
 import numpy as np

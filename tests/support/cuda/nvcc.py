@@ -8,17 +8,11 @@ import sys
 from pathlib import Path
 
 SHIM = """
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
-#include <vector>
 struct Three { unsigned x; };
 static thread_local Three blockIdx, blockDim, threadIdx;
-static std::barrier<> *together;
-#define __syncthreads() together->arrive_and_wait()
-#define __shared__ static
 #define __global__
 #define __device__
 #define __launch_bounds__(n)
@@ -30,6 +24,15 @@ static inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4);
 #undef NAN
 #undef INT32_MIN
 #undef INT32_MAX
+"""
+#: Only for kernels whose threads wait: these headers take longer to read than most kernels.
+GROUPS = """
+#include <barrier>
+#include <thread>
+#include <vector>
+static std::barrier<> *together;
+#define __syncthreads() together->arrive_and_wait()
+#define __shared__ static
 """
 KERNEL = re.compile(r'^extern "C" __global__ void __launch_bounds__\(\d+\) (\w+)\((.*)\) \{', re.MULTILINE)
 
@@ -57,7 +60,7 @@ def main(args: list[str]) -> int:
     found = list(KERNEL.finditer(source))
     ends = [*(f.start() for f in found[1:]), len(source)]
     bodies = [source[f.start() : end] for f, end in zip(found, ends, strict=True)]
-    code = SHIM + source
+    code = (GROUPS if "__syncthreads" in source else "") + SHIM + source
     code += "".join(launcher(f[1], f[2], "__syncthreads" in b) for f, b in zip(found, bodies, strict=True))
     command = ["g++", "-std=c++20", "-pthread", "-O1", "-w", "-shared", "-fPIC", "-x", "c++", "-", "-o", out]
     return subprocess.run(command, input=code, text=True, check=False).returncode
