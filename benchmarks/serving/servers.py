@@ -70,11 +70,15 @@ class Server:
                 continue
         return [pid for pid in parents if _under(pid, marked, parents)]
 
-    def cpu(self) -> float:
-        """Seconds of CPU, user and system, of all its living processes (fields 14 and 15 of /proc/PID/stat)."""
+    def cpu(self, module: str = "") -> float:
+        """Seconds of CPU, user and system, of all its living processes, or of those that run a module: fields 14 and 15
+        of /proc/PID/stat.
+        """
         total = 0
         for pid in self.pids():
             try:
+                if module.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    continue
                 fields = _stat(Path("/proc") / str(pid))
             except OSError:
                 continue
@@ -97,11 +101,12 @@ class Server:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
-    def rows(self) -> int:
-        """Rows that ran so far, of our own server."""
+    def ran(self) -> tuple[int, int]:
+        """Rows and batches that ran so far, of our own server."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
-        return int(next(line for line in lines if line.startswith("nv_inference_count{")).split()[-1])
+        found = {line.partition("{")[0]: line.split()[-1] for line in lines if "{" in line}
+        return int(found["nv_inference_count"]), int(found["nv_inference_exec_count"])
 
     def wait(self, seconds: float) -> None:
         """Until it answers that it is ready."""
@@ -215,10 +220,25 @@ def bundle(work: Workload, folder: Path) -> Path:
     return out
 
 
-def during(
-    server: Server, body: bytes, headers: Mapping[str, str], connections: int, seconds: float
-) -> tuple[float, float]:
-    """CPU us per row and rows per second of ours, in the middle of a closed loop.
+@dataclass(frozen=True)
+class During:
+    """What our server did under load.
+
+    Attributes:
+        us: CPU microseconds per row.
+        front: those of the front among them.
+        rate: rows per second.
+        batch: rows of an average batch.
+    """
+
+    us: float
+    front: float
+    rate: float
+    batch: float
+
+
+def during(server: Server, body: bytes, headers: Mapping[str, str], connections: int, seconds: float) -> During:
+    """What ours does in the middle of a closed loop.
 
     Both are read while the load goes on. Counting what the load generator got would be wrong for slow models: batches
     that run when it begins and ends cost CPU, and are nobody's answers.
@@ -226,11 +246,13 @@ def during(
     load = threading.Thread(target=closed, args=(server.url, body, headers, connections, seconds + 5))
     load.start()
     time.sleep(3)
-    rows, cpu, begin = server.rows(), server.cpu(), time.monotonic()
+    front = "portolan.serving.front"
+    before = (*server.ran(), server.cpu(), server.cpu(front), time.monotonic())
     time.sleep(seconds)
-    done, used, passed = server.rows() - rows, server.cpu() - cpu, time.monotonic() - begin
+    after = (*server.ran(), server.cpu(), server.cpu(front), time.monotonic())
     load.join()
-    return used / done * 1e6, done / passed
+    rows, batches, used, fronts, passed = (b - a for a, b in zip(before, after, strict=True))
+    return During(used / rows * 1e6, fronts / rows * 1e6, rows / passed, rows / batches)
 
 
 def say(line: str, held: bool) -> int:

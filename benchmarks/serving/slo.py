@@ -50,7 +50,7 @@ def main() -> int:
 def measure(server: Server, work: Workload) -> float:
     """Requests answered per second in a closed loop."""
     body, headers = work.body(binary=True)
-    return during(server, body, headers, 64, 10.0)[1]
+    return during(server, body, headers, 64, 10.0).rate
 
 
 def steady(server: Server, work: Workload, capacity: float, goal: float, seconds: float, seed: int) -> int:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from runtime import CORES, alone
-from servers import Server, bundle, during, portolan, say
+from servers import During, Server, bundle, during, portolan, say
 from workloads import Workload, make
 
 BOUNDS = {"minilm": 0.9, "mlp": 0.5}
@@ -52,17 +52,21 @@ def measure(work: Workload, packed: Path, seconds: float) -> tuple[float, float]
     for a in found:
         print(f"{work.name:8} alone, batch {a.batch:3}  {a.us:9.1f} us per item     {a.rate:8.0f} items/s")
     with portolan(packed, work.name, "--replicas", f"{CORES}..{CORES}") as server:
-        us, rate = serve(server, work, seconds)
-    return best.us / us, rate / fastest.rate
+        served = serve(server, work, seconds)
+    return best.us / served.us, served.rate / fastest.rate
 
 
-def serve(server: Server, work: Workload, seconds: float) -> tuple[float, float]:
-    """CPU us per request, and requests per second."""
+def serve(server: Server, work: Workload, seconds: float) -> During:
+    """What the server does with one request after another."""
     body, headers = work.body(binary=True)
     server.ask(body, headers)
-    us, rate = during(server, body, headers, CONNECTIONS, seconds)
-    print(f"{work.name:8} served            {us:9.1f} us per request  {rate:8.0f} items/s", flush=True)
-    return us, rate
+    found = during(server, body, headers, CONNECTIONS, seconds)
+    print(
+        f"{work.name:8} served            {found.us:9.1f} us per request  {found.rate:8.0f} items/s  "
+        f"the front {found.front:.1f} us, {found.batch:.1f} rows in a batch",
+        flush=True,
+    )
+    return found
 
 
 if __name__ == "__main__":
