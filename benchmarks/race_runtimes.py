@@ -68,7 +68,7 @@ def searched(name: str, zoo: Path, budget: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
     source, data = model(name, zoo)
-    ready = {row["name"]: row["version"] for row in portolan.doctor()["backends"] if row["ready"]}
+    ready = {row["name"]: row["version"] for row in portolan.doctor().backends if row["ready"]}
     backends = {one: version for one, version in ready.items() if one not in ASIDE and not simulated(one)}
     study = zoo / f"study-runtimes-{name}"
     told = portolan.optimize(
@@ -105,9 +105,9 @@ def raced(found: Mapping[str, Any], folder: Path, budget: str) -> dict[str, Any]
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "budget": budget,
-        "arms": outcome["arms"],
-        "ratios": outcome["ratios"],
-        "noise": outcome["noise"],
+        "arms": outcome.arms,
+        "ratios": outcome.ratios,
+        "noise": outcome.noise,
     }
 
 
