@@ -2,8 +2,9 @@
 
 ZOO is the folder that `python benchmarks/models.py ZOO` fills; a gradient-boosted tree is made here. For each model,
 with whatever backends and environments are there (`portolan doctor`): `optimize` searches them all with exact outputs,
-then one interleaved race sets what it chose against every single backend at its best options in that search, over fresh
-processes. The answer must not be slower than any of them beyond the noise.
+then one interleaved race sets what it chose against every single backend at its best options in that search (its
+defaults where the search did not come to it), over fresh processes. The answer must not be slower than any of them
+beyond the noise.
 
 Results go to ZOO/runtimes.json model by model: what is there is not raced again (`--again` does), and a search goes on
 where it was. `--search` stops before the races, which want a machine that does nothing else. `--write` puts the table
@@ -30,6 +31,7 @@ EXACT = "max_rel_error <= 0.001"
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "who-wins-where.md"
 #: Never raced: the oracle and the test double are no runtimes that anybody would choose.
 ASIDE = ("reference", "fake")
+UNREACHED = "not reached in the budget"
 
 
 def main() -> int:
@@ -64,10 +66,10 @@ def main() -> int:
 def searched(name: str, zoo: Path, budget: str) -> dict[str, Any]:
     """One model: the search over all backends, and a bundle of the best trial of each, the answer's first."""
     folder, kept = zoo / f"bundles-{name}", zoo / f"bundles-{name}" / "found.json"
+    source, data = model(name, zoo)
     if kept.is_file():
         found: dict[str, Any] = json.loads(kept.read_text())
-        return found
-    source, data = model(name, zoo)
+        return enter_defaults(found, source, data, folder)
     ready = {row["name"]: row["version"] for row in portolan.doctor().backends if row["ready"]}
     backends = {one: version for one, version in ready.items() if one not in ASIDE and not simulated(one)}
     study = zoo / f"study-runtimes-{name}"
@@ -92,7 +94,19 @@ def searched(name: str, zoo: Path, budget: str) -> dict[str, Any]:
         "seconds": told["seconds"],
         "out": out,
     }
-    kept.write_text(json.dumps(found, indent=1))
+    return enter_defaults(found, source, data, folder)
+
+
+def enter_defaults(found: dict[str, Any], source: str, data: str, folder: Path) -> dict[str, Any]:
+    """Backends that the search did not come to are raced with their default options; whether they can, shows now."""
+    for backend in [name for name, why in found["out"].items() if why == UNREACHED]:
+        try:
+            portolan.pack(source, backend=backend, data=data, out=folder / f"{backend}.portolan", force=True)
+            found["recipes"][backend] = {"passes": [], "backend": backend, "options": {}}
+            del found["out"][backend]
+        except PortolanError as error:
+            found["out"][backend] = error.message
+    (folder / "found.json").write_text(json.dumps(found, indent=1))
     return found
 
 
@@ -157,13 +171,14 @@ def best_of_each(trials: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, 
 
 
 def out_of_it(trials: Iterable[Mapping[str, Any]], backends: Iterable[str], best: Mapping[str, Any]) -> dict[str, str]:
-    """Per backend without a place in the race, the first reason that the search was given."""
+    """Per backend without a place in the race, what the search was told of the untouched model on it."""
     reasons: dict[str, str] = {}
     for trial in trials:
-        name = trial["recipe"]["backend"]
-        if name not in best and trial.get("reason"):
+        name, recipe = trial["recipe"]["backend"], trial["recipe"]
+        plain = not recipe["passes"] and recipe["options"].get("precision", "f32") == "f32"
+        if name not in best and plain and trial.get("reason"):
             reasons.setdefault(name, trial["reason"])
-    return {name: reasons.get(name, "not reached in the budget") for name in backends if name not in best}
+    return {name: reasons.get(name, UNREACHED) for name in backends if name not in best}
 
 
 def processor() -> str:
@@ -205,8 +220,9 @@ def page(rows: Mapping[str, Any]) -> str:
         "<!-- Written by benchmarks/race_runtimes.py: run it with --write. -->", "", "# Who wins where", "",
         f"For each model, `optimize` searched every backend that was there with exact outputs (`{EXACT}`), and one",
         "interleaved race over fresh processes set each backend, at its best options of that search, beside its",
-        "choice. Median milliseconds of one inference, batch 1; bold is the fastest; `=` marks what the race could",
-        "not tell from the choice. Weights are random but MiniLM's and the tree's, which is good for speed alone.", "",
+        "choice; a backend that the search did not come to is at its defaults. Median milliseconds of one inference,",
+        "batch 1; bold is the fastest; `=` marks what the race could not tell from the choice. Weights are random but",
+        "MiniLM's and the tree's, which is good for speed alone.", "",
         f"Measured on {first['date']}, {first['host']}, on a shared host, by",
         f"`python benchmarks/race_runtimes.py ZOO --budget {first['budget']} --write`; ZOO is made by",
         "`python benchmarks/models.py ZOO`.", "",

@@ -61,6 +61,9 @@ def test_each_backend_is_entered_with_its_fastest_exact_trial(script: ModuleType
     assert {name: t["metrics"]["latency_p50"]["value"] for name, t in best.items()} == {"fast": 2.0}
     out = script.out_of_it(trials, ["fast", "late", "unseen"], best)
     assert out == {"late": "no operator", "unseen": "not reached in the budget"}
+    bf16 = trial("soft", None, status="refused", reason="changes outputs")
+    bf16["recipe"]["options"] = {"precision": "bf16"}
+    assert script.out_of_it([bf16], ["soft"], best) == {"soft": "not reached in the budget"}
 
 
 def test_the_page_names_winners_ties_and_who_is_not_in_it(script: ModuleType) -> None:
