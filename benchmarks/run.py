@@ -1,8 +1,8 @@
 """Every benchmark whose figures the docs quote, one after another: `python benchmarks/run.py [--quick]`.
 
-Takes hours, so run it on an idle machine; `--quick` gives each search a minute. Models are made once, in .bench; left out
-are the servers that ours is compared with (`serving/peers.sh` makes their environments), and JAX beside the kernels. Exits
-with 1 if any claim is missed.
+Takes hours, so run it on an idle machine; `--quick` gives each search a minute. Models are made once, in .bench. JAX is
+left out, and so are the servers that ours is compared with (`serving/peers.sh` makes their environments). Exits with 1
+if any claim is missed.
 """
 
 from __future__ import annotations

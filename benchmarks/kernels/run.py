@@ -4,7 +4,7 @@
                                      [--out FILE.jsonl]
 
 XLA runs in the environment of `--jax` (`python -m venv ENV && ENV/bin/pip install jax`), in a process of its own that
-takes its turn in the same rounds.
+takes its turn in the same rounds. Where other work disturbs the machine, `--cpu` compares the time that one thread ran.
 
 Each shape is tuned first (at most 10 s, compiling included, or it counts as not met). Then every contender runs a block
 of calls in each round, in random order, with the same threads; a ratio is the median of the rounds.
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,10 @@ class Contender:
     ms: list[float] = field(default_factory=list)
 
 
-def here(name: str, call: Callable[[], Any]) -> Contender:
-    """A contender in this process."""
-    return Contender(name, lambda: block(call, _BLOCK_SECONDS), lambda: np.asarray(call()))
+def here(name: str, call: Callable[[], Any], *, cpu: bool) -> Contender:
+    """A contender in this process, timed by the wall clock or by the thread's own."""
+    clock = time.thread_time if cpu else time.perf_counter
+    return Contender(name, lambda: block(call, _BLOCK_SECONDS, clock), lambda: np.asarray(call()))
 
 
 def elsewhere(name: str, arrays: list[Any], threads: int, python: str, opened: ExitStack) -> Contender:
@@ -108,25 +110,26 @@ def contenders(name: str, arrays: list[Any], threads: int, given: Any, opened: E
     kernel = getattr(operators, name)
     function = getattr(eager, name)
     tensors = [torch.from_numpy(a) for a in arrays]
+    timed = partial(here, cpu=given.cpu)
     if name == "product":
         turned = tensors[1].t().contiguous()
         linear = torch.ops.mkldnn._linear_pointwise
-        yield here("eager", lambda: linear(tensors[0], turned, None, "none", [], ""))
-        yield here("mkl", lambda: tensors[0] @ tensors[1])
+        yield timed("eager", lambda: linear(tensors[0], turned, None, "none", [], ""))
+        yield timed("mkl", lambda: tensors[0] @ tensors[1])
     else:
-        yield here("eager", lambda: function(*tensors))
-    yield here("portolan", lambda: kernel(*arrays, threads=threads))
+        yield timed("eager", lambda: function(*tensors))
+    yield timed("portolan", lambda: kernel(*arrays, threads=threads))
     if name == "window_attention":
-        yield here("sdpa", lambda: eager.sdpa(*tensors))
+        yield timed("sdpa", lambda: eager.sdpa(*tensors))
     if "inductor" in given.peers and name not in ("product", "selective_scan"):
         torch.compiler.reset()
         compiled = torch.compile(function)
-        yield here("inductor", lambda: compiled(*tensors))
+        yield timed("inductor", lambda: compiled(*tensors))
     if "numba" in given.peers:
         import numba_kernels
 
         if (made := numba_kernels.kernel(name, threads)) is not None:
-            yield here("numba", lambda: made(*arrays))
+            yield timed("numba", lambda: made(*arrays))
     if given.jax:
         yield elsewhere(name, arrays, threads, given.jax, opened)
 
@@ -207,9 +210,12 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(BOUNDS))
     parser.add_argument("--peers", default="", help="of inductor and numba")
     parser.add_argument("--jax", default="", metavar="PYTHON", help="the Python of an environment with JAX")
+    parser.add_argument("--cpu", action="store_true", help="time of the thread's own clock: one thread, no --jax")
     parser.add_argument("--first", action="store_true", help="only the first shape of each")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if given.cpu and (given.jax or given.threads != "1"):
+        parser.error("--cpu is the clock of one thread of this process: neither --jax nor --threads")
     keep_memory()
     met, best = True, []
     for threads in map(int, given.threads.split(",")):

@@ -220,25 +220,33 @@ class _Online:
         with out.loop("u", count, whole, note="pad") as u:
             for row in self.rows:
                 out.write(Write(buffer, "f32", plan.offset(row, u), low))
-        for row in self.rows:
-            best = out.acc(splat(low, wide), "best")
-            with out.loop("u", Lit(0), whole, lanes, note="largest") as u:
-                out.write(Update(best.name, better("max", Read(buffer, "f32", plan.offset(row, u), wide), best)))
-            top = self.tops[row]
-            new = out.let(better("max", Do("across_max", (best,), _FLOAT), top), "new")
-            base = out.let(settled(new), "base")
-            shrink = out.let(call("exp", call("sub", top, base)), "shrink")
-            out.write(Update(top.name, new))
-            total = self.totals[row]
-            out.write(Update(total.name, call("mul", total, shrink)))
-            with out.loop("u", Lit(0), whole, lanes, note="weights") as u:
+        # All rows side by side: one alone would wait for its largest score, and for the exponential that scales.
+        best = [out.acc(splat(low, wide), "best") for _ in self.rows]
+        with out.loop("u", Lit(0), whole, lanes, note="largest") as u:
+            for row in self.rows:
+                held = Read(buffer, "f32", plan.offset(row, u), wide)
+                out.write(Update(best[row].name, better("max", held, best[row])))
+        bases = [self._rescaled(row, best[row], accs) for row in self.rows]
+        with out.loop("u", Lit(0), whole, lanes, note="weights") as u:
+            for row in self.rows:
                 score = Read(buffer, "f32", plan.offset(row, u), wide)
-                weight = out.let(call("exp", call("sub", score, base)), "weight")
+                weight = out.let(call("exp", call("sub", score, bases[row])), "weight")
+                total = self.totals[row]
                 out.write(Update(total.name, call("add", total, weight)))
                 out.write(Write(buffer, "f32", plan.offset(row, u), weight))
-            for vector in out.vectors_of(self.e):
-                acc = accs[self.e, row, vector][2]
-                out.write(Update(acc.name, call("mul", acc, shrink)))
+
+    def _rescaled(self, row: int, best: X, accs: dict[tuple[Reduce, int, int], tuple[Ref, ...]]) -> X:
+        """Takes a block's largest score into a row's and scales its sums down; what is to be taken from scores."""
+        out, top, total = self.out, self.tops[row], self.totals[row]
+        new = out.let(better("max", Do("across_max", (best,), _FLOAT), top), "new")
+        base = out.let(settled(new), "base")
+        shrink = out.let(call("exp", call("sub", top, base)), "shrink")
+        out.write(Update(top.name, new))
+        out.write(Update(total.name, call("mul", total, shrink)))
+        for vector in out.vectors_of(self.e):
+            acc = accs[self.e, row, vector][2]
+            out.write(Update(acc.name, call("mul", acc, shrink)))
+        return base
 
     def reduce(self, score: Expr, accs: dict[tuple[Reduce, int, int], tuple[Ref, ...]], rest: tuple[Expr, ...]) -> None:
         """Adds the weighted value of one index."""
