@@ -152,7 +152,7 @@ def test_a_backend_reaches_nobody_and_leaves_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["iree", "ncnn", "tinygrad", "tvm"])
+@pytest.mark.parametrize("name", ["executorch", "iree", "litert", "ncnn", "tinygrad", "tvm"])
 def test_a_backend_of_an_environment_reaches_nobody_and_leaves_nothing(
     name: str, shim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

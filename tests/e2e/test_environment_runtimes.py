@@ -22,7 +22,9 @@ pytestmark = pytest.mark.slow
 
 #: What compiles, and must not be needed to run what was compiled.
 COMPILERS = {
+    "executorch": ["executorch.exir", "executorch.backends", "onnx"],
     "iree": ["iree.compiler", "onnx"],
+    "litert": ["litert_torch", "torch", "jax", "onnx"],
     "ncnn": ["pnnx", "onnx"],
     "tvm": ["tvm.relax.frontend", "onnx"],
 }

@@ -86,6 +86,16 @@ def test_it_is_made_from_its_pins_and_found_without_a_variable(shop: Shop, monke
     assert Runner().versions() == {}
 
 
+def test_a_search_leaves_out_what_nobody_has_made(shop: Shop) -> None:
+    """Half of one is another matter: whoever began it wants to know."""
+    assert not Runner().offered
+    portolan.env("add", "runner")
+    assert Runner().offered
+    (found().folder / environments.STAMP).unlink()
+    assert Runner().offered
+    assert not Runner().probe(this_machine()).ready
+
+
 def test_adding_again_is_nothing_to_do(made: environments.Found) -> None:
     before = (made.folder / environments.STAMP).stat().st_mtime_ns
     portolan.env("add", "runner")

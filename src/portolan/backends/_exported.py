@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from portolan.backends._artefact import explained, other
 from portolan.backends._convert import graph, made_up
 from portolan.core.model import Model
 from portolan.core.silence import environment, runtime
 from portolan.errors import ModelError, UnsupportedOperator
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _LACKS = (r"failed to resolve torch\.ops\.(\w+\.\w+)",)
 
@@ -97,3 +100,46 @@ def _owned(module: Any) -> Any:
     for part in owned.modules():
         part.training = False  # `eval()` is an error on exported modules
     return owned
+
+
+def without_constants(program: Any) -> tuple[Any, dict[int, np.ndarray]]:
+    """A program without those outputs that no input reaches, and their values by position.
+
+    ExecuTorch's XNNPACK ends the process on an output that is made of weights alone.
+    """
+    torch = runtime("torch")
+    inputs = set(program.graph_signature.user_inputs)
+    outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    kept = [i for i, node in enumerate(outputs) if not hasattr(node, "op") or _reaches(node, inputs)]
+    if len(kept) in (0, len(outputs)):
+        return program, {}
+    inner, arguments = program.module(), program.example_inputs[0]
+    base: Any = torch.nn.Module
+
+    class Rest(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *given: Any) -> tuple[Any, ...]:
+            found = self.inner(*given)
+            return tuple(found[i] for i in kept)
+
+    with torch.no_grad():
+        values = inner(*arguments)
+        rest = torch.export.export(Rest(), arguments, strict=False)
+    constants = {i: value.detach().numpy().copy() for i, value in enumerate(values) if i not in kept}
+    return rest, constants
+
+
+def _reaches(node: Any, inputs: set[str]) -> bool:
+    """Whether a value of the graph depends on one of the inputs."""
+    seen, open_ = set(), [node]
+    while open_:
+        one = open_.pop()
+        if one.op == "placeholder" and one.name in inputs:
+            return True
+        if one not in seen:
+            seen.add(one)
+            open_ += one.all_input_nodes
+    return False

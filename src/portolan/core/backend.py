@@ -105,6 +105,13 @@ class Backend(ABC):
             return Support(False, reason=f"the package `{self.distributions[0]}` is not installed", fix=self.fix)
         return Support(True, version=self.versions().get(self.distributions[0]))
 
+    @property
+    def offered(self) -> bool:
+        """Whether a search takes it unasked: one whose environment nobody has made is no news in every table."""
+        own = interpreters.environment(self.name)
+        made = own is None or own.state != "absent" or interpreters.has(self.name, self.module)
+        return self.searched and made
+
     def versions(self) -> dict[str, str]:
         """Version of each distribution that is installed where the backend lives, without importing it."""
         found = {name: interpreters.distribution(self.name, name) for name in self.distributions}

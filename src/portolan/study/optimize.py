@@ -191,7 +191,7 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace, price: float |
         target,
         goals,
         passes=settings.passes,
-        backends={n: b for n, b in found.items() if (b.searched if names is None else n in names)},
+        backends={n: b for n, b in found.items() if (b.offered if names is None else n in names)},
         default=found.get(DEFAULT_BACKEND),
         fixed=fixed,
         has_calibration=bool(samples.calibration),
