@@ -43,9 +43,21 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     return shop
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One environment as `env add` makes it; tests get copies, since making takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        shop = Shop(tmp_path_factory.mktemp("template"), patch)
+        shop.plan("runner", PLAN)
+        wheel(shop.wheels, "runner", "1.0")
+        wheel(shop.wheels, "helper", "2.5")
+        portolan.env("add", "runner")
+        return shop.root / "runner"
+
+
 @pytest.fixture
-def made(shop: Shop) -> environments.Found:
-    portolan.env("add", "runner")
+def made(shop: Shop, template: Path) -> environments.Found:
+    shutil.copytree(template, shop.root / "runner", symlinks=True)
     return found()
 
 
@@ -86,14 +98,24 @@ def test_it_is_made_from_its_pins_and_found_without_a_variable(shop: Shop, monke
     assert Runner().versions() == {}
 
 
-def test_a_search_leaves_out_what_nobody_has_made(shop: Shop) -> None:
+def test_a_search_leaves_out_what_nobody_has_made(made: environments.Found) -> None:
     """Half of one is another matter: whoever began it wants to know."""
-    assert not Runner().offered
-    portolan.env("add", "runner")
     assert Runner().offered
-    (found().folder / environments.STAMP).unlink()
+    (made.folder / environments.STAMP).unlink()
     assert Runner().offered
     assert not Runner().probe(this_machine()).ready
+    shutil.rmtree(made.folder)
+    assert not Runner().offered
+
+
+@pytest.mark.slow
+def test_without_a_pip_here_the_environment_gets_its_own(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from portolan.environments import install
+
+    monkeypatch.setattr(install, "_lends_pip", lambda: False)
+    portolan.env("add", "runner")
+    assert found().state == "ready"
+    assert "pip" in environments.installed(found().site)
 
 
 def test_adding_again_is_nothing_to_do(made: environments.Found) -> None:
@@ -114,7 +136,7 @@ def test_killed_while_it_installs_it_never_looks_whole(shop: Shop) -> None:
         "e.PLANS = Path(sys.argv[1]); portolan.env('add', 'runner')"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(portolan.__file__).parents[1])}
-    for steps in ("bin/python", "lib/python3*/site-packages/pip", "lib/python3*/site-packages/runner.py"):
+    for steps in ("bin/python", "lib/python3*/site-packages/runner.py"):
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(shop.plans)], env=environment, start_new_session=True
         )

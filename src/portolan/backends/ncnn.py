@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from portolan.backends._artefact import Artefact, all_cores, explained
+from portolan.backends._artefact import Artefact, all_cores, explained, other
 from portolan.backends._convert import Native, Workplace, compiled, foreign_type, free_axis, graph
 from portolan.core.backend import Backend, Tensors
 from portolan.core.model import Model
@@ -112,7 +112,7 @@ class Ncnn(Backend):
         if lacking := next((name for name in sorted(model.operators) if name not in _OPERATORS), None):
             raise UnsupportedOperator(
                 f"`ncnn` has no operator `{lacking}`",
-                hint="`--backend onnxruntime` has the most operators",
+                hint=other("ncnn"),
                 where=str(model.path),
             )
 

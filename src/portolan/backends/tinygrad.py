@@ -8,12 +8,13 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portolan.backends._artefact import Artefact, explained
+from portolan.backends._artefact import Artefact, explained, other
 from portolan.backends._convert import EXACT, foreign_type, free_axis, verify
 from portolan.core.backend import Backend, Executable, Support, Tensors
 from portolan.core.model import Model
 from portolan.core.silence import runtime
 from portolan.core.target import Target
+from portolan.errors import UnsupportedOperator
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,14 +85,21 @@ class Tinygrad(Backend):
 
     def refuse(self, model: Model, target: Target) -> str | None:
         """Besides the features: recurrent operators, free sizes, and element types that it has none of."""
-        if lacking := next((name for name in _LACKING if name in model.operators), None):
+        if lacking := _lacking(model):
             return f"`tinygrad` has no operator `{lacking}`"
         refused = super().refuse(model, target) or free_axis("tinygrad", model)
         return refused or foreign_type("tinygrad", model, *_TYPES)
 
     def compile(self, model: Model, target: Target) -> Replay:
-        """Traces `model`, and compares it with the original."""
+        """Traces `model`, and compares it with the original.
+
+        Raises:
+            UnsupportedOperator: one that its front end is known to lack.
+        """
         del target
+        if lacking := _lacking(model):
+            reason = f"`tinygrad` has no operator `{lacking}`"
+            raise UnsupportedOperator(reason, hint=other("tinygrad"), where=str(model.path))
         executable = Replay(Artefact.of(model))
         verify("tinygrad", model, executable, EXACT)
         return executable
@@ -99,6 +107,12 @@ class Tinygrad(Backend):
     def load(self, folder: Path) -> Replay:
         """Traces what was saved."""
         return Replay(Artefact.open(folder))
+
+
+def _lacking(model: Model) -> str | None:
+    """An operator that is known to be missing: recurrent ones, and those of domains other than ONNX and Microsoft."""
+    foreign = (name for name in model.operators if "." in name and not name.startswith("com.microsoft."))
+    return next((name for name in (*_LACKING, *foreign) if name in model.operators), None)
 
 
 def _clang() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.metadata
 import json
 import os
 import platform
@@ -21,6 +22,8 @@ from portolan.errors import NoBackend, PortolanError, UsageError
 Progress = Callable[[str], None]
 _ERROR = "ERROR:"
 _TAIL = 12
+#: The first version of pip with `--python`.
+_LENDING_PIP = (22, 3)
 #: What pip is told besides the requirements: nothing but what is pinned, and no package's own build.
 _PIP = ("install", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check")
 _IMPORT = "import importlib, sys; importlib.import_module(sys.argv[1])"
@@ -87,9 +90,16 @@ def _found(name: str) -> Found:
 def _make(plan: Plan, found: Found, progress: Progress) -> Found:
     _delete(found.folder)
     progress(f"making the environment `{plan.name}` in {found.folder}")
-    _run([sys.executable, "-m", "venv", str(found.folder)], plan.name, "no environment could be made", progress)
-    pip = [str(found.python), "-m", "pip", *_PIP, "-r", str(plan.path)]
-    _run(pip, plan.name, f"the environment `{plan.name}` could not be installed", progress)
+    lent = _lends_pip()
+    venv = [sys.executable, "-m", "venv", *(["--without-pip"] if lent else []), str(found.folder)]
+    _run(venv, plan.name, "no environment could be made", progress)
+    pip = [sys.executable, "-m", "pip", "--python", str(found.python)] if lent else [str(found.python), "-m", "pip"]
+    _run(
+        [*pip, *_PIP, "-r", str(plan.path)],
+        plan.name,
+        f"the environment `{plan.name}` could not be installed",
+        progress,
+    )
     here = environments.installed(found.site)
     if wrong := environments.differences(plan, here):
         raise NoBackend(
@@ -101,6 +111,15 @@ def _make(plan: Plan, found: Found, progress: Progress) -> Found:
         _run(start, plan.name, f"`{module}` does not start in the new environment", progress)
     _stamp(found, here)
     return _found(plan.name)
+
+
+def _lends_pip() -> bool:
+    """Whether this interpreter's pip can install into another one: else the environment gets a pip of its own."""
+    try:
+        major, minor, *_ = importlib.metadata.version("pip").split(".")
+        return (int(major), int(minor)) >= _LENDING_PIP
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return False
 
 
 def _module(name: str) -> str | None:
