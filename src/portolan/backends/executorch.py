@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portolan.backends._artefact import Artefact, all_cores, explained
+from portolan.backends._artefact import Artefact, explained
 from portolan.backends._convert import Native, Workplace, compiled, foreign_type, free_axis
 from portolan.backends._exported import exported, without_constants
 from portolan.core.backend import Backend, Tensors
@@ -58,8 +58,8 @@ class Method(Native):
             np.savez(folder / _CONSTANTS, **named)
 
     def facts(self) -> dict[str, Any]:
-        """XNNPACK computes in the types of the program, on a pool with a thread for each core."""
-        return {"device": "cpu", "precision": "f32", "threads": all_cores(), "delegate": "xnnpack"}
+        """XNNPACK computes in the types of the program; how many threads its pool has, nothing tells."""
+        return {"device": "cpu", "precision": "f32", "delegate": "xnnpack"}
 
     def close(self) -> None:
         """Drops the method and the program."""
