@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 #: What compiles, and must not be needed to run what was compiled.
 COMPILERS = {
-    "executorch": ["executorch.exir.program", "executorch.backends", "onnx"],
+    "executorch": ["executorch.backends.xnnpack", "onnx"],
     "iree": ["iree.compiler", "onnx"],
     "litert": ["litert_torch", "torch", "jax", "onnx"],
     "ncnn": ["pnnx", "onnx"],
