@@ -23,6 +23,11 @@ from portolan.testing.models import cases, this_machine
 FOLDER = os.environ.get("PORTOLAN_TEST_WEB")
 
 
+def added(name: str) -> pytest.MarkDecorator:
+    there = bool(FOLDER) and (Path(FOLDER or "") / name / _engine.SETTINGS).is_file()
+    return pytest.mark.skipif(not there, reason=f"needs PORTOLAN_TEST_WEB, a folder with an added target `{name}`")
+
+
 def web(name: str) -> Target:
     return Target(name, "emulated", "wasm32", ("simd128",), 1, 2**30)
 
@@ -43,14 +48,14 @@ class OnTheWeb(BackendContract):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not FOLDER, reason="needs PORTOLAN_TEST_WEB, the folder of an added target `wasm`")
+@added("wasm")
 class TestWasm(OnTheWeb):
     pass
 
 
 @pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(not FOLDER, reason="needs PORTOLAN_TEST_WEB, the folder of an added target `webgpu`")
+@added("webgpu")
 class TestWebGpu(OnTheWeb):
     name = "webgpu"
 
@@ -88,7 +93,7 @@ def test_settings_that_cannot_be_read_are_no_web(text: str, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not FOLDER, reason="needs PORTOLAN_TEST_WEB, the folder of an added target `wasm`")
+@added("wasm")
 def test_every_element_type_that_a_frame_can_carry_comes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import onnx
     from onnx import helper
@@ -118,7 +123,7 @@ def test_every_element_type_that_a_frame_can_carry_comes_back(monkeypatch: pytes
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not FOLDER, reason="needs PORTOLAN_TEST_WEB, the folder of an added target `wasm`")
+@added("wasm")
 def test_node_that_dies_is_told_and_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(_engine.VARIABLE, str(Path(FOLDER or "") / "wasm"))
     case = cases(tmp_path)[0]
