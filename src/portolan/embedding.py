@@ -73,7 +73,8 @@ def embed(file: str | Path, source: str, asked: Asked, progress: Progress) -> Js
     """Compiles the kernels of `file` that the model calls, verifies them, and races the model with and without them.
 
     Returns:
-        `{kernels, model, backends: [{name, before, after, ratio, max_error}], bundle, environment}`.
+        `{kernels, model, backends: [{name, before, after, ratio, max_error}], bundle, environment}`; `bundle` is null
+        where none was asked for, or the kernels are slower on every runtime.
 
     Raises:
         UsageError: the model calls none of the kernels.
@@ -101,8 +102,9 @@ def embed(file: str | Path, source: str, asked: Asked, progress: Progress) -> Js
                 progress(f"racing the model in {name} with the kernels and without")
                 lines.append(_raced(name, before, after, feeds, asked))
             bundle = None
-            if asked.out is not None:
-                best = min(lines, key=lambda row: row["after"]["value"])["name"]
+            gaining = [row for row in lines if row["ratio"]["verdict"] != "slower"]
+            if asked.out is not None and gaining:  # what is known to be slower is not shipped
+                best = min(gaining, key=lambda row: row["after"]["value"])["name"]
                 progress(f"writing the bundle for {best}, and verifying it in a process of its own")
                 parts = _parts(best, after.compiled(Recipe((), best, {})), feeds, target, backends[best])
                 bundle = pack_parts(parts, asked.out, force=asked.force).to_json()
