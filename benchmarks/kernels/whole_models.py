@@ -48,7 +48,7 @@ from portolan.study.optimize import read_samples
 from portolan.study.probe import Session
 from portolan.study.workspace import Workspace
 from portolan.targets.local import local
-from run import Contender, keep_memory, race, ratio
+from run import here, keep_memory, race, ratio
 
 HEADS, WIDTH, TOKENS, WINDOW, LAYERS = 4, 256, 1024, 128, 4
 CHANNELS, STATES, TIMES = 512, 16, 512
@@ -111,12 +111,10 @@ def nets(name: str, made: Function) -> tuple[nn.Module, nn.Module, torch.Tensor]
 
 def in_torch(ours: nn.Module, theirs: nn.Module, x: torch.Tensor, threads: int) -> dict[str, Any]:
     """Alternating blocks of calls in this process."""
-    with torch.inference_mode():
-        error = difference(ours(x).numpy(), theirs(x).numpy())
-        arms = [Contender("plain", lambda: theirs(x)), Contender("kernels", lambda: ours(x))]
-        race(arms, threads, np.random.default_rng(0))
-    found = ratio(*arms)
-    return {"runtime": "torch", "ms": {a.name: float(np.median(a.ms)) for a in arms}, "as_fast": found, "error": error}
+    arms = [here("eager", lambda: theirs(x).numpy()), here("portolan", lambda: ours(x).numpy())]
+    error = race(arms, threads, np.random.default_rng(0))
+    ms = dict(zip(("plain", "kernels"), (float(np.median(a.ms)) for a in arms), strict=True))
+    return {"runtime": "torch", "ms": ms, "as_fast": ratio(*arms), "error": error}
 
 
 def exports(kernel: Kernel, op: Any, ours: nn.Module, theirs: nn.Module, x: torch.Tensor, folder: Path) -> list[Path]:
