@@ -111,7 +111,8 @@ def nets(name: str, made: Function) -> tuple[nn.Module, nn.Module, torch.Tensor]
 
 def in_torch(ours: nn.Module, theirs: nn.Module, x: torch.Tensor, threads: int) -> dict[str, Any]:
     """Alternating blocks of calls in this process."""
-    arms = [here("eager", lambda: theirs(x).numpy()), here("portolan", lambda: ours(x).numpy())]
+    calls = {"eager": lambda: theirs(x).numpy(), "portolan": lambda: ours(x).numpy()}
+    arms = [here(label, call, cpu=False) for label, call in calls.items()]
     error = race(arms, threads, np.random.default_rng(0))
     ms = dict(zip(("plain", "kernels"), (float(np.median(a.ms)) for a in arms), strict=True))
     return {"runtime": "torch", "ms": ms, "as_fast": ratio(*arms), "error": error}
