@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from portolan.kernels.elsewhere import here
@@ -16,7 +19,11 @@ from portolan.kernels.languages.cuda import cuda
 from portolan.kernels.languages.opencl import opencl
 from portolan.kernels.languages.triton import triton
 from portolan.kernels.languages.wgsl import wgsl
+from portolan.kernels.verify import AGENT, Judge, odd_cases
 from portolan.testing import LanguageContract
+from portolan.testing.kit import kernels
+from portolan.testing.languages import layouts
+from portolan.worker.session import Worker
 
 CUDA = Path(__file__).parents[1] / "support" / "cuda"
 
@@ -59,6 +66,29 @@ class TestCUDAWithoutAGPU(LanguageContract):
 @pytest.mark.browser
 class TestWGSL(LanguageContract):
     language = wgsl
+
+    def test_the_browser_ends_with_its_process(self, there: Here, tmp_path: Path) -> None:
+        program, layout = kernels()["tropical"].program, layouts(wgsl, "tropical", 1)[0]
+        if there.level != "check":
+            pytest.skip(str(there.reason))
+        with Worker(module=AGENT, env={"TMPDIR": str(tmp_path)}) as worker:
+            cases = odd_cases(program, layout[0], np.random.default_rng(0), 1)
+            Judge(program, cases, worker, "wgsl").error("one", wgsl.build(program, layout, there.version))
+            assert browsers(tmp_path)
+        deadline = time.monotonic() + 20
+        while browsers(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert browsers(tmp_path) == []
+
+
+def browsers(folder: Path) -> list[str]:
+    """Processes whose profile is below `folder`."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"--user-data-dir={folder}".encode() in place.read_bytes():
+                found.append(place.parent.name)
+    return found
 
 
 class TestTriton(LanguageContract):

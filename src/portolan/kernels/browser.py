@@ -6,13 +6,11 @@ from elsewhere.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
 import secrets
 import shutil
-import signal
 import struct
 import subprocess
 import tempfile
@@ -27,6 +25,8 @@ from portolan.errors import NoBackend, WorkerError
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _SECONDS = 120.0
+_GOODBYE = 10.0
+_PREFIX = "portolan-browser-"
 #: How long the page waits for work before it asks again.
 _PATIENCE = 20.0
 
@@ -54,14 +54,15 @@ class Browser:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self._profile = Path(tempfile.mkdtemp(prefix="portolan-browser-"))
+        _swept()
+        self._profile = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        # In this process's group: whoever ends a worker at once ends its browser too.
         self._process = subprocess.Popen(
             chromium.command(program, self._profile, self._url("page")),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
             env=chromium.environment(self._profile),
-            start_new_session=True,
         )
         try:
             self.adapter = str(self._answer()["adapter"])
@@ -94,9 +95,12 @@ class Browser:
 
     def close(self) -> None:
         """Ends the browser and all that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.terminate()
+        try:
+            self._process.wait(_GOODBYE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._server.shutdown()
         self._server.server_close()
         shutil.rmtree(self._profile, ignore_errors=True)
@@ -142,3 +146,11 @@ class Browser:
                 pass
 
         return Handler
+
+
+def _swept() -> None:
+    """Removes the profiles of processes that were ended before they could do it."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
