@@ -70,8 +70,9 @@ def candidates(program: Program, group: Group, target: Target, sizes: Mapping[st
 def _sensible(bare: Schedule, rows: int, vectors: int) -> bool:
     if (bare.rows is None and rows > 1) or (bare.vector is None and vectors > 1):
         return False
-    # More rows of a table: what is fetched ahead leaves the nearest cache before it is used.
-    return rows in (1, 2) if bare.table else rows in (1, 2, 4) or not bare.within
+    # Two rows of a table side by side hide the latency of additions; with more, what is fetched ahead leaves the
+    # nearest cache before it is used. Random arguments, whose places are outside mostly, cannot tell which is better.
+    return rows == 2 if bare.table else rows in (1, 2, 4) or not bare.within
 
 
 def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int) -> list[Schedule]:
@@ -223,8 +224,8 @@ def _cost(group: Group, schedule: Schedule, sizes: Mapping[str, int]) -> float:
         if _restaged(group, schedule.vector):
             work *= -(-size // schedule.width)
     if schedule.table:
-        # Most is computed for a vector of rows at once; two rows side by side hide the latency of additions.
-        work *= 0.16 if rows == 1 else 0.14
+        # Most is computed for a vector of rows at once.
+        work *= 0.14
     elif (span := min((_span(e, sizes) for e in _staged(group)), default=0)) and not group.ranks:
         work *= 1.0 + 0.5 * schedule.stage_vectors * schedule.lanes / span
         work *= 1.2 if rows * schedule.stage_vectors < 5 else 1.0
