@@ -126,7 +126,7 @@ def _spread(
     for name in chosen:
         registry.backend(name)
     if not chosen and len(entries) == 1 and entries[0].backend is None and not is_bundle(entries[0].source):
-        chosen = [n for n, b in found.items() if b.searched and not b.needs_program and b.probe(target).ready]
+        chosen = [n for n, b in found.items() if b.searched and not b.heavy and b.probe(target).ready]
         chosen.sort(key=lambda name: name != "onnxruntime")
         asked = False
     spread = []

@@ -12,9 +12,9 @@ from portolan.backends.torch import Package, _reduced, check_processor, torch
 from portolan.core.model import Model
 from portolan.core.signature import Signature, TensorSpec
 from portolan.core.silence import runtime
-from portolan.errors import ModelError, PortolanError
+from portolan.errors import ModelError, PortolanError, UnsupportedOperator, UsageError
 from portolan.testing.backend import BackendContract, python
-from portolan.testing.models import Case, this_machine
+from portolan.testing.models import Case, cases, corrupt, sized_by_an_input, this_machine, unsupported
 
 pytestmark = pytest.mark.torch
 
@@ -164,12 +164,50 @@ def test_code_for_another_processor_is_not_run() -> None:
         assert caught.value.hint == "compile the model again on this machine"
 
 
-def test_a_plain_graph_is_told_what_is_missing(exported: Path) -> None:
-    plain = Model("net", exported / "net.onnx", "0" * 64, SIGNATURE)
-    assert "starts from a torch program" in (torch.refuse(plain, this_machine()) or "")
-    with pytest.raises(ModelError, match="`torch` starts from a torch program") as caught:
-        torch.compile(plain, this_machine())
-    assert "file.py:factory" in (caught.value.hint or "")
+def test_graphs_run_operator_by_operator(tmp_path: Path) -> None:
+    """Every case of the contract without a compilation: right, saved, loaded, two sizes."""
+    for case in cases(tmp_path):
+        assert torch.refuse(case.model, this_machine()) is None
+        executable = torch.compile(case.model, this_machine(), compiler="eager", threads=1)
+        case.check(executable.run(case.inputs), 1e-4)
+        if case.other is not None:
+            case.other.check(executable.run(case.other.inputs), 1e-4)
+        saved = tmp_path / f"saved-{case.name}"
+        saved.mkdir()
+        executable.save(saved)
+        executable.close()
+        again = torch.load(saved, compiler="eager", threads=1)
+        case.check(again.run(case.inputs), 1e-4)
+        assert again.facts()["compiler"] == "eager"
+
+
+@pytest.mark.slow
+def test_graphs_are_compiled(tmp_path: Path) -> None:
+    """By Inductor, from the graph alone; a free size stays free."""
+    for case in cases(tmp_path):
+        executable = torch.compile(case.model, this_machine(), threads=1)
+        case.check(executable.run(case.inputs), 1e-4)
+        if case.other is not None:
+            case.other.check(executable.run(case.other.inputs), 1e-4)
+        executable.close()
+
+
+def test_what_a_graph_cannot_be(tmp_path: Path) -> None:
+    """Operators that nobody has, a file cut short, sizes that an input holds, arithmetic that eager has not."""
+    with pytest.raises(UnsupportedOperator, match=r"no operator `com\.example\.Mystery`"):
+        torch.compile(unsupported(tmp_path), this_machine())
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(ModelError, match="cannot"):
+        torch.compile(corrupt(tmp_path / "cut"), this_machine())
+    model = sized_by_an_input(tmp_path)
+    with pytest.raises(UnsupportedOperator, match="depend on what its input `shape` holds") as caught:
+        torch.compile(model, this_machine())
+    assert "compiler=eager" in (caught.value.hint or "")
+    executable = torch.compile(model, this_machine(), compiler="eager", threads=1)
+    for shape in [2, 6], [3, 4]:
+        assert executable.run({"x": np.ones(12, np.float32), "shape": np.array(shape)})["y"].shape == tuple(shape)
+    with pytest.raises(UsageError, match="computes in f32 only"):
+        torch.compile(model, this_machine(), compiler="eager", precision="bf16")
 
 
 def test_without_a_compiler_it_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from portolan.core.silence import runtime
 from portolan.errors import ModelError, UnsupportedOperator
 from portolan.importers.operators import TABLE, key
-from portolan.importers.program import Program, read, store, unsupported
+from portolan.importers.program import Program
+from portolan.importers.reading import read, store, unsupported
 from portolan.importers.torch_ import module
 from portolan.testing.models import cases
 

@@ -53,7 +53,7 @@ def exported(model: Model, backend: str) -> Any:
 def _module(model: Model, backend: str) -> Any:
     if model.program is not None:
         return _flat(read_program(model.program, backend))
-    from portolan.importers.program import read
+    from portolan.importers.reading import read
     from portolan.importers.torch_ import module
 
     with explained(backend, model.path):

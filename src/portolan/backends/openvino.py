@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from portolan.backends._artefact import Artefact, all_cores, demand, explained
+from portolan.backends._artefact import Artefact, all_cores, demand, explained, external_files
 from portolan.backends._openvino_kernels import extend
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
 from portolan.core.carried import Folder
@@ -49,6 +50,8 @@ _CLASSICAL = frozenset(
         "ZipMap",
     )
 )
+#: Operators that its front end could not read, in what it says of them.
+_UNREAD = (r"-- (\w+)-\d+ with a message", r"No conversion rule found for operations: (\w+)")
 _LACKS = (r"No conversion rule found for operations: ([\w.]+)", r"Unsupported operator: ([\w.]+)")
 
 
@@ -65,8 +68,12 @@ class Compiled(Executable):
             core = runtime("openvino").Core()
             carried = () if artefact.kernels is None else extend(core, Folder(artefact.kernels), threads or cores)
             with _flat(path, carried) as flat:
-                self._compiled = core.compile_model(str(flat), "CPU", settings)
+                self._compiled = _compiled(core, flat, settings)
         self._artefact = artefact
+        # By number: an input that is also an output has both names, and one that nothing reads is gone.
+        inputs = [spec.name for spec in artefact.signature.inputs]
+        ports = [next((n for n in inputs if n in port.names), None) for port in self._compiled.inputs]
+        self._ports = [(i, name) for i, name in enumerate(ports) if name is not None]
         self._names = artefact.outputs
         asked = {"device": "cpu", "precision": precision, "hint": hint, "outputs": len(self._names)}
         # "All cores" is for the plug-in to read: it leaves out hyper-threads. A number is a request.
@@ -80,10 +87,10 @@ class Compiled(Executable):
     def caller(self) -> Callable[[Tensors], dict[str, np.ndarray]]:
         """A function with an inference request of its own, for one thread."""
         request = self._compiled.create_infer_request()
-        names = self._names
+        names, ports = self._names, self._ports
 
         def run(inputs: Tensors) -> dict[str, np.ndarray]:
-            result = request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+            result = request.infer({i: inputs[name] for i, name in ports}, share_inputs=True, share_outputs=True)
             # Shared outputs are views that the request's next inference overwrites.
             return {name: result[i].copy() for i, name in enumerate(names)}
 
@@ -129,6 +136,31 @@ def _flat(path: Path, kept: Sequence[tuple[str, str]] = ()) -> Iterator[Path]:
         model = inliner.inline_selected_functions(onnx.load(str(path)), list(kept), exclude=True)
         onnx.save(model, str(flat))
         yield flat
+
+
+def _compiled(core: Any, path: Path, settings: dict[str, Any]) -> Any:
+    """The compiled model; operators that its front end cannot read are first written out as ONNX defines them."""
+    try:
+        return core.compile_model(str(path), "CPU", settings)
+    except RuntimeError as error:
+        names = {name for pattern in _UNREAD for name in re.findall(pattern, str(error))}
+        plain = _plain(path, names) if names else None
+        if plain is None:
+            raise
+        return core.compile_model(core.read_model(plain), "CPU", settings)
+
+
+def _plain(path: Path, names: set[str]) -> bytes | None:
+    """The graph with those operators written out; None where ONNX has no definition, or the weights lie elsewhere."""
+    import onnx
+
+    from portolan.importers.reading import expanded
+
+    if external_files(path):
+        return None
+    proto = onnx.load(str(path))
+    written = expanded(proto, frozenset(names))
+    return None if written is proto else bytes(written.SerializeToString())
 
 
 def _closed(inputs: Tensors) -> dict[str, np.ndarray]:

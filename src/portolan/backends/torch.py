@@ -1,4 +1,7 @@
-"""PyTorch's AOTInductor: native code from the exported program. Compiling takes 10 to 25 s and a C++ compiler."""
+"""PyTorch's AOTInductor: native code from the exported program beside the graph, or else from the graph itself.
+
+Compiling takes 10 to 25 s and a C++ compiler. The option `compiler=eager` compiles nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.backends._exported import read_program
+from portolan.backends._torch_graph import Eager, imported
 from portolan.core.backend import Backend, Executable, Support, Tensors
 from portolan.core.model import Model
 from portolan.core.schema import Knob
 from portolan.core.silence import environment, runtime
 from portolan.core.target import Target
-from portolan.errors import ModelError, PortolanError
+from portolan.errors import ModelError, PortolanError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
 
 Precision = Literal["f32", "bf16"]
 Layout = Literal["channels_last", "contiguous"]
+Compiler = Literal["inductor", "eager"]
 _PACKAGE = "model.pt2"
 #: Which capabilities run code for an instruction set; the ones that torch's own builds tell apart.
 _RUN_BY = {"AVX512": ("AVX512",), "AVX2": ("AVX2", "AVX512")}
@@ -125,7 +130,14 @@ class Torch(Backend):
     distributions = ("torch",)
     module = "torch"
     fix = "pip install torch"
-    needs_program = True
+    heavy = True
+
+    def refuse(self, model: Model, target: Target) -> str | None:
+        """Besides the features: what the importer cannot read, where there is no exported program."""
+        from portolan.importers.reading import refusal
+
+        lacking = None if model.program is not None else refusal(self.name, model)
+        return lacking or super().refuse(model, target)
 
     def probe(self, target: Target) -> Support:
         """Besides the package: the C++ compiler that Inductor will call."""
@@ -156,17 +168,22 @@ class Torch(Backend):
         ] = "channels_last",
         # A number of threads is compiled in, so trying another one would cost another compilation.
         threads: Annotated[int, Knob(search=False, help="Threads of one inference; 0 means all cores.")] = 0,
-    ) -> Package:
-        """Compiles the exported program beside `model`.
+        compiler: Annotated[
+            Compiler,
+            Knob(
+                search=False, help="Native code by Inductor, or the graph run operator by operator: no compiler needed."
+            ),
+        ] = "inductor",
+    ) -> Package | Eager:
+        """Compiles the exported program beside `model`, or its graph where there is none.
 
         Raises:
-            ModelError: there is none, or it cannot be read.
+            UnsupportedOperator: the graph holds what cannot be imported or compiled.
+            ModelError: program or graph cannot be read.
         """
-        if model.program is None:
-            raise ModelError(
-                f"`torch` starts from a torch program, and `{model.name}` is a plain ONNX graph",
-                hint="give the module itself: `file.py:factory` or an exported `.pt2`",
-            )
+        if compiler == "eager":
+            _only_f32(precision)
+            return Eager(Artefact.of(model), threads or target.cores)
         torch, count = runtime("torch"), threads or target.cores
         torch.set_num_threads(count)
         with contextlib.ExitStack() as undo:
@@ -181,10 +198,10 @@ class Torch(Backend):
                 "compile_threads": 1,  # one source file; a pool of processes would outlive the compilation
                 "aot_inductor.metadata": {_PRECISION: precision, _THREADS: str(count)},
             }
-            program = read_program(model.program)
+            program = imported(model) if model.program is None else read_program(model.program)
             with (
                 environment(TORCHINDUCTOR_CACHE_DIR=str(cache)),
-                explained("torch", model.program, doing="compile"),
+                explained("torch", model.program or model.path, doing="compile"),
                 torch.no_grad(),  # freezing wants no gradients
             ):
                 if precision == "bf16":
@@ -203,10 +220,18 @@ class Torch(Backend):
         freezing: bool = True,
         layout: Layout = "channels_last",
         threads: int = 0,
-    ) -> Package:
-        """Loads what was saved. It is native code: never load a stranger's."""
+        compiler: Compiler = "inductor",
+    ) -> Package | Eager:
+        """Loads what was saved. Inductor's is native code: never load a stranger's."""
         del freezing, layout  # compiled in, as the others are, but the package does not tell
+        if compiler == "eager":
+            return Eager(Artefact.open(folder), threads or all_cores())
         return Package(Artefact.open(folder, _PACKAGE), precision, threads, None)
+
+
+def _only_f32(precision: Precision) -> None:
+    if precision != "f32":
+        raise UsageError("`compiler=eager` computes in f32 only", hint="leave `precision` out, or use `inductor`")
 
 
 def _reduced(program: Any) -> Any:

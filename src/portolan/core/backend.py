@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from portolan.core import interpreters
+from portolan.core import conformance, interpreters
 from portolan.core.model import Model
 from portolan.core.schema import Schema
 from portolan.core.target import Target
@@ -119,6 +119,8 @@ class Backend(ABC):
 
     def refuse(self, model: Model, target: Target) -> str | None:
         """Why this backend cannot run `model` or would gain nothing from what passes did to it; None if it can."""
+        if lacking := conformance.refusal(self.name, model.operators, self.versions()):
+            return lacking
         if self.needs_program and model.program is None:
             return f"`{self.name}` starts from a torch program, and the model is a plain ONNX graph"
         for feature in model.features:

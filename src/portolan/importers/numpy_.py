@@ -63,6 +63,14 @@ class NumPy:
         """Another element type; a symbol stays one among whole numbers."""
         return x if x.dtype.kind == "O" and dtype.startswith("int") else x.astype(dtype)
 
+    def bitcast(self, x: np.ndarray, dtype: str) -> np.ndarray:
+        """The same bits as another element type of the same size."""
+        return x.view(dtype)
+
+    def shift(self, x: np.ndarray, count: np.ndarray, left: bool) -> np.ndarray:
+        """Bits moved."""
+        return x << count if left else x >> count  # type: ignore[no-any-return]
+
     def transpose(self, x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
         """The axes in another order."""
         return x.transpose(axes)

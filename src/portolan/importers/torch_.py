@@ -39,6 +39,13 @@ class Torch:
             return self._torch.stack(parts).reshape(value.shape)
         return self._torch.as_tensor(value, device=self._device)
 
+    def known(self, value: Any) -> np.ndarray | None:
+        """What a tensor holds; None where the program is only being traced."""
+        if self._torch.compiler.is_exporting() or isinstance(value, self._torch._subclasses.FakeTensor):
+            return None
+        found: np.ndarray = value.detach().cpu().numpy()
+        return found
+
     def kind(self, x: Any) -> str:
         """`f` for floats, `b` for truth values, `i` for whole numbers."""
         return "f" if x.dtype.is_floating_point else "b" if x.dtype is self._torch.bool else "i"
@@ -53,6 +60,14 @@ class Torch:
         if kind is None:
             raise ModelError(f"PyTorch has no element type `{dtype}`", hint="export the model in float32")
         return x.to(kind)
+
+    def bitcast(self, x: Any, dtype: str) -> Any:
+        """The same bits as another element type of the same size."""
+        return x.view(getattr(self._torch, dtype))
+
+    def shift(self, x: Any, count: Any, left: bool) -> Any:
+        """Bits moved."""
+        return x << count if left else x >> count
 
     def transpose(self, x: Any, axes: Sequence[int]) -> Any:
         """The axes in another order."""
@@ -154,13 +169,23 @@ class Torch:
             rest = [before for before, _ in pads]
         return self._of_rank("max_pool", len(kernel))(x, kernel, strides, rest, dilations)
 
-    def average_pool(self, x: Any, kernel: list[int], strides: list[int], pads: Pads, padding_counts: bool) -> Any:
-        """Means of windows."""
-        function = self._of_rank("avg_pool", len(kernel))
-        total = function(self._padded(x, pads, 0.0), kernel, strides)
-        if padding_counts or not any(map(any, pads)):
-            return total
-        return total / function(self._padded(self._torch.ones_like(x[:1, :1]), pads, 0.0), kernel, strides)
+    def average_pool(
+        self, x: Any, kernel: list[int], strides: list[int], dilations: list[int], pads: Pads, counted: Any
+    ) -> Any:
+        """Sums of windows over `counted`, a number or how many elements each window holds."""
+        x, whole = self._padded(x, pads, 0.0), math.prod(kernel)
+        if max(dilations) > 1 or len(kernel) > 3:
+            return self._sums(x, kernel, strides, dilations) / counted
+        means = self._of_rank("avg_pool", len(kernel))(x, kernel, strides)
+        return means if type(counted) is int and counted == whole else means * whole / counted
+
+    @staticmethod
+    def _sums(x: Any, kernel: list[int], strides: list[int], dilations: list[int]) -> Any:
+        """Sums of windows, whose elements lie apart, one axis after the other."""
+        for axis, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True), 2):
+            windows = x.unfold(axis, d * (k - 1) + 1, s)
+            x = windows[..., ::d].sum(-1)
+        return x
 
     def batch_norm(self, x: Any, scale: Any, bias: Any, mean: Any, variance: Any, epsilon: float) -> Any:
         """Normalised by what was counted in training."""

@@ -22,7 +22,8 @@ from portolan.core.passes import Context, Params
 from portolan.core.silence import runtime
 from portolan.core.target import Target
 from portolan.errors import UsageError
-from portolan.importers.program import Program, read, store, unsupported
+from portolan.importers.program import Program
+from portolan.importers.reading import read, store, unsupported
 from portolan.passes._graphs import open_graph, quantized, save_graph
 from portolan.passes._teaching import Lessons, Weights, lessons, loss, per_sample, wrong
 

@@ -157,7 +157,7 @@ def _backends(given: Mapping[str, Backend] | Sequence[str] | None, fixed: Fixed)
 def _usable(
     found: Mapping[str, Backend | PortolanError], model: Model, target: Target
 ) -> tuple[dict[str, Backend], list[Candidate]]:
-    """The backends that can run the untouched model, the default one first and those that compile a program last."""
+    """The backends that can run the untouched model, the default one first and those that compile for long last."""
     usable, refused = {}, []
     for name, backend in found.items():
         reason = str(backend) if isinstance(backend, PortolanError) else _unusable(backend, model, target)
@@ -165,7 +165,7 @@ def _usable(
             refused.append(Candidate(Recipe((), name, target=target.id), refused=reason))
         else:
             usable[name] = backend
-    order = sorted(usable, key=lambda n: (n != DEFAULT_BACKEND, usable[n].needs_program))
+    order = sorted(usable, key=lambda n: (n != DEFAULT_BACKEND, usable[n].heavy or usable[n].needs_program))
     return {name: usable[name] for name in order}, refused
 
 

@@ -51,7 +51,7 @@ def payoffs(target: Target, backends: Mapping[str, Backend], say: Say = lambda l
         backends: by name; those that start from a torch program have nothing to gain from passes.
         say: told one line per race.
     """
-    ready = {n: b for n, b in backends.items() if b.searched and not b.needs_program and b.probe(target).ready}
+    ready = {n: b for n, b in backends.items() if b.searched and not b.heavy and b.probe(target).ready}
     found: list[Payoff] = []
     with tempfile.TemporaryDirectory(prefix="portolan-payoff-") as folder, closing(Workspace(Path(folder))) as space:
         for kind, make in _LAYERS.items():

@@ -134,6 +134,13 @@ def several_outputs(folder: Path) -> Case:
     return case(folder, "several-outputs", graph, {"x": _normal(4, 8)})
 
 
+def sized_by_an_input(folder: Path) -> Model:
+    """A reshape of twelve numbers to what the input `shape` says."""
+    nodes = [_node("Reshape", "x shape", "y")]
+    inputs: Side = {"x": (np.float32, (12,)), "shape": (np.int64, (2,))}
+    return write(folder, "sized-by-an-input", _graph(nodes, inputs, {"y": (np.float32, ("a", "b"))}, {}))
+
+
 def external(folder: Path) -> Case:
     """A model whose weights lie in a file beside it, in a folder below."""
     weights = _weights(w=(64, 64), v=(64, 3))

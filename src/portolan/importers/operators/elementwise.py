@@ -146,6 +146,14 @@ def _infinite(call: Call, x: Any) -> Any:
     return found if call.get("detect_negative", 1) else call.xp.logical_and(found, x > 0)
 
 
+def _shift(call: Call, x: Any, count: Any) -> Any:
+    return call.xp.shift(x, count, call.get("direction") == "LEFT")
+
+
+def _bits(call: Call, x: Any) -> Any:
+    return call.xp.bitcast(x, TYPES.get(call.get("to"), f"number {call.get('to')}"))
+
+
 def _shrink(call: Call, x: Any) -> Any:
     bound, bias = call.get("lambd", 0.5), call.get("bias", 0.0)
     return call.xp.where(x < -bound, x + bias, call.xp.where(x > bound, x - bias, 0 * x))
@@ -163,6 +171,8 @@ _SHARED = {
     "Sub": "subtract", "Mul": "multiply",
 }  # fmt: skip
 _OWN: dict[str, Function] = {
+    "BitCast": _bits,
+    "BitShift": _shift,
     "Cast": _cast,
     "CastLike": lambda call, x, like: call.xp.astype(x, call.xp.dtype(like)),
     "Clip": _clip,

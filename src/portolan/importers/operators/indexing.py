@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from portolan.errors import UnsupportedOperator
 from portolan.importers import numpy_
 from portolan.importers.operators.call import Call, Operator, sizes
 from portolan.importers.operators.elementwise import TYPES
@@ -61,6 +59,55 @@ def _scatter_elements(call: Call, x: Any, indices: Any, updates: Any) -> Any:
     return call.xp.put(x, tuple(places), updates, call.get("reduction", "none"))
 
 
+def _tensor_scatter(call: Call, past: Any, update: Any, starts: Any = None) -> Any:
+    """Rows written into a cache along an axis, each batch from a place of its own."""
+    axis = call.get("axis", -2) % len(past.shape)
+    places = _grids(call, list(update.shape))
+    if starts is not None:
+        places[axis] = places[axis] + call.xp.reshape(starts, [-1, *(1 for _ in past.shape[1:])])
+    if call.get("mode", "linear") == "circular":
+        places[axis] = places[axis] % past.shape[axis]
+    return call.xp.put(past, tuple(places), update, "none")
+
+
+def _reverse_sequence(call: Call, x: Any, lengths: Any) -> Any:
+    """The first elements of each row turned round, as many as its length says."""
+    time, batch = call.get("time_axis", 0), call.get("batch_axis", 1)
+    places = _grids(call, list(x.shape))
+    held = call.xp.reshape(lengths, [-1 if i == batch else 1 for i in range(len(x.shape))])
+    at = places[time]
+    turned = call.xp.where(at < held, held - 1 - at, at)
+    wanted = call.xp.broadcast_to(turned, list(x.shape))
+    return call.xp.take_along(x, call.xp.astype(wanted, "int64"), time)
+
+
+def _compress(call: Call, x: Any, condition: Any) -> Any:
+    """What is chosen decides a size, so the condition is known, or nobody can tell."""
+    import numpy as np
+
+    chosen = np.flatnonzero(condition)
+    axis = call.get("axis")
+    if axis is None:
+        return call.xp.take(call.xp.reshape(x, [-1]), call.xp.asarray(chosen), 0)
+    return call.xp.take(x, call.xp.asarray(chosen), axis % len(x.shape))
+
+
+def _unique(call: Call, x: Any) -> tuple[Any, ...]:
+    import numpy as np
+
+    held, axis = call.known(x), call.get("axis")
+    found, first, inverse, counts = np.unique(
+        held, return_index=True, return_inverse=True, return_counts=True, axis=axis
+    )
+    inverse = inverse.reshape(-1)
+    if not call.get("sorted", 1):
+        order = np.argsort(first, kind="stable")
+        rank = np.argsort(order, kind="stable")
+        found = np.take(found, order, 0 if axis is None else axis)
+        first, counts, inverse = first[order], counts[order], rank[inverse]
+    return found, first.astype(np.int64), inverse.astype(np.int64), counts.astype(np.int64)
+
+
 def _top_k(call: Call, x: Any, k: np.ndarray | None = None) -> tuple[Any, Any]:
     count = sizes(k)[0] if k is not None else call.get("k")
     return call.xp.topk(x, count, call.get("axis", -1), bool(call.get("largest", 1)))  # type: ignore[no-any-return]
@@ -89,81 +136,20 @@ def _eye_like(call: Call, x: Any) -> Any:
     return call.xp.astype(call.xp.reshape(rows, [-1, 1]) + call.get("k", 0) == columns, kind)
 
 
-def _resize(
-    call: Call, x: Any, roi: Any = None, scales: np.ndarray | None = None, given: np.ndarray | None = None
-) -> Any:  # fmt: skip
-    del roi
-    if call.version < 11:
-        raise UnsupportedOperator("`Resize` of operator set 10 is not supported", hint="export with a newer one")
-    axes = call.get("axes", list(range(len(x.shape))))
-    policy = call.get("keep_aspect_ratio_policy", "stretch")
-    if call.get("mode", "nearest") not in ("nearest", "linear") or policy != "stretch" or call.get("antialias", 0):
-        raise UnsupportedOperator("`Resize` is supported for `nearest` and `linear` only", hint="export one of these")
-    for i, axis in enumerate(axes):
-        old = x.shape[axis]
-        wanted = None if given is None or given.size == 0 else sizes(given)[i]
-        factor = float(scales[i]) if wanted is None else wanted / old  # type: ignore[index]
-        new = int(old * factor) if wanted is None else wanted
-        if new != old or factor != 1:
-            x = _resample(call, x, axis, old, new, factor)
-    return x
-
-
-def _resample(call: Call, x: Any, axis: int, old: int, new: int, factor: float) -> Any:
-    import numpy as np
-
-    places = _origins(call.get("coordinate_transformation_mode", "half_pixel"), old, new, factor)
-    if call.get("mode", "nearest") == "nearest":
-        rounded = _nearest(places, call.get("nearest_mode", "round_prefer_floor"))
-        chosen = np.clip(rounded, 0, old - 1).astype(np.int64)
-        return call.xp.take(x, call.xp.asarray(chosen), axis)
-    places = np.clip(places, 0, old - 1)
-    low = np.floor(places).astype(np.int64)
-    share = (places - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(len(x.shape))])
-    below = call.xp.take(x, call.xp.asarray(low), axis)
-    above = call.xp.take(x, call.xp.asarray(np.minimum(low + 1, old - 1)), axis)
-    weight = call.xp.asarray(share)
-    return below * (1 - weight) + above * weight
-
-
-def _origins(mode: str, old: int, new: int, factor: float) -> np.ndarray:
-    """Where in the old axis each new element comes from."""
-    import numpy as np
-
-    steps = np.arange(new, dtype=np.float64)
-    if mode == "asymmetric":
-        return steps / factor
-    if mode == "align_corners":
-        return steps * (old - 1) / (old * factor - 1) if new > 1 else steps * 0
-    if mode == "pytorch_half_pixel" and new == 1:
-        return steps * 0
-    if mode in ("half_pixel", "pytorch_half_pixel"):
-        return (steps + 0.5) / factor - 0.5
-    raise UnsupportedOperator(f"`Resize` with `{mode}` is not supported", hint="export it with `half_pixel`")
-
-
-def _nearest(places: np.ndarray, mode: str) -> np.ndarray:
-    import numpy as np
-
-    rounding: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "round_prefer_floor": lambda p: np.ceil(p - 0.5),
-        "round_prefer_ceil": lambda p: np.floor(p + 0.5),
-        "floor": np.floor,
-        "ceil": np.ceil,
-    }
-    return rounding[mode](places)
-
-
 OPERATORS: dict[str, Operator] = {
+    "Compress": Operator(_compress, static=(1,)),
     "EyeLike": Operator(_eye_like),
     "Gather": Operator(_gather),
     "GatherElements": Operator(_gather_elements),
     "GatherND": Operator(_gather_nd),
     "NonZero": Operator(lambda call, x: call.xp.nonzero(x)),
     "OneHot": Operator(_one_hot, static=(1,), folds=False),
-    "Resize": Operator(_resize, static=(1, 2, 3), folds=False),
+    "ReverseSequence": Operator(_reverse_sequence),
+    "Scatter": Operator(_scatter_elements),
     "ScatterElements": Operator(_scatter_elements),
     "ScatterND": Operator(_scatter_nd),
+    "TensorScatter": Operator(_tensor_scatter),
     "TopK": Operator(_top_k, static=(1,), folds=False),
     "Trilu": Operator(_triangle, static=(1,)),
+    "Unique": Operator(_unique, folds=False, raw=True),
 }

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from portolan.errors import UnsupportedOperator
+from portolan.importers import numpy_
 from portolan.importers.operators.call import Call, Operator
 
 
@@ -20,6 +21,18 @@ def _softmax(name: str) -> Any:
         return call.xp.reshape(normal(flat, -1), list(x.shape))
 
     return function
+
+
+def _hard_max(call: Call, x: Any) -> Any:
+    """One at the first of the largest elements, zero elsewhere."""
+    axis = call.get("axis", -1 if call.version >= 13 else 1) % len(x.shape)
+    flat = x if call.version >= 13 else call.xp.reshape(x, [math.prod(x.shape[:axis]), math.prod(x.shape[axis:])])
+    along = axis if call.version >= 13 else 1
+    best = call.xp.argmax(flat, along)
+    best = call.xp.reshape(best, [1 if i == along else n for i, n in enumerate(flat.shape)])
+    line = call.xp.asarray(numpy_.array(list(range(flat.shape[along]))))
+    line = call.xp.reshape(line, [-1 if i == along else 1 for i in range(len(flat.shape))])
+    return call.xp.reshape(call.xp.astype(best == line, call.xp.dtype(x)), list(x.shape))
 
 
 def _batch_norm(call: Call, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
@@ -84,6 +97,7 @@ def _skip_layer_norm(call: Call, x: Any, skip: Any, scale: Any, shift: Any = Non
 OPERATORS: dict[str, Operator] = {
     "BatchNormalization": Operator(_batch_norm, folds=False),
     "GroupNormalization": Operator(_group_norm, folds=False),
+    "Hardmax": Operator(_hard_max, folds=False),
     "InstanceNormalization": Operator(_instance_norm, folds=False),
     "LayerNormalization": Operator(_layer_norm, folds=False),
     "LogSoftmax": Operator(_softmax("log_softmax"), folds=False),

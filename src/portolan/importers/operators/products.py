@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from portolan.errors import UnsupportedOperator
+from portolan.importers.operators import shapes
 from portolan.importers.operators.call import Call, Operator
 
 Pads = list[tuple[int, int]]
@@ -54,7 +55,8 @@ def _window(call: Call, x: Any, kernel: list[int], strides: list[int], dilations
     return found
 
 
-def _conv(call: Call, x: Any, weight: Any, bias: Any = None) -> Any:
+def conv(call: Call, x: Any, weight: Any, bias: Any = None) -> Any:
+    """A convolution; its padding may be named by a rule."""
     kernel = list(weight.shape[2:])
     strides, dilations = call.get("strides", [1] * len(kernel)), call.get("dilations", [1] * len(kernel))
     pads = _window(call, x, kernel, strides, dilations)
@@ -109,13 +111,31 @@ def _max_pool(call: Call, x: Any) -> Any:
 
 def _average_pool(call: Call, x: Any) -> Any:
     kernel, strides, dilations, pads = _pooled(call, x)
-    if max(dilations) > 1:
-        raise UnsupportedOperator("`AveragePool` with dilations is not supported", hint="export it without")
-    if call.get("count_include_pad", 0) and call.get("ceil_mode", 0):
-        raise UnsupportedOperator(
-            "`AveragePool` with `ceil_mode` and `count_include_pad` is not supported", hint="export it without one"
-        )
-    return call.xp.average_pool(x, kernel, strides, pads, bool(call.get("count_include_pad", 0)))
+    whole = math.prod(kernel)
+    given = _window(call, x, kernel, strides, dilations)
+    counted: Any = whole
+    inside = given if call.get("count_include_pad", 0) else [(0, 0)] * len(kernel)
+    if any(pair != known for pair, known in zip(pads, inside, strict=True)):
+        # A window at the edge holds fewer elements: as many as a pool over ones finds.
+        ones = call.xp.ones_like(x[:1, :1])
+        for axis, (before, after) in enumerate(inside):
+            ones = shapes.padded(call, ones, 2 + axis, before, after, "constant", 1.0)
+        rest = [(a - c, b - d) for (a, b), (c, d) in zip(pads, inside, strict=True)]
+        counted = call.xp.average_pool(ones, kernel, strides, dilations, rest, 1)
+    return call.xp.average_pool(x, kernel, strides, dilations, pads, counted)
+
+
+def _lp_pool(call: Call, x: Any) -> Any:
+    kernel, strides, dilations, pads = _pooled(call, x)
+    p = call.get("p", 2)
+    powers = call.xp.average_pool(call.xp.pow(call.xp.abs(x), p), kernel, strides, dilations, pads, 1)
+    return call.xp.pow(powers, 1 / p)
+
+
+def _global_lp_pool(call: Call, x: Any) -> Any:
+    p = call.get("p", 2)
+    powers = call.xp.reduce("sum", call.xp.pow(call.xp.abs(x), p), tuple(range(2, len(x.shape))), True)
+    return call.xp.pow(powers, 1 / p)
 
 
 def _global(name: str) -> Any:
@@ -135,13 +155,16 @@ def _lrn(call: Call, x: Any) -> Any:
 
 OPERATORS: dict[str, Operator] = {
     "AveragePool": Operator(_average_pool, folds=False),
-    "Conv": Operator(_conv, folds=False),
+    "Conv": Operator(conv, folds=False),
     "ConvTranspose": Operator(_conv_transpose, folds=False),
+    "Det": Operator(lambda call, x: call.xp.linalg.det(x), folds=False),
     "Einsum": Operator(_einsum),
     "Gemm": Operator(_gemm),
     "GlobalAveragePool": Operator(_global("mean")),
+    "GlobalLpPool": Operator(_global_lp_pool, folds=False),
     "GlobalMaxPool": Operator(_global("max")),
     "LRN": Operator(_lrn),
+    "LpPool": Operator(_lp_pool, folds=False),
     "MatMul": Operator(lambda call, a, b: call.xp.matmul(a, b)),
     "MaxPool": Operator(_max_pool, folds=False),
     "com.microsoft.FusedMatMul": Operator(_fused_matmul),

@@ -61,6 +61,18 @@ def _cumulative(call: Call, x: Any, axis: Any) -> Any:
     return call.xp.flip(total, (along,)) if call.get("reverse", 0) else total
 
 
+def _cumulative_product(call: Call, x: Any, axis: Any) -> Any:
+    along = sizes(axis)[0] % len(x.shape)
+    value = call.xp.flip(x, (along,)) if call.get("reverse", 0) else x
+    if call.get("exclusive", 0):
+        # What lies before: the axis moved on by one, a one in front.
+        cut = tuple(slice(0, x.shape[i] - 1) if i == along else slice(None) for i in range(len(x.shape)))
+        one = tuple(slice(0, 1) if i == along else slice(None) for i in range(len(x.shape)))
+        value = call.xp.concat([call.xp.ones_like(value[one]), value[cut]], along)
+    total = call.xp.astype(call.xp.cumprod(value, along), call.xp.dtype(x))
+    return call.xp.flip(total, (along,)) if call.get("reverse", 0) else total
+
+
 def _absolute(xp: Any, x: Any) -> Any:
     return xp.abs(x)
 
@@ -94,5 +106,6 @@ OPERATORS: dict[str, Operator] = {
     **{name: Operator(function, static=(1,)) for name, function in _REDUCTIONS.items()},
     "ArgMax": Operator(_arg(largest=True)),
     "ArgMin": Operator(_arg(largest=False)),
+    "CumProd": Operator(_cumulative_product, static=(1,)),
     "CumSum": Operator(_cumulative, static=(1,)),
 }

@@ -147,11 +147,11 @@ def _pad(call: Call, x: Any, pads: Any = None, value: Any = None, axes: Any = No
         pairs[axis] = (before, after)
     mode = call.get("mode", "constant")
     for axis, (before, after) in enumerate(pairs):
-        x = _padded(call, x, axis, before, after, mode, fill)
+        x = padded(call, x, axis, before, after, mode, fill)
     return x
 
 
-def _padded(call: Call, x: Any, axis: int, before: Any, after: Any, mode: str, fill: float) -> Any:
+def padded(call: Call, x: Any, axis: int, before: Any, after: Any, mode: str, fill: float) -> Any:
     """One axis after the other; a negative width cuts."""
     if min(before, after) < 0:
         x = x[_at(axis, slice(max(-before, 0), x.shape[axis] - max(-after, 0)))]

@@ -1,0 +1,78 @@
+"""What ONNX's node tests said of each backend's operators, as it was measured and is kept in the package.
+
+`tools/conformance.py` writes it. It is a rule for the versions it was measured with, and says nothing of others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+FILE = "conformance.json"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of the cases of one operator that ONNX Runtime itself passes, how many ended in which way."""
+
+    passed: int
+    failed: int
+    unsupported: int
+
+    @property
+    def cases(self) -> int:
+        """All of them."""
+        return self.passed + self.failed + self.unsupported
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One backend's results.
+
+    Attributes:
+        versions: of the distributions that decide them.
+        options: that differ from the defaults.
+        total: over all cases, those of several operators included.
+        operators: the counts of each operator that has cases of its own.
+    """
+
+    versions: Mapping[str, str]
+    options: Mapping[str, Any]
+    total: Counts
+    operators: Mapping[str, Counts]
+
+    def lacks(self, operators: Mapping[str, int], versions: Mapping[str, str]) -> str | None:
+        """The first of a model's operators that was refused in every case; None for other versions than measured."""
+        if dict(versions) != dict(self.versions):
+            return None
+        return next((o for o in operators if (c := self.operators.get(o)) and c.unsupported == c.cases), None)
+
+
+@cache
+def table() -> Mapping[str, Measured]:
+    """Results by backend."""
+    return parse(json.loads((resources.files("portolan.core") / FILE).read_text(encoding="utf-8")))
+
+
+def parse(data: Mapping[str, Any]) -> dict[str, Measured]:
+    """Reads what the tool wrote."""
+    return {
+        name: Measured(
+            one["versions"],
+            one["options"],
+            Counts(*one["total"]),
+            {operator: Counts(*counts) for operator, counts in one["operators"].items()},
+        )
+        for name, one in data["backends"].items()
+    }
+
+
+def refusal(backend: str, operators: Mapping[str, int], versions: Mapping[str, str]) -> str | None:
+    """Why `backend` cannot run a model of these operators; None if nothing was found against it."""
+    measured = table().get(backend)
+    lacking = None if measured is None else measured.lacks(operators, versions)
+    return f"`{backend}` has no operator `{lacking}`" if lacking else None
