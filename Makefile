@@ -1,5 +1,6 @@
 # make demo      optimize demo:digits on a fresh clone: environment, table, report, verified bundle
 # make test      lint, types and the default tests (under 15 minutes on 2 cores)
+# make conformance  ONNX's node tests through every backend
 # make bench     every benchmark whose figures the docs quote
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STUDY := .demo
 
-.PHONY: demo demo-minilm envs test test-all bench lint browser clean
+.PHONY: demo demo-minilm envs test test-all conformance bench lint browser clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -92,6 +93,10 @@ targets: $(VENV)/core
 test-all: lint browser $(VENV)/ray $(VENV)/languages envs targets
 	PORTOLAN_PYTHON_TRITON=$(abspath $(VENV)/triton-env/bin/python) \
 	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python PORTOLAN_TEST_ENVS=$(ENVS) PORTOLAN_TEST_WEB=$(TARGETS) $(PYTEST) -m "not hardware"
+
+# ONNX's node tests through every backend that is ready; `CONFORMANCE=--update` keeps what is found.
+conformance: $(VENV)/test envs
+	PORTOLAN_ENVS=$(ENVS) $(BIN)/python tools/conformance.py $(CONFORMANCE)
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py

@@ -1,8 +1,8 @@
 """ONNX's node tests through backends: `python tools/conformance.py [--backend NAME] [--only REGEX] [--update]`.
 
 `--update` writes what is found: counts of each operator into the package, where they refuse models before time is
-spent, and the exceptions with their causes into `tests/conformance`, the line behind which nothing may fall. After that,
-`python tools/make_reference.py` makes the page of it. A backend that is not ready is left as it was.
+spent, and the exceptions with their causes into `tests/conformance`, the line behind which nothing may fall. After
+that, `python tools/make_reference.py` makes the page of it. A backend that is not ready is left as it was.
 """
 
 from __future__ import annotations

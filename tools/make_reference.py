@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import json
 import sys
 import typing
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from portolan import errors, units
 from portolan.cli.app import VERBS, app
 from portolan.cli.config import NO_KEYS, PATHS
 from portolan.cli.options import Whole
+from portolan.core import conformance
 from portolan.core import environments as plans
 from portolan.core.measurement import METRICS
 from portolan.core.registry import BACKENDS, FRONTENDS, PASSES, Registry
@@ -29,6 +31,7 @@ from portolan.core.schema import Parameter, Schema
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reference"
+EXCEPTIONS = ROOT / "tests" / "conformance"
 SHAPES = ROOT / "tests" / "contract" / "json_shapes.py"
 NOTE = "<!-- Written by tools/make_reference.py: change the code, then run it. -->\n\n"
 
@@ -39,6 +42,7 @@ def pages() -> dict[str, str]:
         "commands.md": commands(),
         "configuration-keys.md": configuration(),
         "backends.md": backends(),
+        "operators.md": operators(),
         "passes.md": passes(),
         "front-ends.md": frontends(),
         "environments.md": environments(),
@@ -159,6 +163,45 @@ def backends() -> str:
         ]
         parts += [_table(("", ""), facts), _schema(backend.schema)]
     return "\n".join(parts)
+
+
+def operators() -> str:
+    """What ONNX's node tests found: totals, the matrix of operators and backends, and every exception's cause."""
+    data = json.loads(conformance.data())
+    table = conformance.table()
+    parts = [
+        "# Operators\n",
+        f"{data['cases']:,} node tests of `onnx` {data['onnx']}, of which ONNX Runtime by itself passes "
+        f"{data['counted']:,}: those count here. Written by `python tools/conformance.py --update`. A backend whose "
+        "versions are those below refuses a model with an operator of which it refused every case.\n",
+    ]
+    rows = [
+        (f"`{name}`", _listed(m.versions), _listed(m.options), *map(str, vars(m.total).values()),
+         f"{m.total.passed / max(m.total.cases, 1):.1%}")
+        for name, m in table.items()
+    ]  # fmt: skip
+    parts.append(_table(("backend", "versions", "options", "pass", "wrong or crashed", "refused", "share"), rows))
+    about = "Cases passed of cases, where an operator has cases of its own; `-` is a refusal."
+    parts.append(f"## Matrix\n\n{about}\n")
+    names = sorted({operator for m in table.values() for operator in m.operators})
+    cells = [(f"`{o}`", *(_passed(m.operators.get(o)) for m in table.values())) for o in names]
+    parts.append(_table(("operator", *(f"`{name}`" for name in table)), cells))
+    for name in table:
+        kept = json.loads((EXCEPTIONS / f"{name}.json").read_text(encoding="utf-8"))
+        listed = [(str(len(cases)), cause, ", ".join(sorted(cases))) for cause, cases in kept["exceptions"].items()]
+        text = _table(("cases", "cause, in the backend's words", "which"), listed) if listed else "None.\n"
+        parts.append(f"## Exceptions of {name}\n\n{text}")
+    return "\n".join(parts)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _passed(counts: conformance.Counts | None) -> str:
+    if counts is None:
+        return ""
+    return "-" if counts.unsupported == counts.cases else f"{counts.passed}/{counts.cases}"
 
 
 def passes() -> str:

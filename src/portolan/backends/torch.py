@@ -181,6 +181,10 @@ class Torch(Backend):
             UnsupportedOperator: the graph holds what cannot be imported or compiled.
             ModelError: program or graph cannot be read.
         """
+        from portolan.importers.reading import demand_readable
+
+        if compiler == "eager" or model.program is None:
+            demand_readable(self.name, model)
         if compiler == "eager":
             _only_f32(precision)
             return Eager(Artefact.of(model), threads or target.cores)

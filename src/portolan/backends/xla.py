@@ -36,7 +36,6 @@ _KEPT = 32
 _ARGUMENT_BYTES = 4096
 #: One thread of XLA's pool, as the system names it.
 _POOL = "tf_XLAEigen"
-_COMMAND = "pip install 'jax>=0.10'"
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ class Xla(Backend):
     name = "xla"
     distributions = ("jaxlib", "jax")
     module = "jax"
-    fix = _COMMAND
+    fix = "portolan env add xla"
 
     def refuse(self, model: Model, target: Target) -> str | None:
         """Besides the features: operators that the importer lacks, and strings."""
@@ -245,6 +244,9 @@ class Xla(Backend):
         threads: Annotated[int, Knob(search=False, help="Threads of one inference; 0 means all cores.")] = 0,
     ) -> Compiled:
         """Compiles `model` for the sizes of its signature, a free one being 1."""
+        from portolan.importers.reading import demand_readable
+
+        demand_readable(self.name, model)
         return Compiled(Artefact.of(model), weights, vector_width, threads or target.cores, None)
 
     def load(

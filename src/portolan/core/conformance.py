@@ -55,7 +55,12 @@ class Measured:
 @cache
 def table() -> Mapping[str, Measured]:
     """Results by backend."""
-    return parse(json.loads((resources.files("portolan.core") / FILE).read_text(encoding="utf-8")))
+    return parse(json.loads(data()))
+
+
+def data() -> str:
+    """The file that the tool wrote."""
+    return (resources.files("portolan.core") / FILE).read_text(encoding="utf-8")
 
 
 def parse(data: Mapping[str, Any]) -> dict[str, Measured]:

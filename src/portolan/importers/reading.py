@@ -46,6 +46,16 @@ def unsupported(operators: Mapping[str, int]) -> list[str]:
     return sorted(name for name in standard if not _within_reach(name))
 
 
+def demand_readable(backend: str, model: Model) -> None:
+    """Refuses a model that `refusal` speaks against.
+
+    Raises:
+        UnsupportedOperator: it does.
+    """
+    if reason := refusal(backend, model):
+        raise UnsupportedOperator(reason, hint="`--backend onnxruntime` has the most operators", where=str(model.path))
+
+
 def refusal(backend: str, model: Model) -> str | None:
     """Why a backend that reads graphs by this importer cannot run `model`; None if nothing is known against it."""
     if lacking := unsupported(model.operators):
@@ -106,8 +116,26 @@ def expanded(proto: onnx.ModelProto, operators: frozenset[str]) -> onnx.ModelPro
         }
         if not found:
             break
+        proto = _with_defaults(proto, found)
         proto = inliner.inline_selected_functions(proto, sorted(found), inline_schema_functions=True)
     return proto
+
+
+def _with_defaults(proto: onnx.ModelProto, operators: set[tuple[str, str]]) -> onnx.ModelProto:
+    """A copy whose nodes of those operators state their defaults: the inliner knows only what a node states."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    versions = {protos.domain(entry.domain): entry.version for entry in proto.opset_import}
+    for node in protos.walk(copy.graph.node):
+        place = (protos.domain(node.domain), node.op_type)
+        if place in operators:
+            schema = onnx.defs.get_schema(node.op_type, versions.get(place[0], 1), place[0])
+            stated = {attribute.name for attribute in node.attribute}
+            defaults = (a.default_value for name, a in schema.attributes.items() if name not in stated)
+            node.attribute.extend(value for value in defaults if value.type)
+    return copy
 
 
 class _Reader:

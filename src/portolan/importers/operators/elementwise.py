@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from portolan.errors import UnsupportedOperator
+from portolan.importers import numpy_
 from portolan.importers.operators.call import Call, Operator
 
 Function = Callable[..., Any]
@@ -52,6 +53,12 @@ def _mean(call: Call, *inputs: Any) -> Any:
 
 def _cast(call: Call, x: Any) -> Any:
     return call.xp.astype(x, TYPES.get(call.get("to"), f"number {call.get('to')}"))
+
+
+def _cast_like(call: Call, x: Any, like: Any) -> Any:
+    """Only the other's element type matters, so what is known stays known."""
+    kind = (numpy_.NumPy() if numpy_.holds(like) else call.traced).dtype(like)
+    return (numpy_.NumPy() if numpy_.holds(x) else call.traced).astype(x, kind)
 
 
 def _clip(call: Call, x: Any, low: Any = None, high: Any = None) -> Any:
@@ -174,7 +181,6 @@ _OWN: dict[str, Function] = {
     "BitCast": _bits,
     "BitShift": _shift,
     "Cast": _cast,
-    "CastLike": lambda call, x, like: call.xp.astype(x, call.xp.dtype(like)),
     "Clip": _clip,
     "Div": _divide,
     "Identity": lambda call, x: x,
@@ -215,6 +221,7 @@ _SMOOTH: dict[str, Function] = {
 OPERATORS: dict[str, Operator] = (
     {name: Operator(_plain(shared)) for name, shared in _SHARED.items()}
     | {name: Operator(function) for name, function in _OWN.items()}
+    | {"CastLike": Operator(_cast_like, folds=False, raw=True)}
     | {"Dropout": Operator(_dropout, static=(2,))}
     | {name: Operator(function, folds=False) for name, function in _SMOOTH.items()}
 )

@@ -108,6 +108,53 @@ def _unique(call: Call, x: Any) -> tuple[Any, ...]:
     return found, first.astype(np.int64), inverse.astype(np.int64), counts.astype(np.int64)
 
 
+def _suppressed(
+    call: Call, boxes: Any, scores: Any, most: Any = None, overlap: Any = None, least: Any = None
+) -> np.ndarray:
+    """Boxes of each class from the best on, without those that cover one already taken too much; [count, 3].
+
+    How many there are is known only from what the inputs hold, so this is NumPy's.
+    """
+    import numpy as np
+
+    corners = _corners(call.known(boxes, "where the boxes are"), call.get("center_point_box", 0))
+    held = call.known(scores, "what the boxes score")
+    limit = 0 if most is None else int(call.known(most).reshape(-1)[0])
+    cover = 0.0 if overlap is None else float(call.known(overlap).reshape(-1)[0])
+    floor = -np.inf if least is None else float(call.known(least).reshape(-1)[0])
+    found = []
+    for batch, kind in np.ndindex(*held.shape[:2]):
+        line, taken = held[batch, kind], []
+        for place in np.argsort(-line, kind="stable"):
+            if len(taken) >= limit or not line[place] > floor:
+                break
+            if all(_shared(corners[batch, place], corners[batch, other]) <= cover for other in taken):
+                taken.append(int(place))
+        found += [[batch, kind, place] for place in taken]
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
+def _corners(boxes: np.ndarray, centred: int) -> np.ndarray:
+    """Boxes as low and high corners; they come as two corners in any order, or as a centre and a size."""
+    import numpy as np
+
+    if centred:
+        x, y, wide, high = np.moveaxis(boxes, -1, 0)
+        return np.stack([y - high / 2, x - wide / 2, y + high / 2, x + wide / 2], -1)
+    one, two = boxes[..., :2], boxes[..., 2:]
+    return np.concatenate([np.minimum(one, two), np.maximum(one, two)], -1)
+
+
+def _shared(one: np.ndarray, other: np.ndarray) -> float:
+    """The intersection of two boxes over their union."""
+    import numpy as np
+
+    sides = np.maximum(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]), 0)
+    inside = float(sides.prod())
+    union = float((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod()) - inside
+    return inside / union if union > 0 else 0.0
+
+
 def _top_k(call: Call, x: Any, k: np.ndarray | None = None) -> tuple[Any, Any]:
     count = sizes(k)[0] if k is not None else call.get("k")
     return call.xp.topk(x, count, call.get("axis", -1), bool(call.get("largest", 1)))  # type: ignore[no-any-return]
@@ -142,6 +189,7 @@ OPERATORS: dict[str, Operator] = {
     "Gather": Operator(_gather),
     "GatherElements": Operator(_gather_elements),
     "GatherND": Operator(_gather_nd),
+    "NonMaxSuppression": Operator(_suppressed, folds=False, raw=True),
     "NonZero": Operator(lambda call, x: call.xp.nonzero(x)),
     "OneHot": Operator(_one_hot, static=(1,), folds=False),
     "ReverseSequence": Operator(_reverse_sequence),

@@ -36,9 +36,16 @@ def _hard_max(call: Call, x: Any) -> Any:
 
 
 def _batch_norm(call: Call, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
-    if call.get("training_mode", 0):
-        raise UnsupportedOperator("`BatchNormalization` in training mode is not supported", hint="export with `eval()`")
-    return call.xp.batch_norm(x, scale, bias, mean, variance, call.get("epsilon", 1e-5))
+    epsilon = call.get("epsilon", 1e-5)
+    if not call.get("training_mode", 0):
+        return call.xp.batch_norm(x, scale, bias, mean, variance, epsilon)
+    # By the batch's own statistics, which move the counted ones a little.
+    axes, keep = tuple(i for i in range(len(x.shape)) if i != 1), call.get("momentum", 0.9)
+    now = call.xp.reduce("mean", x, axes, False)
+    centred = x - call.xp.reduce("mean", x, axes, True)
+    spread = call.xp.reduce("mean", centred * centred, axes, False)
+    found = call.xp.batch_norm(x, scale, bias, now, spread, epsilon)
+    return found, mean * keep + now * (1 - keep), variance * keep + spread * (1 - keep)
 
 
 def _layer_norm(call: Call, x: Any, scale: Any, bias: Any = None) -> Any:

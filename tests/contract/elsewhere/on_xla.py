@@ -1,4 +1,4 @@
-"""The XLA backend keeps the contract; it runs wherever JAX is, which is seldom beside everything else."""
+"""The XLA backend keeps the contract; run in its own environment by test_environment_backends.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import pytest
 from portolan.backends.xla import xla
 from portolan.testing.backend import BackendContract
 from portolan.testing.models import cases, sized_by_an_input, this_machine
-
-pytest.importorskip("jax", reason="JAX lives in an environment of its own: `make test-xla`")
 
 
 class TestXla(BackendContract):

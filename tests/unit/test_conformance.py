@@ -1,0 +1,107 @@
+"""What the node tests' results refuse, and how a case ends in the harness."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from portolan.core import conformance as kept
+from portolan.core.conformance import Counts, Measured
+from portolan.testing import conformance
+from portolan.testing.conformance import Case, Conformance, by_onnx_runtime
+
+VERSIONS = {"runtime": "1.0"}
+MEASURED = Measured(
+    VERSIONS, {}, Counts(3, 1, 4), {"Abs": Counts(3, 0, 1), "Det": Counts(0, 0, 2), "Exp": Counts(0, 1, 1)}
+)
+
+
+def test_an_operator_that_was_always_refused_is_lacking() -> None:
+    assert MEASURED.lacks({"Abs": 1, "Det": 1}, VERSIONS) == "Det"
+
+
+def test_one_that_runs_or_is_wrong_or_was_never_asked_is_not() -> None:
+    """A wrong answer is for verification to find: the model's own may be right."""
+    assert MEASURED.lacks({"Abs": 1, "Exp": 1, "Nobody": 1}, VERSIONS) is None
+
+
+def test_other_versions_are_not_known() -> None:
+    assert MEASURED.lacks({"Det": 1}, {"runtime": "1.1"}) is None
+
+
+def test_backends_refuse_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+    from pathlib import Path
+
+    from portolan.backends.onnxruntime import onnxruntime
+    from portolan.core.model import Model
+    from portolan.core.signature import Signature
+    from portolan.testing.models import this_machine
+
+    table = {"onnxruntime": replace(MEASURED, versions=onnxruntime.versions())}
+    monkeypatch.setattr(kept, "table", lambda: table)
+    model = Model("m", Path("m.onnx"), "0", Signature((), ()), operators={"Det": 1})
+    assert onnxruntime.refuse(model, this_machine()) == "`onnxruntime` has no operator `Det`"
+    assert onnxruntime.refuse(replace(model, operators={"Abs": 1}), this_machine()) is None
+
+
+def case(right: float, kind: int = TensorProto.FLOAT, operator: str = "Abs") -> Case:
+    sides = [[helper.make_tensor_value_info(n, kind, [2])] for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node(operator, ["x"], ["y"])], "g", *sides)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return Case("one", model, [np.float32([-1, 2])], [np.float32([1, right])], 1e-3, 1e-7)
+
+
+def test_how_a_case_ends() -> None:
+    """Right, wrong, refused by the runtime, refused before; and the worker lives on."""
+    with Conformance("onnxruntime") as run:
+        assert run.options == {"threads": 1}
+        assert run.run(case(2)).status == "pass"
+        wrong = run.run(case(3))
+        assert wrong.status == "fail"
+        assert "Mismatched" in wrong.reason
+        lacking = run.run(case(2, operator="StringNormalizer"))
+        assert lacking.status == "unsupported"
+        assert run.run(case(2)).status == "pass"
+
+
+def test_a_sequence_is_refused_with_its_reason() -> None:
+    value = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [2])
+    graph = helper.make_graph(
+        [helper.make_node("SequenceLength", ["x"], ["n"])], "g", [value],
+        [helper.make_tensor_value_info("n", TensorProto.INT64, [])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    one = Case("sequence", model, [[np.float32([1, 2])]], [np.array(1)], 1e-3, 1e-7)
+    with Conformance("onnxruntime") as run:
+        outcome = run.run(one)
+    assert outcome.status == "unsupported"
+    assert outcome.reason == "the input `x` of the model is a sequence; only tensors can be fed and read"
+    assert by_onnx_runtime(one).status == "pass"
+
+
+def test_strings_reach_a_runtime() -> None:
+    sides = [[helper.make_tensor_value_info(n, TensorProto.STRING, [2])] for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("StringConcat", ["x", "x"], ["y"])], "g", *sides)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    x = np.array(["a", "b"], np.object_)
+    one = Case("strings", model, [x], [np.array(["aa", "bb"], np.object_)], 1e-3, 1e-7)
+    with Conformance("onnxruntime") as run:
+        assert run.run(one).status == "pass"
+
+
+def test_a_crash_is_a_failure_of_its_case_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "_PATIENCE", 0.0)
+    with Conformance("onnxruntime") as run:
+        assert run.run(case(2)).status == "fail"
+        monkeypatch.setattr(conformance, "_PATIENCE", 60.0)
+        assert run.run(case(2)).status == "pass"
+
+
+def test_the_kept_table_names_operators_of_onnx() -> None:
+    names = {schema.name for schema in onnx.defs.get_all_schemas()}
+    for name, measured in kept.table().items():
+        assert set(measured.operators) <= names, name
+        assert measured.total.cases >= sum(counts.cases for counts in measured.operators.values())
