@@ -154,7 +154,7 @@ def _plain(path: Path, names: set[str]) -> bytes | None:
     """The graph with those operators written out; None where ONNX has no definition, or the weights lie elsewhere."""
     import onnx
 
-    from portolan.importers.reading import expanded
+    from portolan.importers.definitions import expanded
 
     if external_files(path):
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from portolan.core import protos
 from portolan.core.model import Model
 from portolan.errors import ModelError, UnsupportedOperator
+from portolan.importers.definitions import FUNCTIONS, expanded
 from portolan.importers.operators import TABLE, key
 from portolan.importers.program import Program, Step, deciding
 
@@ -23,16 +24,6 @@ _FIXED = {
     "BatchNormalization": (3, 4), "Clip": (1, 2), "CastLike": (1,), "Dropout": (1, 2), "Pad": (2,), "Pow": (1,),
     "Resize": (1, 2), "OneHot": (2,),
 }  # fmt: skip
-#: How deep definitions may lie in definitions.
-_DEEPEST = 5
-#: Operators that ONNX defines by others, which the table has.
-FUNCTIONS = frozenset(
-        (
-            "AffineGrid", "Attention", "BlackmanWindow", "CausalConvWithState", "CenterCropPad",
-            "DynamicQuantizeLinear", "HammingWindow", "HannWindow", "LinearAttention", "MeanVarianceNormalization",
-            "NegativeLogLikelihoodLoss", "RotaryEmbedding", "SequenceMap", "SoftmaxCrossEntropyLoss", "SwiGLU",
-        )
-)  # fmt: skip
 #: Operators whose third input is a bias, even if it is a single number.
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 
@@ -97,45 +88,6 @@ def _small(graph: onnx.GraphProto) -> frozenset[str]:
     """Inputs of at most one axis: lists of sizes, axes, numbers of repeats."""
     shaped = (value for value in graph.input if value.type.HasField("tensor_type"))
     return frozenset(value.name for value in shaped if len(value.type.tensor_type.shape.dim) <= 1)
-
-
-def expanded(proto: onnx.ModelProto, operators: frozenset[str]) -> onnx.ModelProto:
-    """A graph with operators written out as ONNX defines them by others; the graph itself where it has none of them.
-
-    Args:
-        proto: the graph, its external data loaded.
-        operators: names, of which only those in `FUNCTIONS` are written out.
-    """
-    from onnx import inliner
-
-    for _ in range(_DEEPEST):
-        found = {
-            (protos.domain(node.domain), node.op_type)
-            for node in protos.walk(proto.graph.node)
-            if key(node.op_type, node.domain) in operators & FUNCTIONS
-        }
-        if not found:
-            break
-        proto = _with_defaults(proto, found)
-        proto = inliner.inline_selected_functions(proto, sorted(found), inline_schema_functions=True)
-    return proto
-
-
-def _with_defaults(proto: onnx.ModelProto, operators: set[tuple[str, str]]) -> onnx.ModelProto:
-    """A copy whose nodes of those operators state their defaults: the inliner knows only what a node states."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    versions = {protos.domain(entry.domain): entry.version for entry in proto.opset_import}
-    for node in protos.walk(copy.graph.node):
-        place = (protos.domain(node.domain), node.op_type)
-        if place in operators:
-            schema = onnx.defs.get_schema(node.op_type, versions.get(place[0], 1), place[0])
-            stated = {attribute.name for attribute in node.attribute}
-            defaults = (a.default_value for name, a in schema.attributes.items() if name not in stated)
-            node.attribute.extend(value for value in defaults if value.type)
-    return copy
 
 
 class _Reader:
