@@ -79,7 +79,7 @@ def imported(model: Model) -> Any:
         args.append(torch.zeros(sizes, dtype=getattr(torch, spec.dtype)))
         shapes.append({i: torch.export.Dim.AUTO for i, d in enumerate(spec.shape) if isinstance(d, str)})
     try:
-        return torch.export.export(module(read).eval(), tuple(args), dynamic_shapes=(tuple(shapes),))
+        found = torch.export.export(module(read).eval(), tuple(args), dynamic_shapes=(tuple(shapes),))
     except PortolanError:
         raise
     except Exception as error:  # whatever the tracer throws
@@ -87,3 +87,16 @@ def imported(model: Model) -> Any:
             f"PyTorch cannot trace `{model.name}`: {str(error).splitlines()[0]}",
             hint="use the option `compiler=eager`, or `--backend onnxruntime`",
         ) from error
+    if free_axes(found) != [sorted(axes) for axes in shapes]:
+        raise ModelError(
+            f"a free dimension of `{model.name}` became fixed as it was traced",
+            hint="use the option `compiler=eager`, or give it a size: `--shapes`",
+        )
+    return found
+
+
+def free_axes(program: Any) -> list[list[int]]:
+    """For each input tensor of a program, the axes whose size is free."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = (values[name] for name in program.graph_signature.user_inputs if isinstance(name, str) and name in values)
+    return [[axis for axis, size in enumerate(v.shape) if not isinstance(size, int)] for v in inputs]

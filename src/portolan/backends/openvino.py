@@ -17,6 +17,7 @@ from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
 from portolan.core.target import Target
+from portolan.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,10 +71,7 @@ class Compiled(Executable):
             with _flat(path, carried) as flat:
                 self._compiled = _compiled(core, flat, settings)
         self._artefact = artefact
-        # By number: an input that is also an output has both names, and one that nothing reads is gone.
-        inputs = [spec.name for spec in artefact.signature.inputs]
-        ports = [next((n for n in inputs if n in port.names), None) for port in self._compiled.inputs]
-        self._ports = [(i, name) for i, name in enumerate(ports) if name is not None]
+        self._ports = _ports(self._compiled.inputs, artefact)
         self._names = artefact.outputs
         asked = {"device": "cpu", "precision": precision, "hint": hint, "outputs": len(self._names)}
         # "All cores" is for the plug-in to read: it leaves out hyper-threads. A number is a request.
@@ -136,6 +134,26 @@ def _flat(path: Path, kept: Sequence[tuple[str, str]] = ()) -> Iterator[Path]:
         model = inliner.inline_selected_functions(onnx.load(str(path)), list(kept), exclude=True)
         onnx.save(model, str(flat))
         yield flat
+
+
+def _ports(ports: Any, artefact: Artefact) -> list[tuple[int, str]]:
+    """Which input feeds which port: one that nothing reads has none, and one that is also an output may lose its name.
+
+    Raises:
+        ModelError: a port's input cannot be told.
+    """
+    ranks = {spec.name: len(spec.shape) for spec in artefact.signature.inputs}
+    known = [[n for n in (*port.names, port.get_node().get_friendly_name()) if n in ranks] for port in ports]
+    found, taken = [], {names[0] for names in known if names}
+    for i, (port, names) in enumerate(zip(ports, known, strict=True)):
+        fits = names[:1] or [n for n, rank in ranks.items() if n not in taken and rank == len(port.partial_shape)]
+        if len(fits) != 1:
+            raise ModelError(
+                f"`openvino` renamed the inputs of `{artefact.path.name}`, and which is which cannot be told",
+                hint="`--backend onnxruntime` runs it as it is",
+            )
+        found.append((i, fits[0]))
+    return found
 
 
 def _compiled(core: Any, path: Path, settings: dict[str, Any]) -> Any:

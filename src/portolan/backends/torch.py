@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.backends._exported import read_program
-from portolan.backends._torch_graph import Eager, imported
+from portolan.backends._torch_graph import Eager, free_axes, imported
 from portolan.core.backend import Backend, Executable, Support, Tensors
 from portolan.core.model import Model
 from portolan.core.schema import Knob
@@ -252,21 +252,14 @@ def _reduced(program: Any) -> Any:
 
     args, kwargs = program.example_inputs
     tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    free, shapes = _free_axes(program), torch.export.ShapesCollection()
+    free, shapes = free_axes(program), torch.export.ShapesCollection()
     for tensor, axes in zip(tensors, free, strict=True):
         if axes:
             shapes[tensor] = dict.fromkeys(axes, torch.export.Dim.AUTO)
     reduced = torch.export.export(Reduced(), args, kwargs, dynamic_shapes=shapes if any(free) else None)
-    if _free_axes(reduced) != free:
+    if free_axes(reduced) != free:
         raise ModelError("a free dimension of the program became fixed on the way to bf16", hint="use precision `f32`")
     return reduced
-
-
-def _free_axes(program: Any) -> list[list[int]]:
-    """For each input tensor of a program, the axes whose size is free."""
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    inputs = (values[name] for name in program.graph_signature.user_inputs if isinstance(name, str) and name in values)
-    return [[axis for axis, size in enumerate(v.shape) if not isinstance(size, int)] for v in inputs]
 
 
 torch = Torch()

@@ -156,14 +156,12 @@ class Conformance:
         path = folder / "model.onnx"
         path.write_bytes(case.model.SerializeToString())
         model = load_model(path, name=case.name)
-        chosen = registry.backend(self._backend)
         feeds = {spec.name: _array(value) for spec, value in zip(model.signature.inputs, case.inputs, strict=False)}
         if self._worker is None:
             self._worker = Worker(python=python_for(self._backend))
         (folder / "out").mkdir()
         fields = {"backend": self._backend, "model": model.to_json(), "target": self._target.to_json()}
         compiled = {**fields, "options": self._checked, "out": str(folder / "out")}
-        del chosen
         self._worker.ask("compile", timeout=_PATIENCE, **compiled)
         reply = self._worker.ask("run", timeout=_PATIENCE, tensors=feeds)
         return [spec.name for spec in model.signature.outputs], reply.tensors
