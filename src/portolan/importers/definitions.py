@@ -92,7 +92,7 @@ def _types(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     """The type of every value that can be inferred, those in bodies included."""
     import onnx
 
-    found = {}
+    found: dict[str, onnx.TypeProto] = {}
     for graph in protos.graphs(onnx.shape_inference.infer_shapes(proto)):
         found |= {value.name: value.type for value in (*graph.input, *graph.output, *graph.value_info)}
         for tensor in graph.initializer:

@@ -92,7 +92,7 @@ def cases() -> list[Case]:
         warnings.simplefilter("ignore")
         np.random.seed(0)
         found = collect_testcases(None)
-    made = [Case(c.name, c.model, *c.data_sets[0], c.rtol, c.atol) for c in found]
+    made = [Case(c.name, c.model, c.data_sets[0][0], c.data_sets[0][1], c.rtol, c.atol) for c in found]
     return sorted(made, key=lambda case: case.name)
 
 
@@ -160,9 +160,10 @@ class Conformance:
         if self._worker is None:
             self._worker = Worker(python=python_for(self._backend))
         (folder / "out").mkdir()
-        fields = {"backend": self._backend, "model": model.to_json(), "target": self._target.to_json()}
-        compiled = {**fields, "options": self._checked, "out": str(folder / "out")}
-        self._worker.ask("compile", timeout=_PATIENCE, **compiled)
+        self._worker.ask(
+            "compile", timeout=_PATIENCE, backend=self._backend, model=model.to_json(),
+            target=self._target.to_json(), options=self._checked, out=str(folder / "out"),
+        )  # fmt: skip
         reply = self._worker.ask("run", timeout=_PATIENCE, tensors=feeds)
         return [spec.name for spec in model.signature.outputs], reply.tensors
 

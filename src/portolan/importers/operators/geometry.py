@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from portolan.errors import UnsupportedOperator
+from portolan.importers import numpy_
 from portolan.importers.operators import shapes
 from portolan.importers.operators.call import Call, Operator, sizes
 
@@ -51,8 +52,8 @@ def _flat_places(kernel: Any, strides: Any, dilations: Any, spans: Any, padded: 
 
 def _added(call: Call, x: Any, places: np.ndarray, values: Any) -> Any:
     """`x` [rows, channels, size] with `values` [rows, channels, count] added at `places` [count]."""
-    rows = call.xp.asarray(shapes.numpy_.array(list(range(x.shape[0]))).reshape(-1, 1, 1))
-    channels = call.xp.asarray(shapes.numpy_.array(list(range(x.shape[1]))).reshape(1, -1, 1))
+    rows = call.xp.asarray(numpy_.array(list(range(x.shape[0]))).reshape(-1, 1, 1))
+    channels = call.xp.asarray(numpy_.array(list(range(x.shape[1]))).reshape(1, -1, 1))
     return call.xp.put(x, (rows, channels, call.xp.asarray(places.reshape(1, 1, -1))), values, "add")
 
 
@@ -176,7 +177,7 @@ def _deform_conv(call: Call, x: Any, weight: Any, offset: Any, bias: Any = None,
 
 
 def _line(call: Call, count: int, stride: int, first: int) -> Any:
-    return call.xp.asarray(shapes.numpy_.array([first + stride * i for i in range(count)]).astype("float32"))
+    return call.xp.asarray(numpy_.array([first + stride * i for i in range(count)]).astype("float32"))
 
 
 OPERATORS: dict[str, Operator] = {

@@ -124,7 +124,7 @@ def _suppressed(
     floor = -np.inf if least is None else float(call.known(least).reshape(-1)[0])
     found = []
     for batch, kind in np.ndindex(*held.shape[:2]):
-        line, taken = held[batch, kind], []
+        line, taken = held[batch, kind], list[int]()
         for place in np.argsort(-line, kind="stable"):
             if len(taken) >= limit or not line[place] > floor:
                 break

@@ -107,7 +107,8 @@ def _taps(call: Call, places: np.ndarray, old: int, factor: float) -> Taps:
 def _triangle(distance: np.ndarray) -> np.ndarray:
     import numpy as np
 
-    return np.clip(1 - distance, 0, 1)
+    found: np.ndarray = np.clip(1 - distance, 0, 1)
+    return found
 
 
 def _cubic(a: float) -> Callable[[np.ndarray], np.ndarray]:
