@@ -29,6 +29,7 @@ def test_one_that_runs_or_is_wrong_or_was_never_asked_is_not() -> None:
 
 def test_other_versions_are_not_known() -> None:
     assert MEASURED.lacks({"Det": 1}, {"runtime": "1.1"}) is None
+    assert MEASURED.lacks({"Det": 1}, {"runtime": "1.0+cpu"}) == "Det"
 
 
 def test_backends_refuse_by_it(monkeypatch: pytest.MonkeyPatch) -> None:

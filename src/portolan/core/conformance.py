@@ -45,11 +45,19 @@ class Measured:
     total: Counts
     operators: Mapping[str, Counts]
 
+    def holds(self, versions: Mapping[str, str]) -> bool:
+        """Whether it says something of these versions; a build's own mark (`+cpu`) does not matter."""
+        return _plain(versions) == _plain(self.versions)
+
     def lacks(self, operators: Mapping[str, int], versions: Mapping[str, str]) -> str | None:
         """The first of a model's operators that was refused in every case; None for other versions than measured."""
-        if dict(versions) != dict(self.versions):
+        if not self.holds(versions):
             return None
         return next((o for o in operators if (c := self.operators.get(o)) and c.unsupported == c.cases), None)
+
+
+def _plain(versions: Mapping[str, str]) -> dict[str, str]:
+    return {name: version.partition("+")[0] for name, version in versions.items()}
 
 
 @cache
