@@ -37,6 +37,12 @@ def counted(chosen: Sequence[Case], found: Mapping[str, Outcome]) -> dict[str, l
     return dict(sorted(counts.items()))
 
 
+def settled(conformance: Conformance, chosen: Sequence[Case], refused: set[str]) -> list[str]:
+    """Of operators that were refused in every case, those that run where sizes and axes are constants."""
+    mine = (case for case in chosen if len(case.operators) == 1 and case.operators[0] in refused)
+    return sorted({case.operators[0] for case in mine if conformance.run(case.settled()).status == "pass"})
+
+
 def totals(found: Mapping[str, Outcome]) -> list[int]:
     """Passed, failed, unsupported, over all cases."""
     each = collections.Counter(outcome.status for outcome in found.values())
@@ -94,11 +100,13 @@ def main() -> int:
         for cause, names in causes(found).items():
             print(f"  {len(names):4} {cause}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
         if asked.update and not asked.only:
+            counts = counted(passing, found)
             with Conformance(name) as conformance:
                 options = dict(conformance.options)
+                helped = settled(conformance, passing, {o for o, (_, _, no) in counts.items() if no == sum(counts[o])})
             data["backends"][name] = {
-                "versions": backend.versions(), "options": options, "total": totals(found),
-                "operators": counted(passing, found),
+                "versions": backend.versions(), "options": options, "total": totals(found), "settled": helped,
+                "operators": counts,
             }  # fmt: skip
             write(EXCEPTIONS / f"{name}.json", {"versions": backend.versions(), "exceptions": causes(found)})
     if asked.update and not asked.only:

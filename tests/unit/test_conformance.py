@@ -22,6 +22,23 @@ def test_an_operator_that_was_always_refused_is_lacking() -> None:
     assert MEASURED.lacks({"Abs": 1, "Det": 1}, VERSIONS) == "Det"
 
 
+def test_one_that_runs_with_constant_sizes_is_not() -> None:
+    from dataclasses import replace
+
+    assert replace(MEASURED, settled=("Det",)).lacks({"Det": 1}, VERSIONS) is None
+
+
+def test_a_case_with_its_sizes_as_constants() -> None:
+    sides = [helper.make_tensor_value_info(n, k, s) for n, k, s in (("x", 1, [6]), ("s", 7, [2]), ("y", 1, [2, 3]))]
+    graph = helper.make_graph([helper.make_node("Reshape", ["x", "s"], ["y"])], "g", sides[:2], sides[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    x = np.arange(6, dtype=np.float32)
+    one = Case("reshape", model, [x, np.array([2, 3])], [x.reshape(2, 3)], 1e-3, 1e-7).settled()
+    assert [value.name for value in one.model.graph.input] == ["x"]
+    assert [tensor.name for tensor in one.model.graph.initializer] == ["s"]
+    assert by_onnx_runtime(one).status == "pass"
+
+
 def test_one_that_runs_or_is_wrong_or_was_never_asked_is_not() -> None:
     """A wrong answer is for verification to find: the model's own may be right."""
     assert MEASURED.lacks({"Abs": 1, "Exp": 1, "Nobody": 1}, VERSIONS) is None

@@ -80,16 +80,18 @@ def test_onnx_own_cases_of_every_operator() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = collect_testcases(None)
-    right, seen, surprises = 0, set(), []
+    right, seen, surprises = 0, set[str](), list[str]()
     for case in found:
         names = {key(node.op_type, node.domain) for node in case.model.graph.node}
         if not names <= {*TABLE, "Constant"}:
             continue
+        if any(isinstance(a, list) or a is None for side in case.data_sets[0] for a in side):
+            continue  # sequences: only tensors cross a model's edge
         inputs, outputs = ([np.asarray(a) for a in side] for side in case.data_sets[0])
         if any(a.dtype.kind not in "fiub" for a in (*inputs, *outputs)):
             continue
         try:
-            close(_case(case.model, inputs), outputs, case.name)
+            close(run(read(case.model, "case"), _feeds(case.model, inputs)), outputs, case.name)
         except (ModelError, AssertionError) as error:
             if isinstance(error, AssertionError) or not any(word in str(error) for word in KNOWN):
                 surprises.append(f"{case.name}: {error}")
@@ -100,16 +102,8 @@ def test_onnx_own_cases_of_every_operator() -> None:
     assert {name for name in set(TABLE) - seen if "." not in name} == set()
 
 
-def _case(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The case's outputs; inputs that hold sizes become constants, as they are in real models."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model)
-    feeds = dict(zip((i.name for i in proto.graph.input), inputs, strict=False))
-    known = [(node, TABLE.get(key(node.op_type, node.domain))) for node in proto.graph.node]
-    static = {node.input[i] for node, entry in known if entry for i in entry.static if i < len(node.input)}
-    for name in static & feeds.keys():
-        proto.graph.initializer.append(numpy_helper.from_array(feeds[name], name))
-    return run(read(proto, "case"), feeds)
+def _feeds(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(zip((value.name for value in model.graph.input), inputs, strict=False))
 
 
 X = np.random.default_rng(0).standard_normal((2, 6, 8)).astype(np.float32)

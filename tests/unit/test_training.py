@@ -328,7 +328,12 @@ def test_models_that_cannot_be_trained(digits: Data, original: Model, tmp_path: 
     refused(finetune, small, around, "its weights are quantized")
     for feature in ("weights:int4", "float16"):
         refused(distill, dataclasses.replace(original, features=(feature,)), around, "quantized or rounded")
-    refused(finetune, dataclasses.replace(original, operators={"Det": 1}), around, "does not know the operator `Det`")
+    refused(
+        finetune,
+        dataclasses.replace(original, operators={"ImageDecoder": 1}),
+        around,
+        "does not know the operator `ImageDecoder`",
+    )
     refused(finetune, dataclasses.replace(original, operators={"Relu": 1}), around, "no operator with weights to train")
 
 
@@ -375,11 +380,11 @@ def test_an_operator_hidden_in_a_function_is_named(
 
     monkeypatch.setattr(_training, "unsupported", lambda operators: [])
     proto = onnx.load(original.path)
-    proto.graph.node.append(helper.make_node("Det", ["image"], ["unused"]))
+    proto.graph.node.append(helper.make_node("ImageDecoder", ["image"], ["unused"]))
     (tmp_path / "in").mkdir()
     onnx.save(proto, tmp_path / "in" / "m.onnx")
     around = context(tmp_path / "out", {"image": digits.inputs["image"][:20]}, None, original)
-    with pytest.raises(UnsupportedOperator, match="no operator `Det`"):
+    with pytest.raises(UnsupportedOperator, match="no operator `ImageDecoder`"):
         finetune(load_model(tmp_path / "in" / "m.onnx"), around)
 
 

@@ -39,7 +39,9 @@ class Eager(Executable):
         given = [self._torch.from_numpy(np.array(inputs[spec.name])) for spec in self._artefact.signature.inputs]
         with self._torch.inference_mode():
             found = self._module(*given)
-        return {name: np.array(value.numpy()) for name, value in zip(self._artefact.outputs, found, strict=True)}
+        return {
+            name: np.array(value.detach().numpy()) for name, value in zip(self._artefact.outputs, found, strict=True)
+        }
 
     def save(self, folder: Path) -> None:
         """Writes the graph: there is nothing else."""

@@ -38,12 +38,14 @@ class Measured:
         options: that differ from the defaults.
         total: over all cases, those of several operators included.
         operators: the counts of each operator that has cases of its own.
+        settled: operators that were refused in every case, and run where sizes and axes are constants.
     """
 
     versions: Mapping[str, str]
     options: Mapping[str, Any]
     total: Counts
     operators: Mapping[str, Counts]
+    settled: tuple[str, ...] = ()
 
     def holds(self, versions: Mapping[str, str]) -> bool:
         """Whether it says something of these versions; a build's own mark (`+cpu`) does not matter."""
@@ -53,7 +55,12 @@ class Measured:
         """The first of a model's operators that was refused in every case; None for other versions than measured."""
         if not self.holds(versions):
             return None
-        return next((o for o in operators if (c := self.operators.get(o)) and c.unsupported == c.cases), None)
+        return next((o for o in operators if self.refuses(o)), None)
+
+    def refuses(self, operator: str) -> bool:
+        """Whether every case of an operator was refused, constant sizes or not."""
+        counts = self.operators.get(operator)
+        return counts is not None and counts.unsupported == counts.cases and operator not in self.settled
 
 
 def _plain(versions: Mapping[str, str]) -> dict[str, str]:
@@ -79,6 +86,7 @@ def parse(data: Mapping[str, Any]) -> dict[str, Measured]:
             one["options"],
             Counts(*one["total"]),
             {operator: Counts(*counts) for operator, counts in one["operators"].items()},
+            tuple(one.get("settled", ())),
         )
         for name, one in data["backends"].items()
     }
