@@ -94,8 +94,9 @@ test-all: lint browser $(VENV)/ray $(VENV)/languages envs targets
 	PORTOLAN_PYTHON_TRITON=$(abspath $(VENV)/triton-env/bin/python) \
 	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python PORTOLAN_TEST_ENVS=$(ENVS) PORTOLAN_TEST_WEB=$(TARGETS) $(PYTEST) -m "not hardware"
 
-# ONNX's node tests through every backend that is ready; `CONFORMANCE=--update` keeps what is found.
-conformance: $(VENV)/test envs
+# ONNX's node tests through every backend that is ready (`make envs` makes more so); `CONFORMANCE=--update` keeps what is
+# found.
+conformance: $(VENV)/test
 	PORTOLAN_ENVS=$(ENVS) $(BIN)/python tools/conformance.py $(CONFORMANCE)
 
 bench: $(VENV)/bench

@@ -182,8 +182,8 @@ def operators() -> str:
     ]  # fmt: skip
     parts.append(_table(("backend", "versions", "options", "pass", "wrong or crashed", "refused", "share"), rows))
     about = (
-        "Cases passed of cases, where an operator has cases of its own; `-` is a refusal; `constant sizes`: it runs where "
-        "sizes and axes are constants."
+        "Cases passed of cases, where an operator has cases of its own; `-` is a refusal; `constant sizes`: it runs "
+        "where sizes and axes are constants."
     )
     parts.append(f"## Matrix\n\n{about}\n")
     names = sorted({operator for m in table.values() for operator in m.operators})

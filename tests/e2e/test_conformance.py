@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from portolan.core import conformance as kept
+from portolan.core import environments
+from portolan.core.interpreters import variable
 from portolan.testing.conformance import Case, by_onnx_runtime, cases, through
 from portolan.testing.models import this_machine
 from portolan.worker.environments import backends
+from support.envs import made_environment
 
 FOLDER = Path(__file__).parents[1] / "conformance"
 MEASURED = sorted(kept.table())
@@ -29,8 +33,10 @@ def exceptions(name: str) -> set[str]:
     return {case for names in data["exceptions"].values() for case in names}
 
 
-def fallen(name: str, chosen: list[Case]) -> dict[str, str]:
+def fallen(name: str, chosen: list[Case], patch: pytest.MonkeyPatch) -> dict[str, str]:
     """The cases that pass no more, and why."""
+    if environments.find(name) is not None and variable(name) not in os.environ:
+        made_environment(name, patch)
     backend = backends(this_machine(), [name])[name]
     support = backend.probe(this_machine())
     if not support.ready:
@@ -43,15 +49,15 @@ def fallen(name: str, chosen: list[Case]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_a_sample_still_passes(name: str, passing: list[Case]) -> None:
-    assert fallen(name, passing[::SAMPLED]) == {}
+def test_a_sample_still_passes(name: str, passing: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fallen(name, passing[::SAMPLED], monkeypatch) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", MEASURED)
-def test_all_that_passed_still_pass(name: str, passing: list[Case]) -> None:
-    assert fallen(name, passing) == {}
+def test_all_that_passed_still_pass(name: str, passing: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fallen(name, passing, monkeypatch) == {}
 
 
 @pytest.mark.parametrize(("name", "least"), [("onnxruntime", 0.98), ("openvino", 0.9), ("torch", 0.9), ("xla", 0.9)])
