@@ -7,7 +7,6 @@ first call with another one compiles again, and what was compiled is saved.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.core.backend import Backend, Executable, Tensors
 from portolan.core.model import Model
 from portolan.core.schema import Knob
-from portolan.core.silence import runtime
+from portolan.core.silence import environment, runtime
 from portolan.core.target import Target
 from portolan.targets.local import local
 
@@ -142,7 +141,10 @@ class Compiled(Executable):
         settings = {"xla_cpu_prefer_vector_width": int(self._width)}
         with explained("xla", self._artefact.path, doing="compile"):
             lowered = self._jax.jit(call, keep_unused=True).lower(*shaped)
-            return lowered.compile(compiler_options=settings).runtime_executable()
+            made = lowered.compile(compiler_options=settings).runtime_executable()
+        if self._weights == "constants":
+            self._source = None  # the code holds them now; another size reads them again
+        return made
 
     # Keeping ----------------------------------------------------------------------------------------------------------
 
@@ -194,12 +196,11 @@ class Compiled(Executable):
 
 def _started(threads: int) -> Any:
     """JAX with 64-bit numbers, and a pool of so many threads if this process has none yet."""
-    if not _pool():
-        os.environ["NPROC"] = str(threads or all_cores())  # read once, as the pool is made
     jax = runtime("jax")
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_platforms", "cpu")
-    jax.devices("cpu")
+    with environment(NPROC=str(threads or all_cores())):  # read once, as the pool is made
+        jax.devices("cpu")
     return jax
 
 
