@@ -181,6 +181,12 @@ def test_graphs_run_operator_by_operator(tmp_path: Path) -> None:
         assert again.facts()["compiler"] == "eager"
 
 
+def test_a_search_tries_graphs_only_where_torch_is_named(exported: Path, tmp_path: Path) -> None:
+    graph = cases(tmp_path)[0].model
+    assert "--backend torch" in (torch.unasked(graph) or "")
+    assert torch.unasked(model(exported)) is None
+
+
 @pytest.mark.slow
 def test_graphs_are_compiled(tmp_path: Path) -> None:
     """By Inductor, from the graph alone; a free size stays free."""

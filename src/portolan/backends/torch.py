@@ -132,6 +132,12 @@ class Torch(Backend):
     fix = "pip install torch"
     heavy = True
 
+    def unasked(self, model: Model) -> str | None:
+        """Inductor seldom wins with a plain graph, and takes tens of seconds and a C++ compiler."""
+        if model.program is not None:
+            return None
+        return "`torch` takes tens of seconds for a plain ONNX graph, so it has to be named: `--backend torch`"
+
     def refuse(self, model: Model, target: Target) -> str | None:
         """Besides the features: what the importer cannot read, where there is no exported program."""
         from portolan.importers.reading import refusal

@@ -117,6 +117,11 @@ class Backend(ABC):
         found = {name: interpreters.distribution(self.name, name) for name in self.distributions}
         return {name: version for name, version in found.items() if version is not None}
 
+    def unasked(self, model: Model) -> str | None:
+        """Why a search tries this backend on `model` only where it is named; None if it need not be."""
+        del model
+        return None
+
     def refuse(self, model: Model, target: Target) -> str | None:
         """Why this backend cannot run `model` or would gain nothing from what passes did to it; None if it can."""
         if lacking := conformance.refusal(self.name, model.operators, self.versions()):
