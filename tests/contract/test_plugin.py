@@ -116,7 +116,7 @@ def test_the_suites_are_had_lazily() -> None:
     )
     ran = python(Path.cwd(), "-c", code)
     assert ran.stdout.splitlines() == [
-        "False False ['BackendContract', 'FrontendContract', 'PassContract']",
+        "False False ['BackendContract', 'FrontendContract', 'LanguageContract', 'PassContract']",
         "portolan.testing.backend",
     ], ran.stderr
 

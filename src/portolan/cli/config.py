@@ -194,7 +194,8 @@ def _setting(source: Source, keys: tuple[str, ...], flags: Mapping[str, Flag], v
 def nearest(name: str, known: Iterable[str], verbs: Verbs, dashes: str = "") -> str | None:
     """A hint for an unknown flag or key: the nearest one that is known, else the commands that do have it."""
     if owners := [f"`{verb}`" for verb, flags in verbs.items() if name in flags]:
-        return f"{' and '.join(owners)} {'has' if len(owners) == 1 else 'have'} it"
+        named = " and ".join(filter(None, (", ".join(owners[:-1]), owners[-1])))
+        return f"{named} {'has' if len(owners) == 1 else 'have'} it"
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean `{dashes}{near[0]}`?" if near else None
 
