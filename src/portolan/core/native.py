@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-Array = np.ndarray[Any, Any]
+    Array = np.ndarray[Any, Any]
+
 #: Tasks of one grab: small, so that threads end together.
 _GRABS_PER_THREAD = 8
 
@@ -78,6 +80,8 @@ class Library:
         """Memory of this thread's own, aligned to 64 bytes, kept for the next call."""
         held = getattr(self._local, "space", None)
         if held is None or held.nbytes < space + 64:
+            import numpy as np
+
             held = self._local.space = np.empty(space + 64, np.uint8)
         return ctypes.c_void_p((held.ctypes.data + 63) // 64 * 64)
 
