@@ -45,6 +45,9 @@ ALLOWED = {
     ("core/registry.py", "importlib.import_module"): "a module here, or a plug-in that the user installed",
     ("core/silence.py", "importlib.import_module"): "a runtime, by a name that stands in the code",
     ("core/userfile.py", "exec_module"): "`file.py:function`: the file that the user names, to be run",
+    ("backends/tvm.py", "load_module"): "what this backend compiled and saved; native code is asked for by bundles",
+    ("frontends/huggingface.py", "importlib.import_module"): "torchvision, to see whether it is whole",
+    ("kernels/languages/triton.py", "exec_module"): "code that its printer made of the user's own kernel",
     ("frontends/_pt2.py", "torch.export.load"): "after the archive was checked to hold nothing that runs",
 }
 

@@ -52,7 +52,8 @@ class _Killer:
         setattr(owner, name, wrapped)
 
     def arm(self) -> None:
-        from portolan.study import ledger, workspace
+        from portolan.core import ledger
+        from portolan.study import workspace
         from portolan.worker import frames, session
 
         self.around(ledger.Ledger, "append", "append", "appended")

@@ -13,7 +13,7 @@ from portolan.errors import GoalsNotMet, PortolanError, UnknownName, UsageError,
 CODES = {
     "PortolanError": 1, "UsageError": 2, "CannotHelp": 2, "UnknownName": 2, "GoalsNotMet": 3, "NoBackend": 4,
     "ModelError": 5, "UnsupportedOperator": 5, "VerificationFailed": 6, "NoResult": 7, "WorkerError": 1,
-    "WorkerCrashed": 1, "WorkerTimeout": 1, "OutOfMemory": 1, "DiskFull": 1, "Interrupted": 130,
+    "WorkerCrashed": 1, "WorkerTimeout": 1, "EnvironmentGone": 1, "OutOfMemory": 1, "DiskFull": 1, "Interrupted": 130,
 }  # fmt: skip
 CLASSES = {
     name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and kind.__module__ == errors.__name__

@@ -28,7 +28,7 @@ class Eager(Executable):
         self._torch = runtime("torch")
         self._torch.set_num_threads(threads)
         with explained("torch", artefact.path), artefact.unpacked() as path:
-            self._module = module(program(path, path.stem)).eval()
+            self._module = module(program(path, path.stem)).train(False)
         self._artefact = artefact
         demand("torch", {"device": "cpu", "precision": "f32", "threads": threads}, self.facts())
 
@@ -81,7 +81,7 @@ def imported(model: Model) -> Any:
         args.append(torch.zeros(sizes, dtype=getattr(torch, spec.dtype)))
         shapes.append({i: torch.export.Dim.AUTO for i, d in enumerate(spec.shape) if isinstance(d, str)})
     try:
-        found = torch.export.export(module(read).eval(), tuple(args), dynamic_shapes=(tuple(shapes),))
+        found = torch.export.export(module(read).train(False), tuple(args), dynamic_shapes=(tuple(shapes),))
     except PortolanError:
         raise
     except Exception as error:  # whatever the tracer throws

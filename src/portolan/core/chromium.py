@@ -13,6 +13,8 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
 
+_LONGEST = 60
+
 
 def command(program: str, profile: Path, address: str) -> list[str]:
     """The command line of a browser on `address`; `profile` is a folder of its own."""
@@ -22,5 +24,8 @@ def command(program: str, profile: Path, address: str) -> list[str]:
 
 
 def environment(profile: Path) -> dict[str, str]:
-    """Its environment: what it writes below a home folder goes with the profile."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("XDG_")} | {"HOME": str(profile)}
+    """Its environment: what it writes below a home folder, and its socket, go with the profile."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    # A socket's path has at most 107 characters, of which the browser wants about 45; with more it never starts.
+    short = profile if len(str(profile)) <= _LONGEST else Path("/tmp")
+    return kept | {"HOME": str(profile), "TMPDIR": str(short)}

@@ -74,8 +74,8 @@ class Triton(Language):
         Raises:
             CompilerError: triton refused it.
         """
+        from triton import compiler
         from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource, compile
 
         plan = Plan.from_json(json.loads(source.with_suffix(".json").read_bytes()))
         module = _module(source)
@@ -86,8 +86,8 @@ class Triton(Language):
                 function = getattr(module, step.entry)
                 signature = dict(zip(function.arg_names, kinds, strict=True))
                 try:
-                    asked = ASTSource(fn=function, signature=signature, constexprs={"LANES": _LANES})
-                    made = compile(asked, target=GPUTarget(*_AHEAD, _WARP))
+                    asked = compiler.ASTSource(fn=function, signature=signature, constexprs={"LANES": _LANES})
+                    made = compiler.compile(asked, target=GPUTarget(*_AHEAD, _WARP))
                 except Exception as error:  # a compiler's own errors, of many kinds
                     raise CompilerError(f"triton refused `{step.entry}`: {str(error)[:600]}") from error
                 file.writestr(f"{step.entry}.cubin", made.asm["cubin"])
