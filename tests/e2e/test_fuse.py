@@ -15,7 +15,7 @@ from portolan.backends.onnxruntime import onnxruntime
 from portolan.core.extensions import libraries, place
 from portolan.core.graph import load_model
 from portolan.core.passes import Context
-from portolan.errors import UsageError
+from portolan.errors import UsageError, WorkerTimeout
 from portolan.fusing import fuse
 from portolan.kernels.fusion import race
 from portolan.kernels.fusion.chains import Finder
@@ -122,6 +122,24 @@ def test_a_kernel_that_is_slower_or_wrong_is_not_taken(tmp_path: Path, monkeypat
     monkeypatch.setattr(race, "source", lambda *given: code(*given).replace("v_tanh(v_", "v_sigmoid(v_"))
     with pytest.raises(UsageError, match="none of the 1 chains"):
         fuse(model, Context(empty(tmp_path / "wrong"), local.detect()), gain=0.001)
+
+
+def test_a_race_that_ran_out_of_time_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine's verdict is not kept: only what a kernel does is."""
+
+    def late(*given: Any) -> float:
+        raise WorkerTimeout("no answer")
+
+    text = """
+    <ir_version: 10, opset_import: ["": 18]>
+    net (float[8,16] x) => (float[8,16] y) { a = Exp (x)  y = Tanh (a) }"""
+    model = load_model(written(text, tmp_path / "in"))
+    with monkeypatch.context() as busy:
+        busy.setattr(race._Race, "_ratio", late)
+        with pytest.raises(UsageError, match="none of the 1 chains"):
+            fuse(model, Context(empty(tmp_path / "late"), local.detect()), gain=0.001)
+    later = fuse(model, Context(empty(tmp_path / "later"), local.detect()), gain=0.001)
+    assert len(operators(later.path)) == 1
 
 
 def test_a_model_cannot_name_a_library(tmp_path: Path) -> None:

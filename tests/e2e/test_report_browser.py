@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from portolan.reports import write
 
 pytestmark = pytest.mark.browser
 GOLDEN = Path(__file__).parents[1] / "golden"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
 Open = Callable[..., Page]
 
 
 def load(name: str) -> dict[str, Any]:
     return json.loads((GOLDEN / name).read_text())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.fail(
-            "the browser tests need one of " + ", ".join(names) + ": `apt-get install chromium`, "
-            "or leave them out with `-m 'not browser'`",
-            pytrace=False,
-        )
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from searching import MODEL, TARGET
 
-from portolan.core.extensions import cache_folder
+from portolan.core.folders import cache_folder
 from portolan.core.ledger import Ledger
 from portolan.core.measurement import Measurement
 from portolan.core.recipe import Recipe

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 FLAGS = (
     "--headless=new", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-unsafe-swiftshader",
@@ -14,6 +17,12 @@ FLAGS = (
 )  # fmt: skip
 
 _LONGEST = 60
+
+
+def found() -> str | None:
+    """The browser: PORTOLAN_CHROMIUM, else the first of the usual names; None where there is none."""
+    asked = os.environ.get("PORTOLAN_CHROMIUM")
+    return next(filter(None, map(shutil.which, [asked] if asked else NAMES)), None)
 
 
 def command(program: str, profile: Path, address: str) -> list[str]:

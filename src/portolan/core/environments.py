@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from portolan.core.folders import data_folder
 from portolan.errors import PortolanError, UnknownName
 
 VARIABLE = "PORTOLAN_ENVS"
@@ -105,10 +106,7 @@ class Found:
 
 def root() -> Path:
     """The folder of all environments: PORTOLAN_ENVS, or `portolan/envs` in the user's data folder."""
-    if asked := os.environ.get(VARIABLE):
-        return Path(asked).expanduser().absolute()
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "portolan" / "envs"
+    return data_folder("envs", VARIABLE)
 
 
 def names() -> list[str]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 import re
 from pathlib import Path
 
+from portolan.core.folders import cache_folder
 from portolan.core.target import Target
 
 FEATURE = "kernels"
@@ -19,14 +19,6 @@ FEATURE = "kernels"
 DOMAIN = "portolan.fused"
 """The domain of such an operator is this and its name."""
 _NAME = re.compile(r"fused_[0-9a-f]{12}")
-
-
-def cache_folder() -> Path:
-    """PORTOLAN_CACHE, or `portolan` in the user's cache folder."""
-    if folder := os.environ.get("PORTOLAN_CACHE"):
-        return Path(folder)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "portolan"
 
 
 def place(name: str, target: Target) -> Path:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from portolan.backends._engine import SETTINGS, VARIABLE, Web
-from portolan.core import environments
+from portolan.core import chromium, environments
 from portolan.emulation import npm
 from portolan.emulation.commands import need
 from portolan.emulation.debian import Debian, unpack
@@ -21,7 +20,6 @@ from portolan.emulation.wheels import install
 from portolan.errors import NoBackend
 from portolan.targets._added import FOLDER, PYTHON
 
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _DEBIAN = {"aarch64": "arm64", "riscv64": "riscv64"}
 
 
@@ -155,10 +153,9 @@ def browser() -> str:
     Raises:
         NoBackend: none is installed.
     """
-    for name in _BROWSERS:
-        if (path := shutil.which(name)) is not None:
-            return path
-    raise NoBackend(f"no browser is installed: none of {', '.join(_BROWSERS)}", hint="apt-get install chromium")
+    if (path := chromium.found()) is not None:
+        return path
+    raise NoBackend(f"no browser is installed: none of {', '.join(chromium.NAMES)}", hint="apt-get install chromium")
 
 
 def _placed(path: Path | str, folder: Path) -> str:

@@ -23,18 +23,11 @@ from typing import Any
 from portolan.core import chromium
 from portolan.errors import NoBackend, WorkerError
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
 _SECONDS = 120.0
 _GOODBYE = 10.0
 _PREFIX = "portolan-browser-"
 #: How long the page waits for work before it asks again.
 _PATIENCE = 20.0
-
-
-def found() -> str | None:
-    """The browser: PORTOLAN_CHROMIUM, else the first of the usual names."""
-    asked = os.environ.get("PORTOLAN_CHROMIUM")
-    return next(filter(None, map(shutil.which, [asked] if asked else _NAMES)), None)
 
 
 class Browser:
@@ -45,7 +38,7 @@ class Browser:
     """
 
     def __init__(self) -> None:
-        program = found()
+        program = chromium.found()
         if program is None:
             raise NoBackend("there is no Chromium", hint="apt install chromium, or name one: PORTOLAN_CHROMIUM=/path")
         self._asked: queue.Queue[bytes] = queue.Queue()

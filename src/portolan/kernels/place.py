@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from portolan.core.extensions import cache_folder
+from portolan.core.folders import cache_folder
 from portolan.core.ledger import Ledger
 from portolan.errors import PortolanError
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from portolan.core.extensions import cache_folder
+from portolan.core.folders import cache_folder
 from portolan.core.ledger import Ledger
 from portolan.core.model import Model
 from portolan.core.target import Target

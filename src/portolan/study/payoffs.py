@@ -16,7 +16,7 @@ import numpy as np
 from portolan.core import registry
 from portolan.core.backend import Backend
 from portolan.core.data import Data, sample, save_npz
-from portolan.core.extensions import cache_folder
+from portolan.core.folders import cache_folder
 from portolan.core.graph import load_model
 from portolan.core.ledger import Ledger
 from portolan.core.model import Model

@@ -7,7 +7,6 @@ interpreter of Portolan and its own folder by a word, so that neither a move nor
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from portolan.core.folders import data_folder
 from portolan.core.registry import TARGETS
 from portolan.core.target import Target
 from portolan.errors import PortolanError, UnknownName, UsageError, nearest
@@ -64,10 +64,7 @@ class Added:
 
 def root() -> Path:
     """The folder of all added targets: PORTOLAN_TARGETS_DIR, or `portolan/targets` in the user's data folder."""
-    if asked := os.environ.get(VARIABLE):
-        return Path(asked).expanduser().absolute()
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser().absolute() / "portolan" / "targets"
+    return data_folder("targets", VARIABLE)
 
 
 def names() -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from portolan.core.extensions import place as place_of
 from portolan.core.target import Target
-from portolan.errors import PortolanError
+from portolan.errors import DiskFull, OutOfMemory, PortolanError, WorkerTimeout
 from portolan.kernels import place
 from portolan.kernels.candidates import default
 from portolan.kernels.compiler import find
@@ -64,10 +64,11 @@ def put_in(graph: onnx.ModelProto, chains: Sequence[Fused], target: Target, gain
     Raises:
         NoBackend: there is no C compiler.
     """
+    numbers = numbers_of(graph)
     with TemporaryDirectory(prefix="portolan-fuse-") as scratch:
-        better = _Race(graph, shapes(graph), numbers_of(graph), target, Path(scratch)).winners(chains, gain, most)
+        better = _Race(graph, shapes(graph), numbers, target, Path(scratch)).winners(chains, gain, most)
     if better:
-        replaced(graph, better, numbers_of(graph))
+        replaced(graph, better, numbers)
     return len(better)
 
 
@@ -117,6 +118,8 @@ class _Race:
                 Judge(one.program, cases, worker).error(one.program.name, path)
                 ratio = self._ratio(one, path, worker)
             reason = None
+        except (DiskFull, OutOfMemory, WorkerTimeout):
+            return 0.0  # for want of what there may be next time: not remembered
         except PortolanError as error:
             # A kernel that cannot be compiled, is wrong or crashes is no candidate; the nodes stay.
             ratio, reason = 0.0, error.message

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from portolan.kernels.browser import Browser, found
+from portolan.core import chromium
+from portolan.kernels.browser import Browser
 from portolan.kernels.language import Array, Here, Language, Loaded
 from portolan.kernels.plan import Plan
 from portolan.kernels.printers.wgsl import GROUP, MOST_GROUPS, WGSLPrinter
@@ -30,7 +31,7 @@ class WGSL(Language):
 
     def probe(self) -> Here:
         """Whether there is a browser; whether it has WebGPU is seen when it is used."""
-        program = found()
+        program = chromium.found()
         if program is None:
             return Here("print", reason="there is no Chromium", fix="apt install chromium")
         asked = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=False)
