@@ -40,6 +40,7 @@ from portolan.frontends.demo import demo_data, is_demo
 from portolan.measure.lock import measuring
 from portolan.measure.quality import compare
 from portolan.search.space import Candidate, candidates
+from portolan.study.pace import Pace
 from portolan.worker import Worker
 from portolan.worker.environments import python_for
 
@@ -85,6 +86,22 @@ class Events:
         return self._known.get(key)
 
 
+class Loaded:
+    """A worker with a loaded recipe and its inputs."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def block(self, seconds: float) -> np.ndarray:
+        """Milliseconds of each inference of a block of about `seconds`."""
+        reply = self._worker.ask("time", timeout=TIMEOUT, seconds=seconds, min_runs=5)
+        return np.asarray(reply.tensors["ns"] / 1e6)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._worker.close()
+
+
 class Recorder:
     """Records one model."""
 
@@ -105,7 +122,7 @@ class Recorder:
         )  # fmt: skip
         self.candidates: list[Candidate] = drawn(found, arguments.most or len(found))
         self.original: dict[str, np.ndarray] | None = None
-        self._pace: Worker | None = None
+        self._pace: Pace | None = None
 
     def _samples(self, source: str) -> Data:
         beside = demo_data(source) if is_demo(source) else Path(source).with_suffix(".npz")
@@ -222,31 +239,26 @@ class Recorder:
         """One process start: warmed up for a third of the time, then timed; milliseconds and what it took."""
         pace = self.pace()
         begin = time.perf_counter()
-        worker = self._timed(candidate)
+        loaded = Loaded(self._timed(candidate))
         try:
             with measuring():
-                _block(worker, seconds / 3)
-                ms, usual = np.concatenate([self._against(pace, worker, seconds / blocks) for _ in range(blocks)]).T
+                loaded.block(seconds / 3)
+                ms = np.concatenate([pace.against(loaded, seconds / blocks) for _ in range(blocks)])
         finally:
-            worker.close()
+            loaded.close()
         low, middle, high = np.quantile(ms, [0.25, 0.5, 0.75])
         taken = time.perf_counter() - begin
-        told = {"ms": [float(middle), float(low), float(high)], "usual": float(np.median(usual))}
-        return {**told, "n": len(ms), "seconds": taken}
+        return {"ms": [float(middle), float(low), float(high)], "n": len(ms), "seconds": taken}
 
-    def pace(self) -> Worker:
-        """The untouched model, kept loaded."""
+    def pace(self) -> Pace:
+        """The untouched model, kept loaded; every run of this program scales to what the first one saw."""
         if self._pace is None:
-            self._pace = self._timed(self.candidates[0])
-            _block(self._pace, 1.0)
+            loaded = Loaded(self._timed(self.candidates[0]))
+            usual = self.events.once(
+                f"{self.model.sha256[:12]} usual", lambda: {"ms": float(np.median(loaded.block(3.0)))}
+            )
+            self._pace = Pace(loaded, usual["ms"])
         return self._pace
-
-    def _against(self, pace: Worker, worker: Worker, seconds: float) -> np.ndarray:
-        """Milliseconds of a block, scaled by how the untouched model did around it, and that model's own."""
-        before, mine, after = _block(pace, seconds / 4), _block(worker, seconds), _block(pace, seconds / 4)
-        now = float(np.median(np.concatenate([before, after])))
-        usual = self.events.once(f"{self.model.sha256[:12]} usual", lambda: {"ms": now})["ms"]
-        return np.stack([mine * (usual / now), np.full(len(mine), now)], axis=1)
 
     def _timed(self, candidate: Candidate) -> Worker:
         worker = self._loaded(candidate)
@@ -336,10 +348,6 @@ def drawn(found: Sequence[Candidate], most: int) -> list[Candidate]:
     others = [c for c in found if c not in first]
     chosen = {c.key for c in random.Random(0).sample(others, max(0, min(most - len(first), len(others))))}
     return [c for c in found if c in first or c.key in chosen]
-
-
-def _block(worker: Worker, seconds: float) -> np.ndarray:
-    return np.asarray(worker.ask("time", timeout=TIMEOUT, seconds=seconds, min_runs=5).tensors["ns"] / 1e6)
 
 
 def screening(event: Event) -> Measurement:
