@@ -6,9 +6,8 @@ request was due, so a slow server cannot slow the load down and hide its tail (c
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -113,111 +112,17 @@ def arrivals(rate: float, seconds: float, seed: int) -> np.ndarray:
 
 
 def poisson(host: str, port: int, path: str, body: bytes, headers: Mapping[str, str], due: np.ndarray) -> Open:
-    """Sends the request at each time of `due`, over as many connections as it takes."""
+    """Sends the request at each time of `due`, over as many connections as it takes; see open.c."""
     lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
-    try:
-        import uvloop
-
-        run = uvloop.run
-    except ImportError:
-        run = asyncio.run
-    return run(_poisson(host, port, head.encode() + body, due))
-
-
-async def _poisson(host: str, port: int, message: bytes, due: np.ndarray) -> Open:
-    loop = asyncio.get_running_loop()
-    run = _Run(len(due))
-    idle: list[_Client] = []
-    connect = lambda: loop.create_connection(lambda: _Client(run, idle), host, port)  # noqa: E731
-    for _, client in await asyncio.gather(*(connect() for _ in range(64))):
-        idle.append(client)
-    start = loop.time() + 0.05
-    pending = set()
-    for i, at in enumerate(due):
-        wait = start + at - loop.time()
-        if wait > 0 or i % 64 == 0:
-            await asyncio.sleep(max(wait, 0))
-        run.late[i] = loop.time() - start - at
-        while idle and idle[-1].transport.is_closing():
-            idle.pop()
-        if idle:
-            idle.pop().send(message, i, start + at)
-        else:
-            task = asyncio.create_task(_dial(connect, message, i, start + at, run))
-            pending.add(task)
-            task.add_done_callback(pending.discard)
-    with contextlib.suppress(TimeoutError):  # what is still open then stays with status 0 and an endless latency
-        await asyncio.wait_for(run.done.wait(), 30)
-    for client in [*idle, *run.busy]:
-        client.transport.close()
-    return Open(due, run.status, run.latency, run.late)
-
-
-async def _dial(connect, message: bytes, index: int, at: float, run: _Run) -> None:  # type: ignore[no-untyped-def]
-    try:
-        _, client = await connect()
-    except OSError:
-        run.finish(index, 0, float("inf"))
-    else:
-        client.send(message, index, at)
-
-
-class _Run:
-    def __init__(self, count: int) -> None:
-        self.status = np.zeros(count, np.int32)
-        self.latency = np.full(count, np.inf)
-        self.late = np.zeros(count)
-        self.left = count
-        self.done = asyncio.Event()
-        self.busy: set[_Client] = set()
-
-    def finish(self, index: int, status: int, latency: float) -> None:
-        self.status[index] = status
-        self.latency[index] = latency
-        self.left -= 1
-        if not self.left:
-            self.done.set()
-
-
-class _Client(asyncio.Protocol):
-    """One connection, one request at a time."""
-
-    transport: asyncio.Transport
-
-    def __init__(self, run: _Run, idle: list[_Client]) -> None:
-        self._run, self._idle, self._loop = run, idle, asyncio.get_running_loop()
-        self._index, self._at, self._need = -1, 0.0, -1
-        self._got = bytearray()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-
-    def send(self, message: bytes, index: int, at: float) -> None:
-        self._index, self._at, self._need = index, at, -1
-        self._run.busy.add(self)
-        self.transport.write(message)
-
-    def data_received(self, data: bytes) -> None:
-        self._got += data
-        if self._need < 0:
-            end = self._got.find(b"\r\n\r\n")
-            if end < 0:
-                return
-            head = bytes(self._got[:end]).lower()
-            length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
-            self._need = end + 4 + int(length or 0)
-        if len(self._got) >= self._need:
-            self._finish(int(self._got[9:12]))
-            self._got.clear()
-            if not self.transport.is_closing():
-                self._idle.append(self)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        if self._index >= 0:
-            self._finish(0)
-
-    def _finish(self, status: int) -> None:
-        self._run.busy.discard(self)
-        self._run.finish(self._index, status, self._loop.time() - self._at if status else float("inf"))
-        self._index = -1
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise SystemExit("the open loop needs a C compiler: apt-get install gcc")
+    with tempfile.TemporaryDirectory(prefix="portolan-load-") as folder:
+        program, message, times, found = (Path(folder) / name for name in ("open", "message", "due", "found"))
+        subprocess.run([compiler, "-O2", "-o", program, Path(__file__).with_name("open.c")], check=True)
+        message.write_bytes(head.encode() + body)
+        times.write_bytes(due.astype(np.float64).tobytes())
+        subprocess.run([program, host, str(port), message, times, found], check=True)
+        status, latency, late = np.fromfile(found).reshape(-1, 3).T
+    return Open(due, status.astype(np.int32), latency, late)
