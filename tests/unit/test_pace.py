@@ -38,7 +38,7 @@ def test_a_slower_machine_cancels_out() -> None:
 
 
 def test_a_processor_taken_by_another_is_waited_out() -> None:
-    """The baseline fell to a quarter, the candidate with its one thread did not: scaled, it would look twice as fast."""
+    """The baseline fell to a quarter, the candidate with one thread did not: scaled, it would look twice as fast."""
     candidate = Scripted([5, 10, 5])
     pace = Pace(Scripted([20, 20, 80, 80, 20, 20]))
     pace.against(candidate, 0.1)

@@ -50,7 +50,12 @@ class Cores:
 
     def room(self, busy: int) -> bool:
         """Whether a core is left beside the front and `busy` replicas that run."""
-        return busy + (self.share > _TAKEN) < self.count
+        return busy + self.crowded < self.count
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the front takes a core, or a good part of one."""
+        return self.share > _TAKEN
 
 
 def _usable() -> int:

@@ -132,12 +132,17 @@ _Heap = list[tuple[float, int, Any]]
 
 
 class Queue(Generic[T]):
-    """The calls that wait, by level of priority, key and deadline."""
+    """The calls that wait, by level of priority, key and deadline.
+
+    Attributes:
+        length, rows, bytes: of what waits.
+        came: how many calls were ever let wait.
+    """
 
     def __init__(self) -> None:
         self._heaps: dict[tuple[int, Hashable], _Heap] = {}
         self._rows: dict[tuple[int, Hashable], int] = {}
-        self._number = 0
+        self.came = 0
         self._left_inside = 0
         self.length = 0
         self.bytes = 0
@@ -153,9 +158,9 @@ class Queue(Generic[T]):
         if heap is None:
             heap = self._heaps[place] = []
             self._rows[place] = 0
-        self._number += 1
+        self.came += 1
         item.gone = False
-        heapq.heappush(heap, (item.deadline, self._number, item))
+        heapq.heappush(heap, (item.deadline, self.came, item))
         rows = item.rows
         self._rows[place] += rows
         self.length += 1
