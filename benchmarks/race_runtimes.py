@@ -1,135 +1,277 @@
-"""Who runs what fastest: `python benchmarks/race_runtimes.py ZOO [NAME...] [--budget 4min] [--write]`.
+"""Who runs what fastest: `python benchmarks/race_runtimes.py ZOO [NAME...] [--prepare] [--write]`.
 
 ZOO is the folder that `python benchmarks/models.py ZOO` fills; a gradient-boosted tree is made here. For each model,
-with whatever backends and environments are there (`portolan doctor`): `optimize` searches them all with exact outputs,
-then one interleaved race sets what it chose against every single backend at its best options in that search (its
-defaults where the search did not come to it), over fresh processes. The answer must not be slower than any of them
-beyond the noise.
+with whatever backends and environments are there (`portolan doctor`), in two steps:
 
-Results go to ZOO/runtimes.json model by model: what is there is not raced again (`--again` does), and a search goes on
-where it was. `--search` stops before the races, which want a machine that does nothing else. `--write` puts the table
-of who wins where into docs/reference/who-wins-where.md. Exits 1 where the answer is slower than a backend.
+    --prepare   every backend compiles the model and answers, each within five minutes; peers' files are made. Other
+                work may run meanwhile: nothing is timed but to leave out what is hopeless.
+    without     each is timed alone for a moment, and what takes three times as long as the fastest is out; `optimize`
+                searches the others with exact outputs; then one interleaved race sets what it chose against every
+                backend at its best options in that search, and against peers' defaults of the same fidelity, over
+                fresh processes. This wants a machine that does nothing else.
+
+The answer must not be slower than any of them beyond the noise. Results go to ZOO/runtimes.json model by model: what
+is there is not raced again (`--again` does). `--write` puts the table of who wins where into
+docs/reference/who-wins-where.md. Exits 1 where the answer is slower than a backend or a peer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import portolan
+import race_page
+import race_peers
+from portolan.core import registry
+from portolan.core.data import sample
+from portolan.core.model import Model
+from portolan.core.recipe import Recipe
+from portolan.core.silence import silence
 from portolan.errors import PortolanError
+from portolan.measure.race import Arm, race
+from portolan.study.builder import Builder, read_model
+from portolan.study.finals import MOST_STARTS
+from portolan.study.optimize import read_samples
+from portolan.study.probe import Session, judge
+from portolan.study.workspace import Workspace
+from portolan.targets.local import local
+from portolan.units import parse
+from portolan.worker.environments import backends as find_backends
 
 MODELS = ("resnet50", "mobilenetv2", "vit", "bert", "gpt2", "minilm", "lstm", "trees")
-EXACT = "max_rel_error <= 0.001"
-PAGE = Path(__file__).parents[1] / "docs" / "reference" / "who-wins-where.md"
-#: Never raced: the oracle and the test double are no runtimes that anybody would choose.
-ASIDE = ("reference", "fake")
-UNREACHED = "not reached in the budget"
+BASE = "onnxruntime"
+#: Samples: speed needs few, and slow runtimes answer for each of them.
+ROWS = 24
+#: How far an output may be from the untouched model's on ONNX Runtime, over its root mean square.
+EXACT = 1e-3
+#: How many times the fastest's time keeps a backend out: compiled beside other work, which slows some runtimes by ten;
+#: timed alone before the search; and timed by the search before the race.
+HOPELESS, SLOW, BEATEN = 40.0, 3.0, 2.0
+#: Seconds that a backend may take for one step: compile, load, answer.
+PATIENCE = 300
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; all by default")
-    parser.add_argument("--budget", default="4min", help="of each search and of each race")
-    parser.add_argument("--search", action="store_true", help="only search and compile; a later run races")
+    parser.add_argument("--budget", default="150s", help="of each search")
+    parser.add_argument("--race", default="130s", help="of each race")
+    parser.add_argument("--prepare", action="store_true", help="only compile, and leave out what is far too slow")
     parser.add_argument("--again", action="store_true", help="race models that are in runtimes.json too")
     parser.add_argument("--write", action="store_true", help="write the table into the docs")
     given = parser.parse_args()
     if unknown := set(given.names) - set(MODELS):
         parser.error(f"no model named {', '.join(sorted(unknown))}: known are {', '.join(MODELS)}")
+    os.environ.setdefault("PORTOLAN_WORKER_TIMEOUT", str(PATIENCE))
+    silence()
     kept = given.zoo / "runtimes.json"
     rows: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
-    for name in given.names or MODELS:
-        if name not in rows or given.again:
-            begin = time.monotonic()
-            found = searched(name, given.zoo, given.budget)
-            if not given.search:
-                rows[name] = found | raced(found, given.zoo / f"bundles-{name}", given.budget)
-                kept.write_text(json.dumps(rows, indent=1))
-            print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
-        if name in rows:
-            show(name, rows[name])
+    for name in given.names or ([] if given.write else MODELS):
+        begin = time.monotonic()
+        if given.prepare or not prepared(name, given.zoo).is_file():
+            prepare(name, given.zoo)
+        if not given.prepare and (name not in rows or given.again):
+            rows[name] = measured(name, given.zoo, given.budget, given.race)
+            kept.write_text(json.dumps(rows, indent=1))
+        print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
+        if name in rows and not given.prepare:
+            race_page.show(name, rows[name])
     if given.write:
-        PAGE.write_text(page(rows), encoding="utf-8")
-        print(f"wrote {PAGE.name}")
-    return int(any(slower(row) for row in rows.values()))
+        print(f"wrote {race_page.write(rows, MODELS)}")
+    return int(any(race_page.slower(row) for row in rows.values()))
 
 
-def searched(name: str, zoo: Path, budget: str) -> dict[str, Any]:
-    """One model: the search over all backends, and a bundle of the best trial of each, the answer's first."""
-    folder, kept = zoo / f"bundles-{name}", zoo / f"bundles-{name}" / "found.json"
-    source, data = model(name, zoo)
-    if kept.is_file():
-        found: dict[str, Any] = json.loads(kept.read_text())
-        return enter_defaults(found, source, data, folder)
-    ready = {row["name"]: row["version"] for row in portolan.doctor().backends if row["ready"]}
-    backends = {one: version for one, version in ready.items() if one not in ASIDE and not simulated(one)}
-    study = zoo / f"study-runtimes-{name}"
+class Task:
+    """One model with what its steps need; the study's folder keeps what was compiled."""
+
+    def __init__(self, name: str, zoo: Path) -> None:
+        self.source, self.data = model(name, zoo)
+        self.study = zoo / f"study-runtimes-{name}"
+        self.workspace, self.target = Workspace(self.study), local.detect()
+        self.model = read_model(self.workspace, self.source)
+        self.samples = read_samples(self.data, self.model, self.study, 0, None, self.source)
+        ready = {row["name"]: row["version"] for row in portolan.doctor().backends if row["ready"]}
+        self.versions = {n: version for n, version in ready.items() if registry.backend(n).offered and timed(n)}
+        self.backends = find_backends(self.target, list(self.versions))
+        self.feeds = [sample(self.samples.data, row, self.model.signature) for row in self.samples.evaluation[:4]]
+
+    def session(self, backend: str, options: Mapping[str, Any], changed: Model | None = None) -> Session:
+        """A fresh process of the model, or of a `changed` one, on a backend.
+
+        Raises:
+            PortolanError: the backend refuses it, or it does not compile, load or run.
+        """
+        graph = changed or self.model
+        if why := self.backends[backend].refuse(graph, self.target):
+            raise PortolanError(why)
+        builder = Builder(self.workspace, graph, self.target, self.backends, self.samples)
+        return Session(builder.compiled(Recipe((), backend, options, self.target.id)), self.feeds)
+
+
+def timed(backend: str) -> bool:
+    """Whether times of a backend mean anything: not where its hardware is simulated."""
+    return not registry.backend(backend).simulated
+
+
+def prepared(name: str, zoo: Path) -> Path:
+    """What `prepare` found out."""
+    return zoo / f"runtimes-{name}.json"
+
+
+def prepare(name: str, zoo: Path) -> None:
+    """Compiles the model for every backend, makes the peers' files, and finds out who answers right and how fast."""
+    task = Task(name, zoo)
+    peers, out = race_peers.make(name, zoo, Path(task.model.path))
+    times, failures = timed_alone(task, starts_of(task, task.versions, peers), answers(task.session(BASE, {}), task))
+    best = min(times.values())
+    for one, ms in times.items():
+        if ms > HOPELESS * best:
+            failures[one] = f"more than {HOPELESS:.0f} times as slow as the fastest when it was compiled"
+    found = {"out": out | failures, "versions": task.versions, "peers": {n: str(p) for n, p in peers.items()}}
+    prepared(name, zoo).write_text(json.dumps(found, indent=1))
+    task.workspace.close()
+
+
+def starts_of(task: Task, names: Iterable[str], peers: Mapping[str, Path]) -> dict[str, Callable[[], Any]]:
+    """What starts a process of each backend at its defaults, and of each peer."""
+    backends = {one: partial(task.session, one, {}) for one in sorted(names)}
+    return backends | {one: partial(race_peers.session, one, file, task) for one, file in peers.items()}
+
+
+def timed_alone(
+    task: Task, starts: Mapping[str, Callable[[], Any]], right: Mapping[str, np.ndarray]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The milliseconds of each, one after the other, and why others gave none."""
+    times: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    for one, start in starts.items():
+        begin = time.monotonic()
+        try:
+            times[one] = tried(start(), task, right)
+        except PortolanError as error:
+            failures[one] = error.message
+        told = failures.get(one) or f"{times[one]:.3g} ms"
+        print(f"{one:16} {time.monotonic() - begin:6.1f} s  {told[:160]}", flush=True)
+    return times, failures
+
+
+def answers(session: Any, task: Task) -> dict[str, np.ndarray]:
+    """Outputs for a few samples, one after the other."""
+    try:
+        found = [session.answer(feed) for feed in task.feeds]
+    finally:
+        session.close()
+    return {name: np.stack([one[name] for one in found]) for name in found[0]}
+
+
+def tried(session: Any, task: Task, right: Mapping[str, np.ndarray]) -> float:
+    """Milliseconds of an inference, the best of a short block.
+
+    Raises:
+        PortolanError: it fails, or its answers are others.
+    """
+    try:
+        block = session.block(0.2)
+        found = [session.answer(feed) for feed in task.feeds]
+    finally:
+        session.close()
+    mine = {name: np.stack([one[name] for one in found]) for name in right}
+    error = judge(mine, dict(right), None, None, task.model.signature.outputs)["max_rel_error"].value
+    if not error <= EXACT:
+        raise PortolanError(f"its answers are off by {error:.2g} of the untouched model's")
+    return float(block.min())
+
+
+def measured(name: str, zoo: Path, budget: str, seconds: str) -> dict[str, Any]:
+    """The search over the backends that are left, and the race."""
+    task, known = Task(name, zoo), json.loads(prepared(name, zoo).read_text())
+    out = dict(known["out"])
+    peers = {one: Path(file) for one, file in known["peers"].items() if one not in out}
+    names = [one for one in task.versions if one not in out]
+    times, failures = timed_alone(task, starts_of(task, names, peers), answers(task.session(BASE, {}), task))
+    out |= failures
+    beaten = {one: ms for one, ms in times.items() if ms > SLOW * min(times.values()) and one != BASE}
+    names = [one for one in names if one in times and one not in beaten]
     told = portolan.optimize(
-        source, goals=["min latency_p50", EXACT], data=data, study=study, budget=budget, backend=list(backends)
-    ).to_json()
+        task.source, goals=["min latency_p50"], data=task.data, study=task.study, budget=budget, backend=names,
+        passes=[], progress=say,
+    ).to_json()  # fmt: skip
     answer = told["best"] or told["baseline"]
-    best = best_of_each(told["trials"])
-    best[answer["recipe"]["backend"]] = answer
-    folder.mkdir(exist_ok=True)
-    out = out_of_it(told["trials"], backends, best)
-    for backend, trial in best.items():
-        try:
-            portolan.pack(study, trial=trial["id"], out=folder / f"{backend}.portolan", force=True)
-        except PortolanError as error:
-            out[backend] = error.message
-    found = {
-        "versions": backends,
-        "host": f"{platform.machine()}, {processor()}",
-        "chosen": answer["recipe"],
-        "recipes": {backend: trial["recipe"] for backend, trial in best.items()},
+    chosen = answer["recipe"]["backend"]
+    best = best_of_each(told["trials"]) | {chosen: answer}
+    out |= failed(told["trials"], names, best)
+    # What the search did not come to runs with its defaults.
+    known_times = {one: latency(best[one]) if one in best else times[one] for one in (*names, *peers) if one in times}
+    beaten |= {one: ms for one, ms in known_times.items() if ms > BEATEN * latency(answer)}
+    given = {one: best[one]["recipe"]["options"] if one in best else {} for one in names}
+    options = {one: values for one, values in given.items() if one not in beaten and one not in out}
+    starts: dict[str, Any] = {one: partial(task.session, one, values) for one, values in options.items()}
+    left = {one: file for one, file in peers.items() if one not in beaten and one not in out}
+    starts |= {one: partial(race_peers.session, one, file, task) for one, file in left.items()}
+    outcome = race(
+        [Arm(one, start) for one, start in starts.items()],
+        baseline=chosen, starts=MOST_STARTS, warm_up=0.5, deadline=time.monotonic() + parse(seconds, "time"),
+        rng=np.random.default_rng(0), progress=say,
+    )  # fmt: skip
+    task.workspace.close()
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "host": race_page.host(),
+        "budget": [budget, seconds],
         "seconds": told["seconds"],
-        "out": out,
+        "versions": task.versions,
+        "chosen": chosen,
+        "options": options,
+        "times": {one: arm.metrics()["latency_p50"].to_json() for one, arm in outcome.arms.items()},
+        "ratios": [outcome.ratio(one, chosen).to_json() for one in outcome.arms if one != chosen],
+        "noise": outcome.noise.to_json(),
+        "beaten": beaten,
+        "out": out | outcome.failures,
     }
-    return enter_defaults(found, source, data, folder)
 
 
-def enter_defaults(found: dict[str, Any], source: str, data: str, folder: Path) -> dict[str, Any]:
-    """Backends that the search did not come to are raced with their default options; whether they can, shows now."""
-    for backend in [name for name, why in found["out"].items() if why == UNREACHED]:
-        try:
-            portolan.pack(source, backend=backend, data=data, out=folder / f"{backend}.portolan", force=True)
-            found["recipes"][backend] = {"passes": [], "backend": backend, "options": {}}
-            del found["out"][backend]
-        except PortolanError as error:
-            found["out"][backend] = error.message
-    (folder / "found.json").write_text(json.dumps(found, indent=1))
+def say(line: str) -> None:
+    """Progress, as it comes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def latency(trial: Mapping[str, Any]) -> float:
+    """Median milliseconds of a trial."""
+    return float(trial["metrics"]["latency_p50"]["value"])
+
+
+def best_of_each(trials: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Per backend, the fastest of its trials."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for trial in trials:
+        name = trial["recipe"]["backend"]
+        if trial["status"] != "ok" or not trial["met"] or "latency_p50" not in trial["metrics"]:
+            continue
+        if name not in found or latency(trial) < latency(found[name]):
+            found[name] = trial
     return found
 
 
-def raced(found: Mapping[str, Any], folder: Path, budget: str) -> dict[str, Any]:
-    """The race of the bundles, what was chosen as the baseline."""
-    chosen = found["chosen"]["backend"]
-    others = sorted(path.stem for path in folder.glob("*.portolan") if path.stem != chosen)
-    # Native code in a bundle runs for who packed it, which is this script.
-    outcome = portolan.bench(*(folder / f"{n}.portolan" for n in (chosen, *others)), budget=budget, native=True)
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "budget": budget,
-        "arms": outcome.arms,
-        "ratios": outcome.ratios,
-        "noise": outcome.noise,
-    }
-
-
-def simulated(name: str) -> bool:
-    """Whether nothing of a backend can be timed."""
-    from portolan.core import registry
-
-    return registry.backend(name).simulated
+def failed(trials: Iterable[Mapping[str, Any]], names: Iterable[str], best: Mapping[str, Any]) -> dict[str, str]:
+    """Per backend of which no trial is in order, why its defaults failed."""
+    reasons: dict[str, str] = {}
+    for trial in trials:
+        name = trial["recipe"]["backend"]
+        if name in names and name not in best and trial["status"] == "failed" and trial.get("reason"):
+            reasons.setdefault(name, trial["reason"])
+    return reasons
 
 
 def model(name: str, zoo: Path) -> tuple[str, str]:
@@ -137,12 +279,15 @@ def model(name: str, zoo: Path) -> tuple[str, str]:
     if name == "trees":
         return trees(zoo)
     program, graph, data = (zoo / f"{name}.{end}" for end in ("pt2", "onnx", "npz"))
-    return str(program if program.is_file() else graph), str(data)
+    few = zoo / f"runtimes-{name}.npz"
+    if not few.is_file():
+        with np.load(data) as arrays:
+            np.savez(few, **{key: arrays[key][:ROWS] for key in arrays.files})
+    return str(program if program.is_file() else graph), str(few)
 
 
 def trees(zoo: Path) -> tuple[str, str]:
     """A gradient-boosted tree of 200 rounds on 30 features, through the front end of scikit-learn."""
-    import numpy as np
     from sklearn.ensemble import GradientBoostingClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -155,100 +300,6 @@ def trees(zoo: Path) -> tuple[str, str]:
         made = portolan.load(fitted.fit(rows, labels), out=zoo, name="trees")
         np.savez(data, **{made.signature.inputs[0].name: rows[:256]})
     return str(path), str(data)
-
-
-def best_of_each(trials: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Per backend, the fastest of its trials that keep the outputs."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for trial in trials:
-        latency = trial["metrics"].get("latency_p50")
-        if trial["status"] != "ok" or not trial["met"] or latency is None:
-            continue
-        name = trial["recipe"]["backend"]
-        if name not in found or latency["value"] < found[name]["metrics"]["latency_p50"]["value"]:
-            found[name] = trial
-    return found
-
-
-def out_of_it(trials: Iterable[Mapping[str, Any]], backends: Iterable[str], best: Mapping[str, Any]) -> dict[str, str]:
-    """Per backend without a place in the race, what the search was told of the untouched model on it."""
-    reasons: dict[str, str] = {}
-    for trial in trials:
-        name, recipe = trial["recipe"]["backend"], trial["recipe"]
-        plain = not recipe["passes"] and recipe["options"].get("precision", "f32") == "f32"
-        if name not in best and plain and trial.get("reason"):
-            reasons.setdefault(name, trial["reason"])
-    return {name: reasons.get(name, UNREACHED) for name in backends if name not in best}
-
-
-def processor() -> str:
-    """What the kernel calls the processor, and how many cores there are."""
-    import os
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def slower(row: Mapping[str, Any]) -> list[str]:
-    """The backends that are faster than the answer beyond the noise."""
-    return [backend_of(ratio["a"]) for ratio in row["ratios"] if ratio["verdict"] == "faster"]
-
-
-def backend_of(name: str) -> str:
-    """`openvino` of `bundles-vit/openvino.portolan`."""
-    return Path(name).stem
-
-
-def show(name: str, row: Mapping[str, Any]) -> None:
-    """One model, in a few lines."""
-    for one in row["arms"]:
-        latency = one["metrics"].get("latency_p50")
-        print(
-            f"{name:12} {backend_of(one['name']):14}", f"{latency['value']:8.3g} ms" if latency else one.get("reason")
-        )
-    for backend, why in row["out"].items():
-        print(f"{name:12} {backend:14} out: {why[:100]}")
-    print(f"{name:12} slower than: {', '.join(slower(row)) or 'none'}", flush=True)
-
-
-def page(rows: Mapping[str, Any]) -> str:
-    """The reference page: a table of times, the winner of each model in bold, and why others are not in it."""
-    first = next(iter(rows.values()))
-    backends = sorted({backend_of(a["name"]) for row in rows.values() for a in row["arms"]})
-    lines = [
-        "<!-- Written by benchmarks/race_runtimes.py: run it with --write. -->", "", "# Who wins where", "",
-        f"For each model, `optimize` searched every backend that was there with exact outputs (`{EXACT}`), and one",
-        "interleaved race over fresh processes set each backend, at its best options of that search, beside its",
-        "choice; a backend that the search did not come to is at its defaults. Median milliseconds of one inference,",
-        "batch 1; bold is the fastest; `=` marks what the race could not tell from the choice. Weights are random but",
-        "MiniLM's and the tree's, which is good for speed alone.", "",
-        f"Measured on {first['date']}, {first['host']}, on a shared host, by",
-        f"`python benchmarks/race_runtimes.py ZOO --budget {first['budget']} --write`; ZOO is made by",
-        "`python benchmarks/models.py ZOO`.", "",
-        "Versions: " + ", ".join(f"{n} {v}" for n, v in sorted(first["versions"].items())) + ".", "",
-        f"| model | {' | '.join(backends)} | chosen | slower than |", f"|---|{'---|' * len(backends)}---|---|",
-    ]  # fmt: skip
-    lines += [_line(name, rows[name], backends) for name in MODELS if name in rows]
-    lines += ["", "## Not in the race", "", "| model | backend | why |", "|---|---|---|"]
-    for name in MODELS:
-        for backend, why in rows[name]["out"].items() if name in rows else ():
-            lines.append(f"| {name} | {backend} | {why.replace('|', '/').splitlines()[0][:200]} |")
-    return "\n".join(lines) + "\n"
-
-
-def _line(name: str, row: Mapping[str, Any], backends: Iterable[str]) -> str:
-    times = {backend_of(a["name"]): a["metrics"].get("latency_p50") for a in row["arms"]}
-    known = {backend: one["value"] for backend, one in times.items() if one}
-    fastest = min(known, key=lambda b: known[b]) if known else None
-    same = {backend_of(r["a"]) for r in row["ratios"] if r["verdict"] == "no significant difference"}
-    chosen = row["chosen"]["backend"]
-    cells = []
-    for backend in backends:
-        text = f"{known[backend]:.3g}" if backend in known else "-"
-        text = f"**{text}**" if backend == fastest else text
-        cells.append(f"{text} =" if backend in same else text)
-    return f"| {name} | {' | '.join(cells)} | {chosen} | {', '.join(slower(row)) or 'none'} |"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""The page of who wins where, and what race_runtimes.py prints."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "who-wins-where.md"
+_PEERS = ("ort-transformers", "olive", "torch eager", "torch.compile")
+
+
+def host() -> str:
+    """The processor as the kernel calls it, and how many cores there are."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
+    return f"{platform.machine()}, {name}, {os.cpu_count()} cores"
+
+
+def slower(row: Mapping[str, Any]) -> list[str]:
+    """The backends and peers that are faster than the answer beyond the noise."""
+    return [str(ratio["a"]) for ratio in row["ratios"] if ratio["verdict"] == "faster"]
+
+
+def show(name: str, row: Mapping[str, Any]) -> None:
+    """One model, in a few lines."""
+    against = {ratio["a"]: ratio for ratio in row["ratios"]}
+    for one, latency in sorted(row["times"].items(), key=lambda item: item[1]["value"]):
+        ratio = against.get(one)
+        word = "the answer" if ratio is None else _against(ratio)
+        print(f"{name:12} {one:16} {latency['value']:8.3g} ms  {word}")
+    for one, ms in row["beaten"].items():
+        print(f"{name:12} {one:16} {ms:8.3g} ms  and not raced")
+    for one, why in row["out"].items():
+        print(f"{name:12} {one:16} out: {why[:110]}")
+    print(f"{name:12} A/A {row['noise']['aa_ratio']}; slower than: {', '.join(slower(row)) or 'none'}", flush=True)
+
+
+def _against(ratio: Mapping[str, Any]) -> str:
+    return f"{ratio['ratio']:.3f} [{ratio['lo']:.3f}, {ratio['hi']:.3f}] {ratio['verdict']}"
+
+
+def write(rows: Mapping[str, Any], order: Sequence[str]) -> str:
+    """Writes the page into the docs; its name."""
+    PAGE.write_text(page(rows, order), encoding="utf-8")
+    return PAGE.name
+
+
+def page(rows: Mapping[str, Any], order: Sequence[str]) -> str:
+    """The reference page: a table of times, the fastest of each model in bold, and why others are not in it."""
+    names = [name for name in order if name in rows]
+    first = rows[names[0]]
+    seen = sorted({one for row in rows.values() for one in (*row["times"], *row["beaten"])})
+    columns = [one for one in seen if one not in _PEERS] + [one for one in _PEERS if one in seen]
+    dates = sorted({row["date"] for row in rows.values()})
+    budget, seconds = first["budget"]
+    lines = [
+        "<!-- Written by benchmarks/race_runtimes.py: run it with --write. -->", "", "# Who wins where", "",
+        "For each model, `optimize` searched the backends with exact outputs, and one interleaved race over fresh",
+        "processes set its choice beside each backend at its best options of that search, and beside peers' defaults",
+        "of the same fidelity. Median milliseconds of one inference, batch 1. Bold is the fastest; `=` marks what the",
+        "race could not tell from the choice; in parentheses is what was measured of one that took more than twice the",
+        "choice's time in the search, or three times the fastest's before it, and was not raced. Weights are random but",
+        "MiniLM's and the tree's, which is good for speed alone.", "",
+        f"Measured on {' and '.join(dates)}, {first['host']}, a virtual machine, by",
+        "`python benchmarks/race_runtimes.py ZOO --prepare` and then, with nothing beside it,",
+        f"`python benchmarks/race_runtimes.py ZOO --budget {budget} --race {seconds} --write`. ZOO is made by",
+        "`python benchmarks/models.py ZOO`.", "",
+        "Versions: " + ", ".join(f"{n} {v}" for n, v in sorted(first["versions"].items())) + ".", "",
+        f"| model | {' | '.join(columns)} | chosen | slower than |", f"|---|{'---|' * len(columns)}---|---|",
+        *(_line(name, rows[name], columns) for name in names),
+        "", "The peers: `ort-transformers` is the file that ONNX Runtime's own optimizer of transformers writes",
+        "(Optimum's `-O2` calls it), `olive` the one of Olive's passes for f32 on CPUs, both on ONNX Runtime's",
+        "defaults; `torch eager` and `torch.compile` run the exported program with torch's defaults. The defaults of",
+        "ONNX Runtime, OpenVINO and the other backends are among the options that were searched.", "",
+        "## What was chosen", "", "| model | backend | options that are not its defaults |", "|---|---|---|",
+        *(f"| {name} | {rows[name]['chosen']} | {_options(rows[name])} |" for name in names),
+        "", "## Not in the race", "", "| model | who | why |", "|---|---|---|",
+        *(f"| {name} | {one} | {_cell(why)} |" for name in names for one, why in rows[name]["out"].items()),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _options(row: Mapping[str, Any]) -> str:
+    from portolan.core import registry
+
+    chosen = row["chosen"]
+    usual = registry.backend(chosen).schema.check({})
+    other = {key: value for key, value in row["options"][chosen].items() if usual.get(key) != value}
+    return ", ".join(f"{key} {value}" for key, value in other.items()) or "none"
+
+
+def _cell(why: str) -> str:
+    return (why.replace("|", "/").splitlines() or [""])[0][:200]
+
+
+def _line(name: str, row: Mapping[str, Any], columns: Iterable[str]) -> str:
+    known = {one: latency["value"] for one, latency in row["times"].items()}
+    fastest = min(known, key=lambda one: known[one])
+    same = {ratio["a"] for ratio in row["ratios"] if ratio["verdict"] == "no significant difference"}
+    cells = []
+    for one in columns:
+        text = f"{known[one]:.3g}" if one in known else "-"
+        text = f"({row['beaten'][one]:.3g})" if one in row["beaten"] else text
+        text = f"**{text}**" if one == fastest else text
+        cells.append(f"{text} =" if one in same else text)
+    return f"| {name} | {' | '.join(cells)} | {row['chosen']} | {', '.join(slower(row)) or 'none'} |"
