@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -23,7 +25,6 @@ def test_an_operator_that_was_always_refused_is_lacking() -> None:
 
 
 def test_one_that_runs_with_constant_sizes_is_not() -> None:
-    from dataclasses import replace
 
     assert replace(MEASURED, settled=("Det",)).lacks({"Det": 1}, VERSIONS) is None
 
@@ -50,7 +51,6 @@ def test_other_versions_are_not_known() -> None:
 
 
 def test_backends_refuse_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
     from pathlib import Path
 
     from portolan.backends.onnxruntime import onnxruntime
@@ -85,18 +85,18 @@ def test_how_a_case_ends() -> None:
         assert run.run(case(2)).status == "pass"
 
 
-def test_a_sequence_is_refused_with_its_reason() -> None:
-    value = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [2])
-    graph = helper.make_graph(
-        [helper.make_node("SequenceLength", ["x"], ["n"])], "g", [value],
-        [helper.make_tensor_value_info("n", TensorProto.INT64, [])],
-    )  # fmt: skip
+def test_a_sequence_is_two_tensors() -> None:
+    value = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, None)
+    twice = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node("SequenceInsert", ["x", "more"], ["y"])], "g", [
+        value, helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]),
+    ], [twice])  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    one = Case("sequence", model, [[np.float32([1, 2])]], [np.array(1)], 1e-3, 1e-7)
+    given, more = [np.float32([1, 2])], np.float32([3])
+    one = Case("sequence", model, [given, more], [[*given, more]], 1e-3, 1e-7)
     with Conformance("onnxruntime") as run:
-        outcome = run.run(one)
-    assert outcome.status == "unsupported"
-    assert outcome.reason == "the input `x` of the model is a sequence; only tensors can be fed and read"
+        assert run.run(one).status == "pass"
+        assert run.run(replace(one, outputs=[given])).reason == "2 elements instead of 1"
     assert by_onnx_runtime(one).status == "pass"
 
 

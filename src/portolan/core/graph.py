@@ -29,6 +29,10 @@ __all__ = ["Analysis", "analyse", "fingerprint", "freeze_shapes", "load_model", 
 _KNOWN_DOMAINS = ("com.microsoft", "com.microsoft.experimental", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 
 
+class NoTensor(ModelError):
+    """An input or output that is a sequence, an optional or a map."""
+
+
 def load_model(path: Path, *, name: str | None = None, format: str = "onnx") -> Model:
     """Reads and checks an ONNX file.
 
@@ -39,6 +43,7 @@ def load_model(path: Path, *, name: str | None = None, format: str = "onnx") -> 
 
     Raises:
         UsageError: there is no such file.
+        NoTensor: an input or output is no tensor; the front end of ONNX files makes tensors of sequences.
         ModelError: not an ONNX file, damaged, invalid, or its external data is missing or unsafe.
         UnsupportedOperator: an operator that ONNX does not define and the file gives no body for.
     """
@@ -256,7 +261,7 @@ def _spec(value: onnx.ValueInfoProto, side: str, path: Path) -> TensorSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         what = (kind or "value without a type").removesuffix("_type").replace("_", " ")
-        raise ModelError(
+        raise NoTensor(
             f"the {side} `{value.name}` of `{path}` is a {what}; only tensors can be fed and read",
             hint="scikit-learn classifiers: convert with `options={'zipmap': False}`" if side == "output" else None,
         )

@@ -1,4 +1,4 @@
-"""ONNX files, read in place; only free dimensions that get a size make a new file."""
+"""ONNX files, read in place; only free dimensions that get a size, and sequences at the edge, make a new file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,17 @@ class Onnx(FrontEnd):
 
     def load(self, source: object, out: Path, shapes: Shapes | None = None, name: str | None = None) -> Model:
         """See FrontEnd."""
-        from portolan.core.graph import freeze_shapes, load_model
+        from portolan.core.graph import NoTensor, freeze_shapes, load_model, read
+        from portolan.frontends import _sequences
 
-        model = load_model(Path(str(source)), name=name)
+        path = Path(str(source))
+        try:
+            model = load_model(path, name=name)
+        except NoTensor:
+            proto = read(path)
+            if not _sequences.on_edge(proto):
+                raise
+            model = load_model(_sequences.lowered(path, proto, Path(out) / "tensors"), name=name)
         return freeze_shapes(model, shapes, out) if shapes else model
 
 

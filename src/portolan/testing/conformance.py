@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from portolan.core import registry
-from portolan.core.graph import load_model
+from portolan import frontends
+from portolan.core import ragged, registry
 from portolan.core.silence import runtime
 from portolan.core.target import Target
 from portolan.errors import PortolanError, WorkerError
@@ -90,6 +90,9 @@ class Case:
         from onnx.backend.test.runner import Runner
 
         assert len(outputs) == len(self.outputs), f"{len(outputs)} outputs instead of {len(self.outputs)}"
+        for mine, right in zip(outputs, self.outputs, strict=True):
+            if isinstance(right, list) and isinstance(mine, list):
+                assert len(mine) == len(right), f"{len(mine)} elements instead of {len(right)}"
         Runner.assert_similar_outputs(self.outputs, outputs, self.rtol, self.atol)
 
 
@@ -159,8 +162,8 @@ class Conformance:
             self._end()
         self._served += 1
         with tempfile.TemporaryDirectory() as folder, _caught() as found:
-            names, outputs = self._outputs(case, Path(folder))
-            case.check([outputs[name] for name in names])
+            outputs = self._outputs(case, Path(folder))
+            case.check([_read(value.name, outputs) for value in case.model.graph.output])
         if isinstance(found.error, WorkerError):
             self._end()
             if not _refused(found.error):
@@ -169,11 +172,13 @@ class Conformance:
             return Outcome("fail", _line(found.error))
         return Outcome("pass") if found.error is None else Outcome("unsupported", _line(found.error))
 
-    def _outputs(self, case: Case, folder: Path) -> tuple[list[str], Mapping[str, np.ndarray]]:
+    def _outputs(self, case: Case, folder: Path) -> Mapping[str, np.ndarray]:
         path = folder / "model.onnx"
         path.write_bytes(case.model.SerializeToString())
-        model = load_model(path, name=case.name)
-        feeds = {spec.name: _array(value) for spec, value in zip(model.signature.inputs, case.inputs, strict=False)}
+        model = frontends.load(path, out=folder, name=case.name)
+        types = {spec.name: spec.dtype for spec in model.signature.inputs}
+        given = zip((value.name for value in case.model.graph.input), case.inputs, strict=False)
+        feeds = {key: array for name, value in given for key, array in _fed(name, value, types).items()}
         if self._worker is None:
             self._worker = Worker(python=python_for(self._backend))
         (folder / "out").mkdir()
@@ -181,8 +186,7 @@ class Conformance:
             "compile", timeout=_PATIENCE, backend=self._backend, model=model.to_json(),
             target=self._target.to_json(), options=self._checked, out=str(folder / "out"),
         )  # fmt: skip
-        reply = self._worker.ask("run", timeout=_PATIENCE, tensors=feeds)
-        return [spec.name for spec in model.signature.outputs], reply.tensors
+        return self._worker.ask("run", timeout=_PATIENCE, tensors=feeds).tensors
 
     def _end(self) -> None:
         self._served = 0
@@ -229,10 +233,21 @@ def _refused(error: WorkerError) -> bool:
     return "cannot be sent to a worker" in error.message
 
 
-def _array(value: Any) -> np.ndarray:
-    if isinstance(value, list) or value is None:
-        raise WorkerError("a sequence cannot be sent to a worker")
-    return np.asarray(value)
+def _fed(name: str, value: Any, types: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """What an input of a case is to the model: a sequence is two arrays there, an optional what it holds."""
+    if isinstance(value, list):
+        values, shapes = f"{name}.values", f"{name}.shapes"
+        return dict(zip((values, shapes), ragged.pack(value, types[values]), strict=True))
+    if value is None:
+        raise WorkerError("an optional that holds nothing cannot be sent to a worker")
+    return {name if name in types else f"{name}.value": np.asarray(value)}
+
+
+def _read(name: str, outputs: Mapping[str, np.ndarray]) -> Any:
+    """An output of a case, of what the model answered."""
+    if f"{name}.values" in outputs:
+        return ragged.unpack(outputs[f"{name}.values"], outputs[f"{name}.shapes"])
+    return outputs[name] if name in outputs else outputs[f"{name}.value"]
 
 
 def _line(error: BaseException) -> str:
