@@ -81,6 +81,9 @@ def pack(
             }
         # A recipe that was found for another target is made for it, and checked there too.
         made_for = find(found.recipe.target)
+        # A page runs the file that ONNX Runtime runs here, so that is what is shipped, and checked in both.
+        web = found.recipe.backend == shipped.WEB
+        found = replace(found, recipe=replace(found.recipe, backend="onnxruntime", options={})) if web else found
         places = {place.id: place for place in (made_for, there) if not place.timed}
         compiled, versions = _built(workspace, found, made_for, here, progress)
         parts = _parts(label, found, compiled, here, versions)
@@ -90,6 +93,8 @@ def pack(
             checked.append(_elsewhere(place, found, parts))
         progress("writing the bundle, and verifying it in a process of its own")
         answer = pack_parts(parts, final, force=force).to_json()
+        if web:
+            answer["notes"] = [*answer["notes"], f"for a page or Node: portolan deploy {final} --to web"]
         return _flagged(answer, overflow(compiled.model), checked, source)
 
 

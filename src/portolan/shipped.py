@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from portolan.study.probe import Session
 from portolan.worker.environments import backends, python_on
 
 Outputs = Mapping[str, np.ndarray]
+#: What runs on targets for the web.
+WEB, _WEB_ARCH = "onnxruntime-web", "wasm32"
 
 
 def verified(
@@ -44,23 +50,8 @@ def verified(
         NoBackend: the backend is not ready there.
         VerificationFailed: it does not run there, or an output is off by more than is allowed.
     """
-    support = backends(target, [backend])[backend].probe(target)
-    if not support.ready:
-        raise NoBackend(
-            f"`{backend}` is not ready on `{target.id}`: {support.reason}", hint=f"portolan doctor {target.id}"
-        )
-    model = Model("shipped", folder, "", signature)
-    reach = tuple(python_on(target, backend) or ())
-    try:
-        session = Session(Compiled("", folder, model, backend, 0.0, 0, 0, {}, reach), [])
-        try:
-            got = golden.join([session.answer(feed) for feed in feeds], signature)
-        finally:
-            session.close()
-    except WorkerError as error:
-        raise VerificationFailed(
-            f"what is shipped does not run on `{target.id}`: {error.message}", hint=f"portolan doctor {target.id}"
-        ) from error
+    with _as_there(folder, backend, target) as (backend, folder):
+        got = _answers(target, backend, folder, signature, feeds)
     found = [golden.compare(name, wanted[name], got[name], tolerance[name]) for name in wanted]
     if bad := next((difference for difference in found if not difference.ok), None):
         raise VerificationFailed(
@@ -74,6 +65,41 @@ def verified(
         "max_rel_error": furthest,
         "differences": [difference.to_json() for difference in found],
     }
+
+
+@contextlib.contextmanager
+def _as_there(folder: Path, backend: str, target: Target) -> Iterator[tuple[str, Path]]:
+    """Backend and files as the target has them: on the web, ONNX Runtime Web runs what ONNX Runtime runs here."""
+    if target.arch != _WEB_ARCH or backend != "onnxruntime":
+        yield backend, folder
+        return
+    with tempfile.TemporaryDirectory(prefix="portolan-web-") as name:
+        copy = Path(name) / "compiled"
+        shutil.copytree(folder, copy)
+        (copy / "compiled.json").write_text(json.dumps({"backend": WEB, "options": {}}), encoding="utf-8")
+        yield WEB, copy
+
+
+def _answers(
+    target: Target, backend: str, folder: Path, signature: Signature, feeds: Sequence[Outputs]
+) -> Mapping[str, np.ndarray]:
+    support = backends(target, [backend])[backend].probe(target)
+    if not support.ready:
+        raise NoBackend(
+            f"`{backend}` is not ready on `{target.id}`: {support.reason}", hint=f"portolan doctor {target.id}"
+        )
+    model = Model("shipped", folder, "", signature)
+    reach = tuple(python_on(target, backend) or ())
+    try:
+        session = Session(Compiled("", folder, model, backend, 0.0, 0, 0, {}, reach), [])
+        try:
+            return golden.join([session.answer(feed) for feed in feeds], signature)
+        finally:
+            session.close()
+    except WorkerError as error:
+        raise VerificationFailed(
+            f"what is shipped does not run on `{target.id}`: {error.message}", hint=f"portolan doctor {target.id}"
+        ) from error
 
 
 def check(path: Path, target: Target, *, native: bool) -> dict[str, Any]:

@@ -121,3 +121,32 @@ def test_numbers_are_those_of_here_to_the_last_digits(target: str) -> None:
     errors = portolan.bench("demo:digits", target=target).arms[0]["metrics"]["max_rel_error"]["value"]
     assert np.isfinite(errors)
     assert errors < 1e-5
+
+
+@pytest.mark.parametrize("target", ["wasm"], indirect=True)
+def test_what_was_found_for_the_web_is_packed_and_becomes_a_folder_for_pages(target: str, root: Path) -> None:
+    study = portolan.optimize("demo:digits", target=target, study="study", budget="20 trials", passes=["simplify"])
+    assert study.best.recipe.backend == "onnxruntime-web"
+    packed = portolan.pack("study", out="digits.portolan")
+    assert any("answers on `wasm` as here" in note for note in packed.notes)
+    assert any("portolan deploy digits.portolan --to web" in note for note in packed.notes)
+    portolan.deploy("digits.portolan", to=["web"], out="out")
+    folder = Path("out") / "web"
+    (folder / "node_modules").symlink_to(root / target / "node_modules")
+    done = subprocess.run(["node", "check.mjs"], cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "answers as packed\n"), done.stderr
+
+
+#: Real models, where PORTOLAN_TEST_ZOO names the folder of `benchmarks/models.py`: f32 answers are those from here.
+ZOO = os.environ.get("PORTOLAN_TEST_ZOO")
+
+
+@pytest.mark.skipif(not ZOO, reason="needs PORTOLAN_TEST_ZOO, a folder that `python benchmarks/models.py` filled")
+@pytest.mark.parametrize("name", ["mobilenetv2", "minilm"])
+def test_real_models_answer_as_here(target: str, name: str, tmp_path: Path) -> None:
+    place = Path(ZOO or "")
+    with np.load(place / f"{name}.npz") as arrays:
+        np.savez(tmp_path / "rows.npz", **{key: arrays[key][:8] for key in arrays.files})
+    (arm,) = portolan.bench(place / f"{name}.onnx", data=tmp_path / "rows.npz", target=target).arms
+    assert arm["same"], arm
+    assert arm["metrics"]["latency_p50"]["value"] is None

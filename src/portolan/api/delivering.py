@@ -179,7 +179,7 @@ def deploy(
 
     Args:
         bundle: a folder or a `.portolan` file.
-        to: `docker`, `kserve`, `ray-serve`, `triton`, or several.
+        to: `docker`, `kserve`, `ray-serve`, `triton`, `web`, or several.
         out: the folder that gets one folder per platform; `deploy-NAME` by default.
         service: what it is called; made from the bundle's name by default.
         image: the container image of `docker` and `kserve`; the name, tagged with the bundle's hash, by default.

@@ -19,7 +19,7 @@ from portolan.cli.console import Console
     type=options.Names("platforms", "platform"),
     callback=options.flat,
     metavar="PLATFORM[,PLATFORM...]",
-    help="Where it is to run: docker, kserve, ray-serve, triton.",
+    help="Where it is to run: docker, kserve, ray-serve, triton, web.",
 )
 @options.out("The folder that gets one folder per platform.  [default: deploy-NAME]")
 @click.option("--service", metavar="NAME", help="What the service is called.  [default: made from the bundle's name]")
