@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portolan.errors import NoBackend, UsageError, VerificationFailed, WorkerCrashed
+from portolan.errors import NoBackend, NoResult, UsageError, VerificationFailed, WorkerCrashed
 from portolan.kernels import place
 from portolan.kernels.arrays import narrowed
 from portolan.kernels.candidates import candidates
-from portolan.kernels.compiler import Compiler, CompilerError, find
+from portolan.kernels.compiler import Compiler, find
 from portolan.kernels.decorated import Kernel
 from portolan.kernels.lower.nest import groups
-from portolan.kernels.tune import source
+from portolan.kernels.running import CompilerError, CompilerLate
+from portolan.kernels.tune import source, tune
 from portolan.kernels.verify import AGENT, TOLERANCE, Judge, difference, odd_cases, real_case
 from portolan.targets.local import local
 from portolan.worker.session import Worker
@@ -201,6 +203,27 @@ def test_no_compiler_and_one_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_pat
     broken.chmod(0o755)
     with pytest.raises(CompilerError, match="ended with code -11"):
         Compiler((str(broken),), "broken").build("int x;")
+
+
+def test_a_compiler_that_hangs_is_ended_with_its_children_and_tuning_says_so(tmp_path: Path) -> None:
+    slow, child = tmp_path / "slowcc", tmp_path / "child"
+    slow.write_text(f"#!/bin/sh\nsleep 1000 & echo $! >> {child}; wait\n")
+    slow.chmod(0o755)
+    compiler = Compiler((str(slow),), "slow", seconds=0.3)
+    with pytest.raises(CompilerLate, match=r"did not finish within 0\.3 s, and was ended"):
+        compiler.build("int x;")
+    begun = time.monotonic()
+    with pytest.raises(NoResult, match=r"no schedule gave a valid program: .*did not finish within 0\.3 s"):
+        tune(operators.matmul.program, {"i": 40, "k": 40, "j": 40}, local.detect(), compiler)
+    assert time.monotonic() - begun < 60  # a bound on waiting for ever, not a measurement
+    pids = child.read_text().split()
+    assert len(pids) <= 4  # a compiler that hung is asked no more
+    assert not any(running(pid) for pid in pids)
+
+
+def running(pid: str) -> bool:
+    stat = Path("/proc") / pid / "stat"
+    return stat.exists() and stat.read_text().rsplit(") ", 1)[1][0] != "Z"
 
 
 def test_a_wrong_kernel_and_one_that_crashes_are_found(worker: Worker) -> None:

@@ -26,7 +26,7 @@ import sys
 import numpy as np
 from support import operators
 from portolan.kernels.library import Library
-from portolan.kernels.arrays import results
+from portolan.kernels.arrays import Results
 from portolan.kernels.verify import odd_cases
 name, path, more = sys.argv[1:]
 kernel = operators.EVERY[name]
@@ -36,7 +36,7 @@ for case in odd_cases(kernel.program, schedule, np.random.default_rng(5), number
     # Each array ends where its memory does, so that one read too many is seen.
     arrays = [np.frombuffer(bytearray(a.tobytes()), a.dtype).reshape(a.shape) for a in case.arrays]
     sizes = {symbol: size + int(more) for symbol, size in case.sizes.items()}
-    library([*arrays, *results(kernel.program, case.sizes)], sizes)
+    library([*arrays, *Results.of(kernel.program, case.sizes).made()], sizes)
 """
 
 

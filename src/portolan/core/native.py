@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Tasks of one grab: small, so that threads end together.
 _GRABS_PER_THREAD = 8
+#: Sets of sizes that a library remembers.
+_MOST_BOUND = 256
+_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Library:
         loaded = ctypes.CDLL(str(path))
         self._entry = _Entry(loaded[entry], loaded[f"{entry}_tasks"], loaded[f"{entry}_workspace"])
         self._entry.run.restype = None
+        self._entry.run.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_int64]
         self._entry.tasks.restype = self._entry.workspace.restype = ctypes.c_int64
+        self._bound: dict[tuple[int, ...], Bound] = {}
         self._local = threading.local()
 
     def __call__(self, arrays: Sequence[Array], sizes: Mapping[str, int], pool: Pool | None = None) -> None:
@@ -57,11 +62,58 @@ class Library:
             sizes: of every symbol.
             pool: the threads to share the tasks among; None for this one.
         """
-        numbers = (ctypes.c_int64 * max(1, len(self.symbols)))(*(sizes[s] for s in self.symbols))
-        places = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
-        tasks, space = self._entry.tasks(numbers), self._entry.workspace(numbers)
+        self.bound(sizes)(arrays, pool)
+
+    def bound(self, sizes: Mapping[str, int]) -> Bound:
+        """The kernel for sizes of every symbol; what depends on them is worked out once."""
+        key = tuple(sizes[s] for s in self.symbols)
+        found = self._bound.get(key)
+        if found is None:
+            if len(self._bound) >= _MOST_BOUND:
+                self._bound.clear()
+            numbers = (ctypes.c_int64 * max(1, len(key)))(*key)
+            tasks, space = self._entry.tasks(numbers), self._entry.workspace(numbers)
+            found = self._bound[key] = Bound(self, numbers, tasks, space)
+        return found
+
+    def part(self, places: Any, numbers: Any, space: int, first: int, last: int) -> None:
+        """Runs some of the tasks, in this thread."""
+        self._entry.run(places, numbers, self._workspace(space), first, last)
+
+    def _workspace(self, space: int) -> int:
+        """The place of memory of this thread's own, aligned to 64 bytes, kept for the next call."""
+        held = getattr(self._local, "space", None)
+        if held is None or held[0].nbytes < space + _LINE:
+            import numpy as np
+
+            whole = np.empty(space + _LINE, np.uint8)
+            held = self._local.space = (whole, -(-whole.ctypes.data // _LINE) * _LINE)
+        return int(held[1])
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A kernel for some sizes.
+
+    Attributes:
+        library: the kernel.
+        numbers: the sizes as the function takes them.
+        tasks: how many there are.
+        space: bytes of workspace for each thread.
+    """
+
+    library: Library
+    numbers: Any
+    tasks: int
+    space: int
+
+    def __call__(self, arrays: Sequence[Array], pool: Pool | None = None) -> None:
+        """Runs it on arrays of these sizes; see `Library`."""
+        # The interface costs a quarter of what the `ctypes` attribute does.
+        places = (ctypes.c_void_p * len(arrays))(*[a.__array_interface__["data"][0] for a in arrays])
+        tasks, space, part = self.tasks, self.space, self.library.part
         if pool is None or pool.threads == 1 or tasks == 1:
-            self._part(places, numbers, space, 0, tasks)
+            part(places, self.numbers, space, 0, tasks)
             return
         step = max(1, tasks // (pool.threads * _GRABS_PER_THREAD))
         starts = itertools.count(0, step)
@@ -69,21 +121,9 @@ class Library:
         def work() -> None:
             # `next` on a count is one step of the interpreter: no two threads get the same tasks.
             while (first := next(starts)) < tasks:
-                self._part(places, numbers, space, first, min(first + step, tasks))
+                part(places, self.numbers, space, first, min(first + step, tasks))
 
         pool.run(work)
-
-    def _part(self, places: Any, numbers: Any, space: int, first: int, last: int) -> None:
-        self._entry.run(places, numbers, self._workspace(space), ctypes.c_int64(first), ctypes.c_int64(last))
-
-    def _workspace(self, space: int) -> ctypes.c_void_p:
-        """Memory of this thread's own, aligned to 64 bytes, kept for the next call."""
-        held = getattr(self._local, "space", None)
-        if held is None or held.nbytes < space + 64:
-            import numpy as np
-
-            held = self._local.space = np.empty(space + 64, np.uint8)
-        return ctypes.c_void_p((held.ctypes.data + 63) // 64 * 64)
 
 
 class Pool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,20 @@ def taken(program: Program, given: Sequence[Any]) -> tuple[list[Array], dict[str
     Raises:
         UsageError: a number of arguments, a type, a rank or sizes that do not fit.
     """
+    arrays = arguments(program, given)
+    return arrays, sizes(program, [a.shape for a in arrays])
+
+
+def arguments(program: Program, given: Sequence[Any]) -> list[Array]:
+    """The arguments, contiguous and of the annotated types and ranks.
+
+    Raises:
+        UsageError: a number of arguments, a type or a rank that does not fit.
+    """
     if len(given) != len(program.inputs):
         names = ", ".join(t.name for t in program.inputs)
         raise UsageError(f"kernel `{program.name}` takes {len(program.inputs)} arrays ({names}), not {len(given)}")
-    arrays = [_array(program, t, a) for t, a in zip(program.inputs, given, strict=True)]
-    return arrays, sizes(program, [a.shape for a in arrays])
+    return [_array(program, t, a) for t, a in zip(program.inputs, given, strict=True)]
 
 
 def _array(program: Program, tensor: Tensor, value: Any) -> Array:
@@ -50,7 +61,7 @@ def _array(program: Program, tensor: Tensor, value: Any) -> Array:
         raise UsageError(
             f"kernel `{program.name}`: `{tensor.name}` has the axes `{axes}` and was given shape {array.shape}"
         )
-    return np.ascontiguousarray(array).reshape(array.shape)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(array.shape)
 
 
 def sizes(program: Program, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
@@ -90,37 +101,58 @@ def result_shapes(program: Program, sizes: Mapping[str, int]) -> list[tuple[int,
     return [tuple(size_of(extents[str(a)], sizes) for a in o.axes) for o in program.outputs]
 
 
-def results(program: Program, sizes: Mapping[str, int]) -> list[Array]:
-    """New arrays for the results, each at the beginning of a cache line: NumPy's own are at any multiple of 16."""
-    shapes = result_shapes(program, sizes)
-    return [_at_a_line(shape, dtype_of(o)) for o, shape in zip(program.outputs, shapes, strict=True)]
+@dataclass(frozen=True)
+class Results:
+    """The results that arguments of some shapes lead to.
+
+    Attributes:
+        kernel: its name.
+        shapes: one for each result.
+        dtypes: what holds their elements.
+    """
+
+    kernel: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype[Any], ...]
+
+    @classmethod
+    def of(cls, program: Program, sizes: Mapping[str, int]) -> Results:
+        """Those of a kernel for sizes."""
+        dtypes = tuple(map(dtype_of, program.outputs))
+        return cls(program.name, tuple(result_shapes(program, sizes)), dtypes)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return any(0 in shape for shape in self.shapes)
+
+    def made(self) -> list[Array]:
+        """New arrays, each at the beginning of a cache line: NumPy's own are at any multiple of 16."""
+        return [_at_a_line(shape, dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
+
+    def checked(self, given: Any, arrays: Sequence[Array]) -> list[Array]:
+        """Arrays that the caller gives for the results.
+
+        Raises:
+            UsageError: one that does not fit, or shares memory with an argument or another result.
+        """
+        outs = list(given) if isinstance(given, (tuple, list)) else [given]
+        if len(outs) != len(self.shapes):
+            raise UsageError(f"kernel `{self.kernel}` gives {len(self.shapes)} results, and `out` holds {len(outs)}")
+        for number, (out, shape, dtype) in enumerate(zip(outs, self.shapes, self.dtypes, strict=True)):
+            fits = isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype
+            if not fits or not out.flags.c_contiguous or not out.flags.writeable:
+                raise UsageError(f"`out` has to be a contiguous array of shape {shape} and type {dtype}")
+            for other in (*arrays, *outs[:number]):
+                if np.shares_memory(out, other):
+                    raise UsageError("`out` overlaps another array of the call", hint="give an array of its own")
+        return outs
 
 
 def _at_a_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    size = int(np.prod(shape)) * dtype.itemsize
-    whole = np.empty(size + _LINE, np.uint8)
-    begun = -whole.ctypes.data % _LINE
-    return whole[begun : begun + size].view(dtype).reshape(shape)
-
-
-def checked_results(program: Program, given: Any, arrays: Sequence[Array], sizes: Mapping[str, int]) -> list[Array]:
-    """Arrays that the caller gives for the results.
-
-    Raises:
-        UsageError: one that does not fit, or shares memory with an argument or another result.
-    """
-    outs = list(given) if isinstance(given, (tuple, list)) else [given]
-    shapes = result_shapes(program, sizes)
-    if len(outs) != len(shapes):
-        raise UsageError(f"kernel `{program.name}` gives {len(shapes)} results, and `out` holds {len(outs)}")
-    for number, (out, shape, tensor) in enumerate(zip(outs, shapes, program.outputs, strict=True)):
-        fits = isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype_of(tensor)
-        if not fits or not out.flags.c_contiguous or not out.flags.writeable:
-            raise UsageError(f"`out` has to be a contiguous array of shape {shape} and type {dtype_of(tensor)}")
-        for other in (*arrays, *outs[:number]):
-            if np.shares_memory(out, other):
-                raise UsageError("`out` overlaps another array of the call", hint="give an array of its own")
-    return outs
+    whole = np.empty(math.prod(shape) * dtype.itemsize + _LINE, np.uint8)
+    begun = -whole.__array_interface__["data"][0] % _LINE
+    return np.ndarray(shape, dtype, whole, begun)
 
 
 def widened(tensor: Tensor, array: Array) -> Array:

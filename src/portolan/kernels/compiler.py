@@ -12,22 +12,18 @@ from functools import lru_cache
 from pathlib import Path
 
 from portolan.core.target import Target
-from portolan.errors import NoBackend, PortolanError
+from portolan.errors import NoBackend
 from portolan.kernels.candidates import candidates
 from portolan.kernels.lower.nest import Group, lower
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.place import digest, folder, write_whole
 from portolan.kernels.printers.c import CPrinter, prelude
+from portolan.kernels.running import CompilerError, run
 from portolan.kernels.tree import Program
 
 #: No -ffast-math: it breaks infinities and NaN, and linked into a library it turns denormals off for the whole process.
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
 _NAMES = ("gcc", "clang", "cc")
-_SECONDS = 60.0
-
-
-class CompilerError(PortolanError):
-    """The compiler refused a program, crashed or took too long."""
 
 
 def source(program: Program, schedules: Sequence[Schedule]) -> str:
@@ -43,11 +39,13 @@ class Compiler:
         argv: how it is started.
         version: the first line of what it says of itself.
         flags: for every kernel.
+        seconds: that one compilation may take.
     """
 
     argv: tuple[str, ...]
     version: str
     flags: tuple[str, ...] = (*FLAGS, "-march=native")
+    seconds: float = 60.0
 
     @property
     def language(self) -> str:
@@ -85,19 +83,14 @@ class Compiler:
 
     def _compile(self, source: str, path: Path, extra: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="portolan-kernel-") as name:
-            code, made = Path(name) / "kernel.c", Path(name) / "kernel.so"
-            code.write_text(source, encoding="utf-8")
-            command = [*self.argv, *self.flags, *extra, "-o", str(made), str(code), "-lm"]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-            except subprocess.TimeoutExpired:
-                raise CompilerError(f"`{self.argv[0]}` did not finish within {_SECONDS:.0f} s") from None
-            except OSError as error:
-                raise CompilerError(f"`{self.argv[0]}` could not be started: {error.strerror}") from error
-            if done.returncode or not made.is_file():
-                lines = (line.partition("error: ")[2] for line in done.stderr.splitlines())
-                said = next(filter(None, lines), done.stderr.strip()[-300:])
-                raise CompilerError(f"`{self.argv[0]}` ended with code {done.returncode}: {said or 'it said nothing'}")
+            file, made = Path(name) / "kernel.c", Path(name) / "kernel.so"
+            file.write_text(source, encoding="utf-8")
+            command = [*self.argv, *self.flags, *extra, "-o", str(made), str(file), "-lm"]
+            code, text = run(command, self.seconds, self.argv[0])
+            if code or not made.is_file():
+                lines = (line.partition("error: ")[2] for line in text.splitlines())
+                said = next(filter(None, lines), text.strip()[-300:])
+                raise CompilerError(f"`{self.argv[0]}` ended with code {code}: {said or 'it said nothing'}")
             write_whole(path.with_suffix(".c"), source.encode())
             write_whole(path, made.read_bytes())
 

@@ -21,11 +21,12 @@ from portolan.core.target import Target
 from portolan.errors import NoBackend, VerificationFailed
 from portolan.kernels.arrays import dtype_of, result_shapes, widened
 from portolan.kernels.candidates import default
-from portolan.kernels.compiler import FLAGS, CompilerError
+from portolan.kernels.compiler import FLAGS
 from portolan.kernels.lower.nest import groups
 from portolan.kernels.oracle import evaluate
 from portolan.kernels.place import write_whole
 from portolan.kernels.printers.c import function_name
+from portolan.kernels.running import CompilerError, run
 from portolan.kernels.tree import Program
 from portolan.kernels.tune import source
 from portolan.kernels.verify import TOLERANCE, Case, difference, odd_cases
@@ -124,13 +125,10 @@ def _compile(argv: Sequence[str], code: str, flags: Sequence[str], out: Path) ->
     file.write_text(code, encoding="utf-8")
     shared = [f for f in FLAGS if f not in ("-shared", "-fPIC")]
     command = [*argv, *shared, *flags, "-o", str(out), str(file), "-lm"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CompilerError(f"`zig cc` failed: {type(error).__name__}") from error
-    if done.returncode or not out.is_file():
-        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:])
-        raise CompilerError(f"`zig cc` ended with code {done.returncode}: {said}")
+    ended, text = run(command, _SECONDS, "zig cc")
+    if ended or not out.is_file():
+        said = next((line for line in text.splitlines() if "error" in line), text.strip()[-300:])
+        raise CompilerError(f"`zig cc` ended with code {ended}: {said}")
 
 
 def cross(program: Program, sizes: Mapping[str, int], arch: str, folder: Path) -> dict[str, Any]:

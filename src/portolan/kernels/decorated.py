@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from portolan.core.native import Bound
 from portolan.core.target import Target
 from portolan.errors import UsageError
 from portolan.kernels import place
-from portolan.kernels.arrays import checked_results, narrowed, results, taken, widened
+from portolan.kernels.arrays import Results, arguments, narrowed, taken, widened
+from portolan.kernels.arrays import sizes as sizes_of
 from portolan.kernels.candidates import default
 from portolan.kernels.compiler import Compiler, find
 from portolan.kernels.language import language as named
@@ -31,7 +34,18 @@ if TYPE_CHECKING:
     from portolan.kernels.derive.gradient import Gradient
 
 Array = np.ndarray[Any, Any]
+Shapes = tuple[tuple[int, ...], ...]
 _MOST_THREADS = 1024
+#: Sets of shapes that a kernel remembers.
+_MOST_CALLS = 256
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What arguments of some shapes lead to: results, and the compiled kernel; None where there is nothing to read."""
+
+    results: Results
+    bound: Bound | None
 
 
 class Kernel:
@@ -46,6 +60,7 @@ class Kernel:
         self.program = program
         self.sizes: list[Mapping[str, int]] = []
         self._ready: dict[str, Library] = {}
+        self._calls: dict[Shapes, _Call] = {}
         self._pools: dict[int, Pool] = {}
         self._lock = threading.Lock()
 
@@ -67,18 +82,16 @@ class Kernel:
             NoBackend: there is no C compiler.
             VerificationFailed: the compiled kernel differs from the oracle.
         """
-        given, sizes = taken(self.program, arrays)
+        given = arguments(self.program, arrays)
         if not 1 <= threads <= _MOST_THREADS:
             raise UsageError(f"`threads` is {threads}, and has to be from 1 to {_MOST_THREADS}")
-        program = self.program
-        made = results(program, sizes) if out is None else checked_results(program, out, given, sizes)
-        if any(a.size == 0 for a in made):
-            pass
-        elif any(a.size == 0 for a in given):
-            for array, value, tensor in zip(made, self.oracle(*given), program.outputs, strict=True):
+        call = self._call(tuple([a.shape for a in given]))
+        made = call.results.made() if out is None else call.results.checked(out, given)
+        if call.bound is not None:
+            call.bound([*given, *made], self._pool(threads))
+        elif not call.results.empty:  # there is nothing to read, and the result is what a reduction over nothing gives
+            for array, value, tensor in zip(made, self.oracle(*given), self.program.outputs, strict=True):
                 array[...] = narrowed(tensor, value)
-        else:
-            self._library(sizes)([*given, *made], sizes, self._pool(threads))
         return made[0] if len(made) == 1 else tuple(made)
 
     def oracle(self, *arrays: Any) -> list[Array]:
@@ -130,6 +143,19 @@ class Kernel:
     def __repr__(self) -> str:
         inputs = ", ".join(f"{t.name}: {' '.join(map(str, t.axes))}" for t in self.program.inputs)
         return f"kernel {self.name}({inputs})"
+
+    def _call(self, shapes: Shapes) -> _Call:
+        """What arguments of these shapes lead to, worked out once: it takes as long as a small kernel."""
+        found = self._calls.get(shapes)
+        if found is None:
+            sizes = sizes_of(self.program, shapes)
+            results = Results.of(self.program, sizes)
+            nothing = results.empty or any(0 in shape for shape in shapes)
+            found = _Call(results, None if nothing else self._library(sizes).bound(sizes))
+            if len(self._calls) >= _MOST_CALLS:
+                self._calls.clear()
+            self._calls[shapes] = found
+        return found
 
     def _library(self, sizes: Mapping[str, int]) -> Library:
         known = shape_class(sizes)

@@ -21,6 +21,7 @@ from portolan.kernels.compiler import source
 from portolan.kernels.language import Maker
 from portolan.kernels.lower.nest import groups
 from portolan.kernels.lower.schedule import Schedule
+from portolan.kernels.running import CompilerLate
 from portolan.kernels.tree import Program
 from portolan.kernels.verify import AGENT, Judge, odd_cases, real_case, specs
 from portolan.measure.lock import measuring
@@ -193,6 +194,7 @@ class _Session:
     ) -> None:
         self.program, self.best, self.number = program, list(best), number
         self.judge, self.maker, self.told = judge, maker, told
+        self.late: CompilerLate | None = None
 
     def run(self, options: Sequence[Schedule], compiling: ThreadPoolExecutor, end: float) -> list[Trial]:
         """Compiles and checks until `end`, then times what is right, side by side."""
@@ -212,8 +214,14 @@ class _Session:
         return done
 
     def _compiled(self, schedule: Schedule) -> Path:
+        if self.late is not None:  # a compiler that hung is asked no more
+            raise self.late
         whole = [*self.best[: self.number], schedule, *self.best[self.number + 1 :]]
-        return self.maker.make(self.program, whole)
+        try:
+            return self.maker.make(self.program, whole)
+        except CompilerLate as error:
+            self.late = error
+            raise
 
     def _name(self, trial: Trial) -> str:
         return str(trial.path)

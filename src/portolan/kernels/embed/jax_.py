@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 
 from portolan.core.silence import runtime
 from portolan.errors import NoBackend
-from portolan.kernels.compiler import CompilerError, find
+from portolan.kernels.compiler import find
 from portolan.kernels.decorated import Kernel
 from portolan.kernels.derive.gradient import Gradient
 from portolan.kernels.embed.tables import tables
 from portolan.kernels.place import digest, folder, write_whole
+from portolan.kernels.running import CompilerError, run
 from portolan.kernels.tree import Program, extents_of
 from portolan.kernels.trouble import KernelError
 from portolan.kernels.tune import source
@@ -115,10 +115,10 @@ def built(program: Program, kernel: Kernel, include: str) -> Path:
             flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-w", f"-I{include}"]
             command = [plus, *flags, "-o", str(made), str(text), str(kernel_library)]
             command.append(f"-Wl,-rpath,{kernel_library.parent}")
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-            if done.returncode:
-                said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-300:])
-                raise CompilerError(f"`{plus}` ended with code {done.returncode}: {said}")
+            ended, heard = run(command, _SECONDS, plus)
+            if ended:
+                said = next((line for line in heard.splitlines() if "error" in line), heard[-300:])
+                raise CompilerError(f"`{plus}` ended with code {ended}: {said}")
             write_whole(path, made.read_bytes())
     return path
 

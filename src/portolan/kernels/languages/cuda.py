@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from portolan.errors import NoBackend
-from portolan.kernels.compiler import CompilerError
 from portolan.kernels.device import Array, OnDevice
 from portolan.kernels.language import Here, Language
 from portolan.kernels.plan import Plan
 from portolan.kernels.printers.cuda import BLOCK, CUDAPrinter
+from portolan.kernels.running import CompilerError, run
 
 _SECONDS = 120.0
 #: Machine code for Hopper, and PTX that the driver of any GPU since Ampere compiles when it loads it.
@@ -58,12 +58,10 @@ class CUDA(Language):
         made = out.with_suffix(f".{os.getpid()}.part")
         command = [compiler, "-fatbin", "-O3", *(f"-gencode={g}" for g in _GENERATED), "-o", str(made), str(source)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-            if done.returncode or not made.is_file():
-                raise CompilerError(f"`nvcc` ended with code {done.returncode}: {done.stderr.strip()[-600:]}")
+            code, said = run(command, _SECONDS)
+            if code or not made.is_file():
+                raise CompilerError(f"`nvcc` ended with code {code}: {said.strip()[-600:]}")
             made.replace(out)
-        except subprocess.TimeoutExpired:
-            raise CompilerError(f"`nvcc` did not finish within {_SECONDS:.0f} s") from None
         finally:
             made.unlink(missing_ok=True)
 
