@@ -83,6 +83,18 @@ def test_native_code_is_compiled_after_a_usable_answer_but_it_is_compiled() -> N
     assert proposals[first].why == "the defaults of a backend"
 
 
+def test_every_backend_is_introduced_once_its_defaults_were_asked_for() -> None:
+    searcher = Searcher(live(EXACT), EXACT)
+    seen: set[str] = set()
+    backends = {c.recipe.backend for c in live(EXACT)}
+    while not searcher.introduced:
+        proposal = searcher.ask()
+        assert proposal is not None
+        seen.add(proposal.candidate.recipe.backend)
+        searcher.tell(proposal.candidate, proposal.level, None, 1.0, "it failed")
+    assert seen == backends
+
+
 def test_chains_that_may_pay_are_tried_early() -> None:
     proposals = run(Searcher(live(), LOSSY), Machine(NETWORKS["resnet"]), trials=12)
     last = {str(p.candidate.recipe.passes[-1]) for p in proposals if p.candidate.recipe.passes}

@@ -152,6 +152,11 @@ class Searcher:
 
     # --- answers, valid at any time
 
+    @property
+    def introduced(self) -> bool:
+        """Whether the defaults of every backend were tried, so that nobody loses for want of being asked."""
+        return not set(self._defaults) & set(self._open())
+
     def metrics(self, candidate: Candidate) -> Metrics:
         """Everything known of a candidate, with the quality that its arithmetic shares."""
         place = self._known.places.get(candidate.key)

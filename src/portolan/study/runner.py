@@ -141,11 +141,10 @@ class Runner:
         return finals.entrants(self.task.live, self.finalists(finals.FINALISTS), self.trials)
 
     def _race_is_due(self) -> bool:
-        """Whether what is left of the budget is what the race will take."""
-        if self.spending.left == float("inf") or not self.task.raced:
+        """Whether what is left is what the race will take. It waits until every backend's defaults were tried."""
+        if self.spending.left == float("inf") or not self.task.raced or not self._searcher.introduced:
             return False
-        chosen = self._entrants()
-        return bool(chosen) and finals.seconds(chosen, self.trials) > self.spending.left
+        return bool(chosen := self._entrants()) and finals.seconds(chosen, self.trials) > self.spending.left
 
     def close(self) -> None:
         """Ends the process that sets the pace."""
