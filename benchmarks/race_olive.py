@@ -32,7 +32,9 @@ def main() -> int:
                 "log_severity_level": 3,
             }
         )
-        found = next(Path(folder, "out").rglob("*.onnx"))
+        found = next(Path(folder, "out").rglob("*.onnx"), None)
+        if found is None:
+            sys.exit("Olive wrote no model: its pass failed")
         shutil.copyfile(found, out)
     return 0
 

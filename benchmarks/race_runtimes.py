@@ -40,6 +40,7 @@ from portolan.core.recipe import Recipe
 from portolan.core.silence import silence
 from portolan.errors import PortolanError
 from portolan.measure.race import Arm, race
+from portolan.measure.result import MIN_STARTS
 from portolan.study.builder import Builder, read_model
 from portolan.study.finals import MOST_STARTS
 from portolan.study.optimize import read_samples
@@ -58,6 +59,8 @@ EXACT = 1e-3
 #: How many times the fastest's time keeps a backend out: compiled beside other work, which slows some runtimes by ten;
 #: timed alone before the search; and timed by the search before the race.
 HOPELESS, SLOW, BEATEN = 40.0, 3.0, 2.0
+#: Seconds of the warm-up of each process of the race.
+WARM_UP = 0.5
 #: Seconds that a backend may take for one step: compile, load, answer.
 PATIENCE = 300
 
@@ -67,7 +70,7 @@ def main() -> int:
     parser.add_argument("zoo", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; all by default")
     parser.add_argument("--budget", default="3min", help="of each search")
-    parser.add_argument("--race", default="150s", help="of each race")
+    parser.add_argument("--race", default="4min", help="of each race")
     parser.add_argument("--prepare", action="store_true", help="only compile, and leave out what is far too slow")
     parser.add_argument("--again", action="store_true", help="race models that are in runtimes.json too")
     parser.add_argument("--write", action="store_true", help="write the table into the docs")
@@ -134,7 +137,8 @@ def prepare(name: str, zoo: Path) -> None:
     """Compiles the model for every backend, makes the peers' files, and finds out who answers right and how fast."""
     task = Task(name, zoo)
     peers, out = race_peers.make(name, zoo, Path(task.model.path))
-    times, failures = timed_alone(task, starts_of(task, task.versions, peers), answers(task.session(BASE, {}), task))
+    right = answers(task.session(BASE, {}), task)
+    times, _, failures = timed_alone(task, starts_of(task, task.versions, peers), right)
     best = min(times.values())
     for one, ms in times.items():
         if ms > HOPELESS * best:
@@ -152,9 +156,10 @@ def starts_of(task: Task, names: Iterable[str], peers: Mapping[str, Path]) -> di
 
 def timed_alone(
     task: Task, starts: Mapping[str, Callable[[], Any]], right: Mapping[str, np.ndarray]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """The milliseconds of each, one after the other, and why others gave none."""
+) -> tuple[dict[str, float], dict[str, float], dict[str, str]]:
+    """Milliseconds of an inference of each, one after the other; the seconds that each took; why others gave none."""
     times: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     failures: dict[str, str] = {}
     for one, start in starts.items():
         begin = time.monotonic()
@@ -163,8 +168,28 @@ def timed_alone(
         except PortolanError as error:
             failures[one] = error.message
         told = failures.get(one) or f"{times[one]:.3g} ms"
-        print(f"{one:16} {time.monotonic() - begin:6.1f} s  {told[:160]}", flush=True)
-    return times, failures
+        seconds[one] = time.monotonic() - begin
+        print(f"{one:16} {seconds[one]:6.1f} s  {told[:160]}", flush=True)
+    return times, seconds, failures
+
+
+def fitting(times: Mapping[str, float], seconds: Mapping[str, float], chosen: str, budget: float) -> list[str]:
+    """Who races: the slowest stay out where five starts of all would not fit, and below five nothing can be claimed.
+
+    Args:
+        times: milliseconds of an inference.
+        seconds: of a start and a few inferences.
+        chosen: who races in any case, and twice.
+        budget: seconds of the race.
+    """
+    left = sorted(times, key=lambda one: (one != chosen, times[one]))
+    while len(left) > 2 and MIN_STARTS * (_cost(seconds[chosen]) + sum(_cost(seconds[one]) for one in left)) > budget:
+        left.pop()
+    return left
+
+
+def _cost(seconds: float) -> float:
+    return seconds + WARM_UP
 
 
 def answers(session: Any, task: Task) -> dict[str, np.ndarray]:
@@ -200,7 +225,8 @@ def measured(name: str, zoo: Path, budget: str, seconds: str) -> dict[str, Any]:
     out = dict(known["out"])
     peers = {one: Path(file) for one, file in known["peers"].items() if one not in out}
     names = [one for one in task.versions if one not in out]
-    times, failures = timed_alone(task, starts_of(task, names, peers), answers(task.session(BASE, {}), task))
+    right = answers(task.session(BASE, {}), task)
+    times, spent, failures = timed_alone(task, starts_of(task, names, peers), right)
     out |= failures
     beaten = {one: ms for one, ms in times.items() if ms > SLOW * min(times.values()) and one != BASE}
     names = [one for one in names if one in times and one not in beaten]
@@ -216,13 +242,15 @@ def measured(name: str, zoo: Path, budget: str, seconds: str) -> dict[str, Any]:
     known_times = {one: latency(best[one]) if one in best else times[one] for one in (*names, *peers) if one in times}
     beaten |= {one: ms for one, ms in known_times.items() if ms > BEATEN * latency(answer)}
     given = {one: best[one]["recipe"]["options"] if one in best else {} for one in names}
-    options = {one: values for one, values in given.items() if one not in beaten and one not in out}
+    wanted = {one: ms for one, ms in known_times.items() if one not in beaten and one not in out}
+    racing = fitting(wanted, spent, chosen, parse(seconds, "time"))
+    beaten |= {one: ms for one, ms in wanted.items() if one not in racing}
+    options = {one: values for one, values in given.items() if one in racing}
     starts: dict[str, Any] = {one: partial(task.session, one, values) for one, values in options.items()}
-    left = {one: file for one, file in peers.items() if one not in beaten and one not in out}
-    starts |= {one: partial(race_peers.session, one, file, task) for one, file in left.items()}
+    starts |= {one: partial(race_peers.session, one, peers[one], task) for one in racing if one in peers}
     outcome = race(
         [Arm(one, start) for one, start in starts.items()],
-        baseline=chosen, starts=MOST_STARTS, warm_up=0.5, deadline=time.monotonic() + parse(seconds, "time"),
+        baseline=chosen, starts=MOST_STARTS, warm_up=WARM_UP, deadline=time.monotonic() + parse(seconds, "time"),
         rng=np.random.default_rng(0), progress=say,
     )  # fmt: skip
     task.workspace.close()

@@ -55,6 +55,14 @@ def test_each_backend_is_entered_with_its_fastest_trial(script: ModuleType) -> N
     assert script.failed(trials, ["fast", "broken", "late"], best) == {"broken": "it died"}
 
 
+def test_the_slowest_stay_out_where_five_starts_of_all_do_not_fit(script: ModuleType) -> None:
+    times, seconds = {"a": 1.0, "b": 3.0, "c": 2.0}, {"a": 1.5, "b": 1.5, "c": 3.5}
+    assert script.fitting(times, seconds, "a", 1000.0) == ["a", "c", "b"]
+    assert script.fitting(times, seconds, "b", 1000.0) == ["b", "a", "c"]
+    assert script.fitting(times, seconds, "a", 45.0) == ["a", "c"]  # five times 2 + 2 + 4
+    assert script.fitting(times, seconds, "a", 1.0) == ["a", "c"]
+
+
 def test_the_page_names_winners_ties_and_who_is_not_in_it(script: ModuleType) -> None:
     rows = {"vit": row(("slow", 2.0, "slower"), ("same", 0.99, "no significant difference"), ("olive", 1.2, "slower"))}
     text = script.race_page.page(rows, ("bert", "vit"))
