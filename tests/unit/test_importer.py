@@ -35,7 +35,8 @@ KNOWN = (
 #: Sequences do not cross a model's edge (they have tests of their own below), and these have no case of numbers.
 UNSEEN = {
     "ConcatFromSequence", "GlobalLpPool", "LabelEncoder", "Optional", "Scaler", "SequenceAt",
-    "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SplitToSequence"
+    "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SplitToSequence",
+    "TreeEnsembleClassifier", "TreeEnsembleRegressor",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from portolan.emulation.kinds import PINS
 from portolan.errors import NoBackend
 
 _HINT = "check the network and repeat the command: what was fetched is kept"
-_PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux2014", "manylinux_2_17")
+_PLATFORMS = ("manylinux_2_35", "manylinux_2_28", "manylinux_2_27", "manylinux2014", "manylinux_2_17")
 
 
 def install(file: str, arch: str, downloads: Path, site: Path, say: Callable[[str], None]) -> dict[str, str]:

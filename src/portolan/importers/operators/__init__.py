@@ -23,6 +23,7 @@ from portolan.importers.operators import (
     resampling,
     sequences,
     shapes,
+    trees,
 )
 from portolan.importers.operators.call import Operator
 
@@ -41,6 +42,7 @@ TABLE: Mapping[str, Operator] = MappingProxyType(
         **resampling.OPERATORS,
         **sequences.OPERATORS,
         **shapes.OPERATORS,
+        **trees.OPERATORS,
     }
 )
 

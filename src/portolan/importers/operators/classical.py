@@ -10,9 +10,6 @@ from portolan.importers.operators.call import Call, Operator
 if TYPE_CHECKING:
     import numpy as np
 
-#: How a node of a tree compares, by the number that `TreeEnsemble` gives it.
-_MODES = ("less_equal", "less", "greater_equal", "greater", "equal", "not_equal", "member")
-
 
 def _binarize(call: Call, x: Any) -> Any:
     return call.xp.astype(x > call.get("threshold", 0.0), call.xp.dtype(x))
@@ -74,107 +71,6 @@ def _pair(call: Call) -> tuple[np.ndarray, np.ndarray, Any]:
     return found["keys"], found["values"], default
 
 
-def _trees(call: Call, x: Any) -> Any:
-    """Every tree walked for every row at once, as deep as the deepest: child = where(test, true, false)."""
-    import numpy as np
-
-    leaves = np.asarray(call.get("leaf_weights"))
-    features, modes = np.array(call.get("nodes_featureids")), np.asarray(call.get("nodes_modes")).reshape(-1)
-    splits, roots = np.asarray(call.get("nodes_splits")).reshape(-1), np.array(call.get("tree_roots"))
-    count = len(features)
-    # Nodes first, then leaves, which are their own children.
-    true = _children(call.get("nodes_trueleafs"), call.get("nodes_truenodeids"), count, len(leaves))
-    false = _children(call.get("nodes_falseleafs"), call.get("nodes_falsenodeids"), count, len(leaves))
-    _check_modes(modes, splits, call.get("membership_values"))
-    sets = _sets(call.get("membership_values"))
-    take, xp = call.xp.take, call.xp
-    at = xp.broadcast_to(xp.asarray(roots.reshape(1, -1)), [x.shape[0], len(roots)])
-    padded = [np.concatenate([part, np.zeros(len(leaves), part.dtype)]) for part in (features, modes, splits)]
-    columns, kinds, bounds = (xp.asarray(part) for part in padded)
-    for _ in range(_depth(true, false, roots, count)):
-        value, bound, kind = xp.take_along(x, take(columns, at, 0), 1), take(bounds, at, 0), take(kinds, at, 0)
-        tests = [value <= bound, value < bound, value >= bound, value > bound, value == bound, value != bound]
-        tests.append(_member(call, value, take(xp.asarray(_which(modes, len(leaves))), at, 0), sets))
-        passed = tests[0]
-        for number, test in enumerate(tests[1:], 1):
-            passed = xp.where(kind == number, test, passed)
-        at = xp.where(passed, take(xp.asarray(true), at, 0), take(xp.asarray(false), at, 0))
-    return _voted(call, x, at - count, leaves)
-
-
-def _children(leaf: Any, ids: Any, count: int, leaves: int) -> np.ndarray:
-    import numpy as np
-
-    own = np.array(ids) + np.where(np.array(leaf) != 0, count, 0)
-    return np.concatenate([own, count + np.arange(leaves)]).astype(np.int64)
-
-
-def _depth(true: np.ndarray, false: np.ndarray, roots: np.ndarray, count: int) -> int:
-    level, depth = {int(r) for r in roots if r < count}, 0
-    while level and depth <= count:
-        depth += 1
-        level = {int(c) for n in level for c in (true[n], false[n]) if c < count}
-    return depth
-
-
-def _check_modes(modes: np.ndarray, splits: np.ndarray, members: Any) -> None:
-    if len(modes) != len(splits) or modes.max(initial=0) >= len(_MODES) or (modes == 6).any() != (members is not None):
-        raise UnsupportedOperator("the trees' tests cannot be read", hint="convert the model again")
-
-
-def _sets(members: Any) -> list[np.ndarray]:
-    """The sets of member tests in the order of their nodes: a NaN ends each."""
-    import numpy as np
-
-    if members is None:
-        return []
-    flat = np.asarray(members).reshape(-1)
-    ends = np.flatnonzero(np.isnan(flat))
-    return [part[~np.isnan(part)] for part in np.split(flat, ends + 1) if len(part)]
-
-
-def _which(modes: np.ndarray, leaves: int) -> np.ndarray:
-    """For each node with a member test, the number of its set; -1 elsewhere."""
-    import numpy as np
-
-    found = np.where(modes == 6, np.cumsum(modes == 6) - 1, -1)
-    return np.concatenate([found, np.full(leaves, -1)]).astype(np.int64)
-
-
-def _member(call: Call, value: Any, which: Any, sets: list[np.ndarray]) -> Any:
-    found = value != value
-    for number, held in enumerate(sets):
-        inside = value != value
-        for one in held.tolist():
-            inside = call.xp.logical_or(inside, value == one)
-        found = call.xp.logical_or(found, call.xp.logical_and(which == number, inside))
-    return found
-
-
-def _voted(call: Call, x: Any, leaf: Any, leaves: np.ndarray) -> Any:
-    """The leaves' weights joined for each target, then made what the model gives."""
-    import numpy as np
-
-    targets, how = np.array(call.get("leaf_targetids")), call.get("aggregate_function", 1)
-    if call.get("post_transform", 0) not in (0, 1, 2):
-        raise UnsupportedOperator("`TreeEnsemble` with that last step is not supported", hint="`--backend onnxruntime`")
-    columns = []
-    weights, owner = call.xp.take(call.xp.asarray(leaves), leaf, 0), call.xp.take(call.xp.asarray(targets), leaf, 0)
-    for target in range(call.get("n_targets", 1)):
-        mine = owner == target
-        if how in (0, 1):
-            total = call.xp.reduce("sum", call.xp.where(mine, weights, 0 * weights), (1,), False)
-            columns.append(total / leaf.shape[1] if how == 0 else total)
-        else:
-            edge = np.asarray(np.inf if how == 2 else -np.inf, leaves.dtype)
-            held = call.xp.where(mine, weights, call.xp.asarray(edge))
-            columns.append(call.xp.reduce("min" if how == 2 else "max", held, (1,), False))
-    found = call.xp.astype(call.xp.stack(columns, 1), call.xp.dtype(x))
-    if call.get("post_transform", 0) == 1:
-        return call.xp.softmax(found, -1)
-    return call.xp.sigmoid(found) if call.get("post_transform", 0) == 2 else found
-
-
 def _grams(call: Call, x: Any) -> Any:
     """Counts of n-grams from a list, with up to so many elements skipped between their members."""
     import numpy as np
@@ -227,5 +123,4 @@ OPERATORS: dict[str, Operator] = {
     "LabelEncoder": Operator(_label, folds=False),
     "Scaler": Operator(_scale, folds=False),
     "TfIdfVectorizer": Operator(_grams, folds=False),
-    "TreeEnsemble": Operator(_trees, folds=False),
 }
