@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portolan.serving.scheduler import Cost, Queue
+from portolan.serving.scheduler import Cost, Growth, Queue
 
 
 @dataclass(eq=False)
@@ -74,6 +74,37 @@ def test_a_head_that_forces_a_batch_far_too_small_is_given_up() -> None:
     batch, refused = queue.pick(0.0, STEEP, 16)
     assert names(refused) == [0]
     assert len(batch) == 7
+
+
+def test_a_batch_grows_while_every_turn_brings_calls() -> None:
+    growth, queue = Growth(), queue_of(Item(1.0))
+    assert growth.more(queue, FLAT, 16, 0.0)
+    queue.push(Item(1.0))
+    assert growth.more(queue, FLAT, 16, 0.001)
+    assert not growth.more(queue, FLAT, 16, 0.002), "nothing came"
+
+
+def test_a_batch_grows_for_half_the_time_that_it_will_take_and_the_next_one_anew() -> None:
+    growth, queue = Growth(), queue_of(Item(1.0))
+    waits = []
+    for turn in range(8):
+        waits.append(growth.more(queue, FLAT, 16, turn * 0.001))
+        queue.push(Item(1.0))
+    assert waits == [True] * 5 + [False] + [True] * 2
+
+
+def test_a_batch_does_not_grow_beyond_the_rows_that_pay() -> None:
+    full = queue_of(*[Item(1.0) for _ in range(4)])
+    assert not Growth().more(full, FLAT, 4, 0.0)
+    assert Growth().more(full, FLAT, 5, 0.0)
+    flat_out = Cost({1: 0.036, 2: 0.067, 4: 0.134, 8: 0.273, 16: 0.640}, 16)
+    assert not Growth().more(queue_of(*[Item(9.0) for _ in range(8)]), flat_out, 16, 0.0)
+
+
+def test_a_batch_whose_deadline_is_near_leaves() -> None:
+    assert not Growth().more(queue_of(Item(0.014), Item(1.0)), FLAT, 16, 0.0)
+    assert Growth().more(queue_of(Item(0.016), Item(1.0)), FLAT, 16, 0.0)
+    assert Queue[Item]().earliest() == float("inf")
 
 
 def test_batches_stop_where_larger_ones_gain_nothing() -> None:

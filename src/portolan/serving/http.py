@@ -53,6 +53,7 @@ class Connection(asyncio.BufferedProtocol):
         self._request: Request | None = None
         self._target: memoryview | None = None  # where a large body goes
         self._bulk = False  # and it goes there straight, past the parser
+        self._whole = False  # and all of it is there
 
     @property
     def peer(self) -> str:
@@ -104,6 +105,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._bulk:
                 self._fill(nbytes)
             else:
+                self._look()
                 start = 0 if self._reading else self._take_known(nbytes)
                 while start < nbytes and not self._closed:
                     start = self._feed(start, nbytes)
@@ -335,6 +337,15 @@ class Connection(asyncio.BufferedProtocol):
             self._bulk = False
             if self._parsed:  # the parser still waits for this body
                 self._parser, self._parsed = httptools.HttpRequestParser(self), False
+            self._whole = True
+            self._door.loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        """Takes a large body that is there. Those of one turn of the loop are all received before any is looked at, for
+        each sweeps the program out of the processor's cache; only what comes behind it on its own connection is sooner.
+        """
+        if self._whole:
+            self._whole = False
             self.on_message_complete()
 
     def _grow(self, count: int) -> None:
@@ -359,7 +370,7 @@ class Connection(asyncio.BufferedProtocol):
         self.answer(last, error(refusal, status, close=True))
 
     def _forget_body(self) -> None:
-        self._target, self._bulk, self._parts = None, False, []
+        self._target, self._bulk, self._whole, self._parts = None, False, False, []
         if self._request is not None:
             self._request.give_back(self._door.arena)
             self._request.end(gone=True)

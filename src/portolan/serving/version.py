@@ -17,15 +17,13 @@ from portolan.serving.cores import Cores
 from portolan.serving.counters import Counters
 from portolan.serving.instance import Instance
 from portolan.serving.pool import Pool
-from portolan.serving.scheduler import Cost, Queue
+from portolan.serving.scheduler import Cost, Growth, Queue
 from portolan.serving.source import Source
 from portolan.serving.ticket import Batch, Done, Ticket
 
 _LONGEST_TIMEOUT = 3600.0
 #: Seconds that calls wait for company at most, where there is no core to run them on.
 _SHORT = 0.01
-#: How long a batch grows while every turn of the loop brings more calls, as a share of the time that it will take.
-_GROWS = 0.5
 
 
 class Observer(Protocol):
@@ -76,7 +74,7 @@ class Version:
         self._packer = Packer(source.signature, arena, batches=False)
         self._divisions = Divisions(source.signature)
         self._kicked = False
-        self._seen, self._since = 0, math.inf  # calls when the last turn ended, and when a batch began to grow
+        self._growth = Growth()
         self._running = 0
         self._first: asyncio.Future[None] = self._loop.create_future()
         self._empty: asyncio.Future[None] | None = None
@@ -296,7 +294,7 @@ class Version:
             instance, start = self._place(now)
             if instance is None:
                 return
-            if self._grows(now):
+            if self._cores.crowded and self._growth.more(self.queue, self.cost, self.cap, now):
                 self._kick()
                 return
             chosen, refused = self.queue.pick(start, self.cost, self.cap)
@@ -319,18 +317,6 @@ class Version:
                 first: Batch = busy.batches[0]
                 return busy, max(now, first.begun + self.cost(first.rows))
         return free, now
-
-    def _grows(self, now: float) -> bool:
-        """Whether calls still come, one turn of a busy loop after another: they wait in the kernel already, and a batch
-        that takes them along costs less than two.
-        """
-        came, self._seen = self.queue.came - self._seen, self.queue.came
-        self._since = min(self._since, now)
-        rows = self.queue.rows
-        if came and self._cores.crowded and rows < self.cap and now - self._since < _GROWS * self.cost(rows):
-            return True
-        self._since = math.inf
-        return False
 
     def _better_joined(self, now: float) -> bool:
         """Whether the next batch had better run after one that runs, although another replica is free: there is no core
