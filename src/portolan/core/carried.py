@@ -7,12 +7,12 @@ are loaded by workers only, after their checksums were compared.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from portolan.core.files import sha256
 from portolan.core.native import Library
 from portolan.errors import VerificationFailed
 
@@ -104,7 +104,7 @@ class Folder:
     def _compare(self, kernel: Carried) -> None:
         file = self.file(kernel)
         try:
-            seen = hashlib.sha256(file.read_bytes()).hexdigest()
+            seen = sha256(file)
         except OSError as error:
             raise VerificationFailed(f"the library `{file}` cannot be read: {error.strerror}", hint=_AGAIN) from error
         if seen != kernel.sha256:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from portolan.core.folders import data_folder
+from portolan.core.locks import lock
 from portolan.errors import PortolanError, UnknownName
 
 VARIABLE = "PORTOLAN_ENVS"
@@ -201,7 +201,7 @@ def hold() -> None:
     """Marks the environment that this process runs in as used, until the process ends. Elsewhere it does nothing."""
     with contextlib.suppress(OSError):
         # Never closed: the kernel lets go of the lock when the process is gone, however it ends.
-        fcntl.flock(os.open(Path(sys.prefix) / STAMP, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock(os.open(Path(sys.prefix) / STAMP, os.O_RDONLY), shared=True)
 
 
 def _stamped(folder: Path) -> int | None:

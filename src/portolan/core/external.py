@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from portolan.core import protos
+from portolan.core.files import sha256
 from portolan.errors import ModelError
 
 if TYPE_CHECKING:
@@ -119,6 +120,5 @@ def digest(graph_sha256: str, path: Path, locations: list[str]) -> str:
         return graph_sha256
     parts: list[object] = [graph_sha256]
     for location in locations:
-        with inside(path, location).open("rb") as file:
-            parts.append([location, hashlib.file_digest(file, "sha256").hexdigest()])
+        parts.append([location, sha256(inside(path, location))])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -6,10 +6,10 @@ right hash is not fetched again, so an interrupted command goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from portolan.core.files import sha256
 from portolan.emulation.commands import need, run
 from portolan.emulation.kinds import SUITE, Pin, megabytes
 from portolan.errors import NoBackend
@@ -83,7 +83,7 @@ class Debian:
         files = sorted(self.folder.glob(f"{pin.name}_*.deb"))
         if self.latest:
             return files[-1] if files else None
-        return next((path for path in files if _sha256(path) == pin.sha256), None)
+        return next((path for path in files if sha256(path) == pin.sha256), None)
 
     def _download(self, packages: Sequence[Pin]) -> None:
         for pin in packages:
@@ -147,11 +147,6 @@ def unpack(files: Sequence[Path], root: Path) -> None:
     for name in ("bin", "lib"):
         if not (root / name).exists():
             (root / name).symlink_to(f"usr/{name}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from portolan.core import environments, registry
 from portolan.core.environments import STAMP, Found, Plan
+from portolan.core.locks import lock
 from portolan.core.silence import quiet_environment
 from portolan.errors import NoBackend, PortolanError, UsageError
 
@@ -152,8 +152,8 @@ def _alone(name: str) -> Iterator[None]:
     """Keeps two commands from working at one environment."""
     root = environments.root()
     root.mkdir(parents=True, exist_ok=True)
-    with (root / f".{name}.lock").open("w") as lock:
-        if not _locked(lock.fileno()):
+    with (root / f".{name}.lock").open("w") as file:
+        if not lock(file.fileno()):
             raise UsageError(f"another command is working on the environment `{name}`", hint="wait for its end")
         yield
 
@@ -165,19 +165,11 @@ def _unused(found: Found) -> None:
         UsageError: one does.
     """
     with contextlib.suppress(FileNotFoundError), (found.folder / STAMP).open() as stamp:
-        if not _locked(stamp.fileno()):
+        if not lock(stamp.fileno()):
             raise UsageError(
                 f"the environment `{found.name}` is in use",
                 hint=f"wait for what runs in it to end, or `portolan env remove {found.name} --force`",
             )
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _run(command: Sequence[str], name: str, failure: str, progress: Progress) -> None:

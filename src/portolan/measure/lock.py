@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_POLL = 0.005
+from portolan.core.locks import lock
 
 
 def lock_path(folder: Path | None = None) -> Path:
@@ -49,18 +48,6 @@ def _open(path: Path) -> int | None:
 
 def _acquire(handle: int, wait: float) -> bool:
     try:
-        import fcntl
-    except ImportError:  # no such lock on this system
+        return lock(handle, wait=wait)
+    except OSError:  # a system, or a file system, without locks
         return False
-    end = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(_POLL)
-        except OSError:  # a file system without locks
-            return False
-        else:
-            return True

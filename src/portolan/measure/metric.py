@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from portolan.core import userfile
+from portolan.core.files import sha256
 from portolan.errors import UsageError
 
 Outputs = Mapping[str, np.ndarray[Any, Any]]
@@ -71,4 +71,4 @@ def load_metric(source: str | Path) -> UserMetric:
     """
     found = userfile.function(source)
     path, _ = userfile.split(source)
-    return UserMetric(str(source), found, hashlib.sha256(path.read_bytes()).hexdigest())
+    return UserMetric(str(source), found, sha256(path))

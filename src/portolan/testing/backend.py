@@ -9,7 +9,6 @@ does not start from ONNX overrides `cases`, `unsupported` and `corrupt`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 
 from portolan.core.backend import Backend, Executable
+from portolan.core.files import sha256
 from portolan.core.target import Target
 from portolan.errors import ModelError, PortolanError, UnknownName, UnsupportedOperator
 from portolan.testing.models import Case, cases, corrupt, this_machine, unsupported
@@ -318,7 +318,7 @@ def _repeat(executable: Executable, inputs: Any, right: Any, wrong: list[str]) -
 def hashes(folder: Path) -> dict[str, str]:
     """The content hash of every file below `folder`, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
 def python(code: str, question: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from portolan.core.files import sha256
 from portolan.core.model import Model
 from portolan.core.signature import Signature, TensorSpec
 from portolan.core.target import Target
@@ -204,8 +204,7 @@ def write(folder: Path, name: str, graph: onnx.GraphProto, location: str | None 
         key = f"{node.domain}.{node.op_type}".lstrip(".")
         operators[key] = operators.get(key, 0) + 1
     signature = Signature(tuple(map(_spec, graph.input)), tuple(map(_spec, graph.output)))
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Model(name, path, sha256, signature, opset=OPSET, operators=operators)
+    return Model(name, path, sha256(path), signature, opset=OPSET, operators=operators)
 
 
 def this_machine() -> Target:

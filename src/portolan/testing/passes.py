@@ -9,7 +9,6 @@ applies the pass, with each entry of `options`, to small ONNX models made here, 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import subprocess
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 
 from portolan.core.data import generate
+from portolan.core.files import sha256
 from portolan.core.graph import load_model
 from portolan.core.model import Model
 from portolan.core.passes import Context, Pass
@@ -319,7 +319,7 @@ def contents(path: Path) -> tuple[dict[str, int], dict[str, int]]:
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder`, by its path there."""
     files: Iterator[Path] = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {str(p.relative_to(folder)): sha256(p) for p in files}
 
 
 def again(pass_: Pass, jobs: list[list[Any]]) -> list[str]:
