@@ -115,7 +115,7 @@ def test_a_search_there_finds_what_holds_and_claims_no_speed() -> None:
         assert not {"throughput", "cold_start", "memory"} & trial["metrics"].keys()
     assert data["ratios"] == []
     assert data["notes"][-1].startswith("`haswell` is emulated")
-    assert Path(portolan.report("st", out="st.html")).stat().st_size > 0
+    assert Path(portolan.report("st", out="st.html").report).stat().st_size > 0
     packed = portolan.pack("st", out="st.portolan")
     assert [item["target"] for item in packed.elsewhere] == ["haswell"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -11,11 +12,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 import portolan
 from portolan.backends.fake import Fake
@@ -123,25 +127,35 @@ def test_a_failure_for_want_of_memory_stands_until_the_limit_changes(lab: Lab, m
 
 
 EVENTS = ("append", "appended", "worker", "asked", "answered", "built", "saved")
+#: A search with a pass, from its first question to its answer: a kill in each phase, in the order in which they come.
+PHASES = (
+    "append ceilings", "worker", "asked compile", "built", "asked load", "asked inputs", "asked time",
+    "asked evaluate", "asked memory", "append screened", "asked apply", "saved", "append race", "append finished",
+    "appended finished",
+)  # fmt: skip
+#: The same where goals ask for what a server does.
+SERVED = (*PHASES[:-2], "asked load_test", "append profile", "append loaded", *PHASES[-2:])
+MOMENTS = st.lists(st.builds("{}:{}".format, st.sampled_from(EVENTS), st.integers(1, 6)), min_size=5, max_size=8)
+#: Nothing is shrunk: that would take an hour, and the moments of a failure are told as they are.
+ONCE = settings(max_examples=1, phases=[Phase.generate], database=None)
 
 
-def survive(lab: Lab, seed: int, kills: int) -> None:
-    """Kills the command at random moments, each run a little further on, and then lets it end."""
-    lab.script(fast={"latency_ms": 2.0})
-    study, rng = lab.folder / "study", random.Random(seed)
-    words = lab.optimize_words(*BOTH, "--json")
-    for _ in range(kills):
-        moment = f"{rng.choice(EVENTS)}:{rng.randint(1, 6)}"
+def survive(lab: Lab, words: list[object], moments: Sequence[str], codes: Sequence[int]) -> dict[str, Any]:
+    """Kills the command at each of these moments, one run after the other, and then lets it end."""
+    study = lab.folder / "study"
+    for moment in moments:
         done = lab.run(*words, starts=1, env={"KILL_AT": moment})
-        assert done.returncode in (-signal.SIGKILL, 0), (moment, done.stderr)
+        assert done.returncode in codes, (moment, done.stderr)
         if (study / "ledger.sqlite").is_file():
             sound(study) if events_table(study) else None
     done = lab.run(*words, starts=1)
-    data = valid(done)
+    assert done.returncode == 0, done.stderr
+    data: dict[str, Any] = json.loads(done.stdout)
     sound(study)
     measured_once(study)
     assert not list(study.glob(".building-*"))
     assert json.loads(lab.run(*words, starts=1).stdout) == data
+    return data
 
 
 def events_table(study: Path) -> bool:
@@ -154,15 +168,43 @@ def events_table(study: Path) -> bool:
     return found is not None
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_controller_is_killed_again_and_again(lab: Lab, seed: int) -> None:
-    survive(lab, seed, kills=7)
+@pytest.mark.parametrize(
+    ("phases", "more"),
+    [
+        pytest.param(PHASES, [], id="search and race"),
+        pytest.param(SERVED, ["-g", "throughput > 1 qps"], id="and serving", marks=pytest.mark.slow),
+    ],
+)
+def test_the_controller_is_killed_in_every_phase(lab: Lab, phases: Sequence[str], more: list[str]) -> None:
+    lab.model = matmul(lab.folder / "wide.onnx", inner=64)
+    lab.speeds({"int8:dynamic": 0.25})
+    words = ["optimize", lab.model, "--backend", "fake", "--passes", "quantize", "--study", "study", "--json"]
+    goals = ["-g", "cosine >= 0.99", "-g", "min latency_p50", "-g", "min size", *more]
+    data = survive(lab, [*words, *goals], [f"{phase}:1" for phase in phases], [-signal.SIGKILL])
+    assert [step["name"] for step in data["best"]["recipe"]["passes"]] == ["quantize"]
+    assert data["met"]
+
+
+def killed(folder: Path, moments: Sequence[str]) -> None:
+    lab = Lab(folder)
+    lab.script(fast={"latency_ms": 2.0})
+    data = survive(lab, lab.optimize_words(*BOTH, "--json"), moments, [-signal.SIGKILL, 0])
+    assert data["best"]["recipe"]["options"]["variant"] == "fast"
+
+
+@ONCE
+@given(moments=MOMENTS)
+def test_the_controller_is_killed_at_any_moments(tmp_path_factory: pytest.TempPathFactory, moments: list[str]) -> None:
+    killed(tmp_path_factory.mktemp("killed"), moments)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 116))
-def test_the_controller_is_killed_at_many_more_moments(lab: Lab, seed: int) -> None:
-    survive(lab, seed, kills=12)
+@settings(ONCE, max_examples=16)
+@given(moments=MOMENTS)
+def test_the_controller_is_killed_at_many_more_moments(
+    tmp_path_factory: pytest.TempPathFactory, moments: list[str]
+) -> None:
+    killed(tmp_path_factory.mktemp("killed"), moments)
 
 
 @pytest.mark.slow
@@ -186,53 +228,99 @@ def test_the_controller_is_killed_by_the_clock(lab: Lab, seed: int) -> None:
 # --- kill -9 of workers
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_workers_are_killed_at_random(lab: Lab, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Every tenth request finds its worker dead. What the study says is still right, and a repetition is whole."""
+@settings(ONCE, max_examples=2)
+@given(fated=st.sets(st.integers(0, 40), min_size=1, max_size=6))
+def test_workers_are_killed_at_random(tmp_path_factory: pytest.TempPathFactory, fated: set[int]) -> None:
+    """These requests find their worker dead. What the study says is still right, and a repetition is whole."""
     from portolan.worker import Worker
 
+    lab = Lab(tmp_path_factory.mktemp("killed"))
     lab.script(fast={"latency_ms": 2.0})
-    rng, ask, killed = random.Random(seed), Worker.ask, []
+    ask, asked = Worker.ask, itertools.count()
 
     def dying(self: Worker, op: str, **rest: Any) -> Any:
-        if rng.random() < 0.1:
+        if next(asked) in fated:
             os.kill(self.pid, signal.SIGKILL)
-            killed.append(op)
         return ask(self, op, **rest)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in lab.env.items():
+            patch.setenv(name, value)
         patch.setattr(Worker, "ask", dying)
         study = None
         with contextlib.suppress(NoResult):  # the baseline was hit twice
             study = lab.optimize(**QUICK)
-    for trial in study.trials if study is not None else ():
-        assert trial.status == "ok" or ("SIGKILL" in str(trial.reason) and not trial.metrics)
-    assert killed
-    sound(lab.folder / "study")
-    again = lab.optimize(**QUICK)
+        patch.setattr(Worker, "ask", ask)
+        for trial in study.trials if study is not None else ():
+            assert trial.status == "ok" or ("SIGKILL" in str(trial.reason) and not trial.metrics)
+        sound(lab.folder / "study")
+        again = lab.optimize(**QUICK)
     assert again.baseline.status == "ok"
     assert again.met
 
 
-@pytest.mark.parametrize("op", ["compile", "evaluate", "time"])
+@pytest.mark.parametrize("op", ["compile", "load", "time", "evaluate", "memory"])
 def test_one_kill_of_a_worker_changes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch, op: str) -> None:
     """SIGKILL comes from outside, so what it hit is done once more, baseline or candidate."""
-    from portolan.worker import Worker
-
     lab.script(fast={"latency_ms": 2.0})
-    ask, left = Worker.ask, [True]
-
-    def dying(self: Worker, asked: str, **rest: Any) -> Any:
-        if asked == op and left:
-            left.pop()
-            os.kill(self.pid, signal.SIGKILL)
-        return ask(self, asked, **rest)
-
-    monkeypatch.setattr(Worker, "ask", dying)
+    left = dies_at(monkeypatch, op, at=2)
     study = lab.optimize(**QUICK, budget="2 trials")
     assert not left
     assert [t.status for t in study.trials] == ["ok", "ok"]
     assert study.best.recipe.options["variant"] == "fast"
+
+
+def test_one_kill_of_a_worker_that_applies_a_pass_changes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.model = matmul(lab.folder / "wide.onnx", inner=64)
+    lab.speeds({"int8:dynamic": 0.25})
+    left = dies_at(monkeypatch, "apply", at=1)
+    study = lab.optimize(goals=["cosine >= 0.99", *QUICK["goals"]], starts=1, recipe=None, passes=["quantize"])
+    assert not left
+    assert [step.name for step in study.best.recipe.passes] == ["quantize"]
+
+
+@pytest.mark.parametrize("victim", ["default", "fast"])
+def test_one_kill_in_the_final_race_changes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch, victim: str) -> None:
+    from portolan.measure.race import Arm
+    from portolan.study.finals import Finals
+
+    lab.script(fast={"latency_ms": 2.0})
+    original, left = Finals._arm, [True]
+
+    def fragile(self: Finals, candidate: Any, seen: Any) -> Arm:
+        made = original(self, candidate, seen)
+
+        def start() -> Any:
+            session = made.start()
+            if left and candidate.recipe.options["variant"] == victim:
+                left.pop()
+                os.kill(session.worker.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+            return session
+
+        return Arm(made.name, start)
+
+    monkeypatch.setattr(Finals, "_arm", fragile)
+    study = lab.optimize(**QUICK, budget="2 trials")
+    assert not left
+    assert [(t.status, "raced" in t.stages) for t in study.trials] == [("ok", True)] * 2
+    assert study.best.recipe.options["variant"] == "fast"
+
+
+def dies_at(monkeypatch: pytest.MonkeyPatch, op: str, at: int) -> list[int]:
+    """The request `op` finds its worker dead when it is asked for the `at`-th time; what is left of those times."""
+    from portolan.worker import Worker
+
+    ask, left = Worker.ask, list(range(at))
+
+    def dying(self: Worker, asked: str, **rest: Any) -> Any:
+        if asked == op and left:
+            left.pop()
+            if not left:
+                os.kill(self.pid, signal.SIGKILL)
+        return ask(self, asked, **rest)
+
+    monkeypatch.setattr(Worker, "ask", dying)
+    return left
 
 
 def test_the_pace_dies_while_a_candidate_is_timed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

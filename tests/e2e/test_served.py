@@ -126,6 +126,27 @@ def test_a_crash_under_load_costs_its_trial(lab: Lab, monkeypatch: pytest.Monkey
     assert study.best.id == study.baseline.id
 
 
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_kill_under_load_is_no_fault_of_the_recipe(lab: Lab, monkeypatch: pytest.MonkeyPatch, kills: int) -> None:
+    """It is put under load once more; what was killed again is not kept, so that the next run asks anew."""
+    lab.script(default={"latency_ms": 2.0})
+    recipe = {"passes": [], "serving": {"max_batch": 1, "replicas": 1, "deadline": 5.0}}
+    original, left = served.put_under_load, list(range(kills))
+
+    def dying(source: Any, *rest: Any) -> Any:
+        if source.limits.deadline == 5.0 and left:
+            left.pop()
+            raise WorkerCrashed("the load test ended with SIGKILL", killed=True)
+        return original(source, *rest)
+
+    monkeypatch.setattr(served, "put_under_load", dying)
+    study = lab.optimize(goals=[GOAL], recipe=recipe)
+    assert not left
+    assert [t.reason for t in study.trials if t.status == "failed"] == ["the load test ended with SIGKILL"] * (
+        kills - 1
+    )
+
+
 def test_a_load_that_nothing_holds_is_said_with_its_reason(lab: Lab) -> None:
     lab.script(default=SLOW)
     study = lab.optimize(goals=["latency_p95 < 40ms at 600 qps"])
@@ -164,7 +185,7 @@ def test_the_bundle_carries_the_choice_and_the_profile(place: Lab, study: Any) -
 
 
 def test_the_report_shows_it(place: Lab, study: Any) -> None:
-    text = portolan.report(study.folder, out=place.folder / "report.html").read_text()
+    text = Path(portolan.report(study.folder, out=place.folder / "report.html").report).read_text()
     assert "<h3>Serving</h3>" in text
     assert f"The shown result was served with {study.best.recipe.served}." in text
     assert "latency p95 at 600 qps" in text

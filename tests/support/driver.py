@@ -1,7 +1,8 @@
 """`portolan` with short measurements: `driver.py STARTS WORDS...`. With KILL_AT it ends itself with SIGKILL.
 
 KILL_AT is `EVENT:N`: the N-th time that EVENT happens. Events: `append` (before a ledger's event), `appended` (after),
-`worker` (one was started), `asked` (a request was sent), `built` (before a folder gets its name), `saved` (after).
+`worker` (one was started), `asked` (a request was sent), `answered`, `built` (before a folder gets its name), `saved`
+(after). `append screened` and `asked compile` are those of one kind.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +36,19 @@ class _Killer:
     def __init__(self, event: str, number: int) -> None:
         self.event, self.left = event, number
 
-    def happens(self, event: str) -> None:
-        if event == self.event:
+    def happens(self, event: str, kind: str) -> None:
+        if self.event in (event, f"{event} {kind}"):
             self.left -= 1
             if self.left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(self, owner: Any, name: str, before: str, after: str) -> None:
+    def around(self, owner: Any, name: str, before: str, after: str, kind: Callable[..., str] = lambda *_: "") -> None:
         original = getattr(owner, name)
 
         def wrapped(*args: Any, **options: Any) -> Any:
-            self.happens(before)
+            self.happens(before, kind(*args))
             result = original(*args, **options)
-            self.happens(after)
+            self.happens(after, kind(*args))
             return result
 
         setattr(owner, name, wrapped)
@@ -56,10 +58,18 @@ class _Killer:
         from portolan.study import workspace
         from portolan.worker import frames, session
 
-        self.around(ledger.Ledger, "append", "append", "appended")
+        asked = [""]
+        ask = session.Worker.ask
+
+        def noted(worker: Any, op: str, **rest: Any) -> Any:
+            asked[0] = op
+            return ask(worker, op, **rest)
+
+        session.Worker.ask = noted  # type: ignore[method-assign]
+        self.around(ledger.Ledger, "append", "append", "appended", lambda _, event, *rest: event)
         self.around(workspace, "_rename", "built", "saved")
         self.around(session.Worker, "__init__", "-", "worker")
-        self.around(frames, "decode", "asked", "answered")
+        self.around(frames, "decode", "asked", "answered", lambda *_: asked[0])
 
 
 if __name__ == "__main__":

@@ -329,6 +329,49 @@ def test_an_arm_that_crashes_is_dropped_with_its_reason_and_the_race_goes_on():
         found.ratio("fragile", "base")
 
 
+def struck(m, name, ms, blocks):
+    """An arm whose process is killed from outside at each of these blocks, counted over all its processes."""
+    count, sound = [0], m.arm(name, ms)
+
+    def start():
+        session = sound.start()
+        block = session.block
+
+        def killed(seconds):
+            count[0] += 1
+            if count[0] in blocks:
+                raise WorkerCrashed(f"`{name}` crashed with SIGKILL", killed=True)
+            return block(seconds)
+
+        session.block = killed
+        return session
+
+    return Arm(name, start)
+
+
+@pytest.mark.parametrize("victim", ["base", "candidate"])
+@pytest.mark.parametrize("block", [1, 4, 30])
+def test_a_process_killed_from_outside_costs_its_round_only(victim, block):
+    m = machine(0, QUIET)
+    arms = [struck(m, name, ms, [block] if name == victim else []) for name, ms in (("base", 5.0), ("candidate", 3.5))]
+    found = run(m, arms)
+    assert found.failures == {}
+    assert found.starts == len(found.arms["candidate"].blocks) == len(found.order) == 5
+    assert all(len(start) == 4 for samples in found.arms.values() for start in samples.blocks)
+    assert found.ratio("candidate", "base").verdict == "faster"
+    assert m.open_sessions == 0
+
+
+def test_a_process_that_is_killed_again_and_again_is_dropped():
+    m = machine(0, QUIET)
+    found = run(m, [*pair(m, 0.3), struck(m, "hungry", 5.0, range(3, 999))])
+    assert found.failures == {"hungry": "`hungry` crashed with SIGKILL"}
+    assert found.ratio("candidate", "base").verdict == "faster"
+    with pytest.raises(WorkerCrashed):
+        run(m, [struck(m, "base", 5.0, range(3, 999)), m.arm("candidate", 3.5)])
+    assert m.open_sessions == 0
+
+
 def test_an_arm_that_does_not_start_is_dropped():
     m = machine(0, QUIET)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from portolan.core import external, protos
 from portolan.core.analysis import Analysis, analyse
+from portolan.core.files import sha256
 from portolan.core.model import Model
 from portolan.core.signature import Dim, Signature, TensorSpec
 from portolan.errors import ModelError, UnknownName, UnsupportedOperator, UsageError
@@ -81,7 +82,7 @@ def fingerprint(path: Path) -> str:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         # Every external tensor has an entry with this key, so without it there is no external data.
         if data.find(b"location") < 0:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return sha256(path)
     proto, content = _parse(path)
     return external.digest(hashlib.sha256(content).hexdigest(), path, external.files(proto, path))
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from portolan.errors import Interrupted, PortolanError, UnknownName, UsageError, WorkerError
+from portolan.errors import Interrupted, PortolanError, UnknownName, UsageError, WorkerCrashed, WorkerError
 from portolan.measure.environment import environment, ticks
 from portolan.measure.lock import measuring
 from portolan.measure.result import ALPHA, MIN_STARTS, UNDECIDED, Race, Samples, indifferent
@@ -90,7 +90,8 @@ def race(
 
     It ends early, at a look, when every question is decided: each arm against the baseline and against the leader is
     called, or lies inside ±2 %, or is known to ±`precision`/2. An arm that the leader clearly beats leaves at a look.
-    An arm that fails is dropped with its reason; the race goes on.
+    An arm that fails is dropped with its reason; the race goes on. A process that was killed from outside is no fault
+    of its arm's: the start round is timed anew, once for each arm.
 
     Args:
         arms: the contenders, the baseline among them. One arm alone is allowed: its latencies are measured.
@@ -150,6 +151,10 @@ class _Plan:
                 raise UsageError(f"`{word}` is {size}", hint="give a number above zero")
 
 
+class _Struck(Exception):
+    """A process was killed from outside: what the round has read so far is not worth keeping."""
+
+
 class _Runner:
     """The state of one race while it runs."""
 
@@ -165,13 +170,15 @@ class _Runner:
         self.alone = len(arms) == 1
         self.failures: dict[str, str] = {}
         self.eliminated: dict[str, int] = {}
+        self.struck: set[str] = set()
         self.order: list[list[list[str]]] = []
         self.since = ticks()
 
     def run(self) -> Race:
         """Start round after start round until the question is decided, or starts or time run out."""
-        longest, stopped = 0.0, "starts"
-        for number in range(1, self.plan.starts + 1):
+        longest, stopped, number = 0.0, "starts", 0
+        while number < self.plan.starts:
+            number += 1
             begun = self.plan.clock()
             if number > 1 and self.plan.deadline is not None and begun + longest > self.plan.deadline:
                 stopped = "deadline"
@@ -179,7 +186,11 @@ class _Runner:
             if self.plan.progress is not None:
                 live = sum(lane.live for lane in self.lanes)
                 self.plan.progress(f"start {number} of at most {self.plan.starts}, {live} processes")
-            self._round(number)
+            try:
+                self._round(number)
+            except _Struck:
+                number -= 1
+                continue
             longest = max(longest, self.plan.clock() - begun)
             if not self.alone and not self._candidates():
                 stopped = "no candidates"
@@ -273,10 +284,17 @@ class _Runner:
 
     @contextmanager
     def _guard(self, lane: _Lane) -> Iterator[None]:
-        """Takes a lane that fails out of the race with its reason; the baseline's errors and Ctrl-C go up."""
+        """Takes a lane that fails out of the race with its reason; the baseline's errors and Ctrl-C go up.
+
+        Raises:
+            _Struck: its process was killed from outside, for the first time.
+        """
         try:
             yield
         except PortolanError as error:
+            if isinstance(error, WorkerCrashed) and error.killed and lane.name not in self.struck:
+                self.struck.add(lane.name)
+                raise _Struck from error
             if isinstance(error, Interrupted) or lane.arm.name == self.plan.baseline:
                 raise
             lane.live = False

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from portolan import __version__, frontends
 from portolan.core import interpreters, registry
 from portolan.core.backend import Backend
 from portolan.core.data import Data
+from portolan.core.files import sha256
 from portolan.core.frontend import Shapes
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe, Step, digest
@@ -40,6 +40,7 @@ _LOG = 2000
 #: An emulated processor is 10 to 100 times slower than a real one, but the usual waits are generous already.
 FAR_PATIENCE = 5.0
 Make = Callable[[Path], Mapping[str, Any]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -283,11 +284,25 @@ def converted(
 ) -> Model:
     """What the front end of `source` makes of it in a worker, its files in the folder `out`."""
     sizes = {key: list(shape) for key, shape in (shapes or {}).items()}
-    with Worker(python=python) as worker:
-        reply = worker.ask(
-            "convert", timeout=patience(_SECONDS), source=source, out=str(out), shapes=sizes or None, name=name
-        )
-    return Model.from_json(reply.fields["model"])
+
+    def convert() -> Model:
+        with Worker(python=python) as worker:
+            reply = worker.ask(
+                "convert", timeout=patience(_SECONDS), source=source, out=str(out), shapes=sizes or None, name=name
+            )
+        return Model.from_json(reply.fields["model"])
+
+    return once_more(convert)
+
+
+def once_more(work: Callable[[], Result]) -> Result:
+    """Does `work`; a second time if its process was killed, for SIGKILL comes from outside."""
+    try:
+        return work()
+    except WorkerCrashed as error:
+        if not error.killed:
+            raise
+    return work()
 
 
 def _content(source: str) -> list[str]:
@@ -296,13 +311,8 @@ def _content(source: str) -> list[str]:
     path = Path(name)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        return [digest([[str(p.relative_to(path)), _hash(p)] for p in files]), function]
-    return [_hash(path) if path.is_file() else name, function]
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return [digest([[str(p.relative_to(path)), sha256(p)] for p in files]), function]
+    return [sha256(path) if path.is_file() else name, function]
 
 
 def _at(facts: Mapping[str, Any], folder: Path) -> Model:

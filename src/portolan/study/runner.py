@@ -19,7 +19,7 @@ from portolan.core.labels import label
 from portolan.core.measurement import METRICS, Measurement, Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import digest
-from portolan.errors import CannotHelp, DiskFull, NoResult, PortolanError, UsageError, WorkerCrashed
+from portolan.errors import CannotHelp, DiskFull, NoResult, PortolanError, UsageError
 from portolan.measure import roofline
 from portolan.measure.lock import measuring
 from portolan.measure.result import Race
@@ -29,7 +29,7 @@ from portolan.search.space import Candidate
 from portolan.study import finals
 from portolan.study.ahead import build_ahead
 from portolan.study.budget import Spending
-from portolan.study.builder import Builder, Compiled, holds, told, versions_of_passes
+from portolan.study.builder import Builder, Compiled, holds, once_more, told, versions_of_passes
 from portolan.study.pace import BaselineLost, Pace, baseline_may_die
 from portolan.study.probe import Outputs, Session, broken, judge, reference
 from portolan.study.task import Task
@@ -237,12 +237,9 @@ class Runner:
             NoResult: the baseline died twice.
         """
         try:
-            return work()
+            return once_more(work)
         except BaselineLost:
             self.close()
-        except WorkerCrashed as error:
-            if not error.killed:
-                raise
         try:
             return work()
         except BaselineLost as lost:

@@ -30,7 +30,7 @@ from portolan.search.serving import Choice, choices, predict, ranked, scaled, ti
 from portolan.search.space import Candidate
 from portolan.serving.source import Limits
 from portolan.serving.trial import LoadResult, put_under_load
-from portolan.study.builder import holds, lasting, told
+from portolan.study.builder import holds, lasting, once_more, told
 from portolan.study.loads import (
     alone,
     asked_of,
@@ -318,7 +318,7 @@ class Served:
         if kept is not None and (not kept["reason"] or holds(kept)):
             return kept
         try:
-            kept, again = work(), False
+            kept, again = once_more(work), False
         except (UsageError, DiskFull, NoResult, NoBackend):
             raise
         except PortolanError as error:
