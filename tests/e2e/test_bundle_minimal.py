@@ -20,13 +20,13 @@ from portolan.bundle import write_bundle
 from support.bundles import install_tiny, make_parts, use_site, weights
 
 #: All of Portolan that such a machine gets.
-PART = ("__init__.py", "errors.py", "units.py", "core", "backends", "bundle")
+PART = ("__init__.py", "errors.py", "units.py", "core", "targets", "backends", "bundle")
 #: Runs the entry module with everything blocked that must not be needed, and says what was imported after all.
 RUN = """
 import sys
 
 BLOCKED = {"onnx", "scipy", "click", "rich", "msgspec", "onnxslim", "tomli_w", "torch", "openvino", "optuna", "sklearn"}
-BLOCKED |= set(sys.argv.pop(1).split(","))
+BLOCKED ^= set(sys.argv.pop(1).split(","))
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -133,7 +133,7 @@ def test_it_runs_there_on_a_runtime_of_its_own(tmp_path: Path, machine: Path) ->
     loaded = next(line for line in done.stderr.splitlines() if line.startswith("loaded: ")).split()
     assert not {"onnx", "onnxruntime", "scipy", "click", "rich", "msgspec", "tomli_w"} & set(loaded)
     parts = next(line for line in done.stderr.splitlines() if line.startswith("parts: ")).split()[1:]
-    assert all(name.split(".")[1] in ("errors", "units", "core", "backends", "bundle") for name in parts)
+    assert all(name.split(".")[1] in ("errors", "units", "core", "targets", "backends", "bundle") for name in parts)
 
 
 def test_it_runs_there_on_onnx_runtime(machine: Path, onnx_bundle: Path) -> None:
@@ -143,6 +143,22 @@ def test_it_runs_there_on_onnx_runtime(machine: Path, onnx_bundle: Path) -> None
     assert answer["verified"] is True
     assert max(difference["worst"] for difference in answer["differences"]) < 1e-5
     assert not (machine / ".cache").exists(), "the runtime wrote below the home directory"
+
+
+@pytest.mark.parametrize(
+    ("backend", "block"), [("onnxruntime", "none"), ("openvino", "openvino,onnxruntime"), ("reference", "onnx")]
+)
+def test_what_pack_makes_runs_there(tmp_path: Path, machine: Path, backend: str, block: str) -> None:
+    """The project's own model for its own backends, which are more than those of this test; all else is blocked."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    assert portolan.pack("demo:digits", backend=backend, out=tmp_path / "d.portolan").verified
+    done = run(machine, str(tmp_path / "d.portolan"), "--verify", "--json", block=block)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verified"] is True
+    loaded = next(line for line in done.stderr.splitlines() if line.startswith("loaded: ")).split()
+    assert {"onnx", "onnxruntime", "openvino", "scipy", "click", "rich", "torch"} & set(loaded) <= {backend, "onnx"}
+    assert ("onnx" in loaded) == (backend == "reference")
 
 
 def test_it_is_told_there_what_is_missing(machine: Path, onnx_bundle: Path) -> None:

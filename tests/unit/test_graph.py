@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from portolan.core import graph
+from portolan.core import graph, protos
 from portolan.core.signature import Signature, TensorSpec
 from portolan.errors import ModelError, PortolanError, UnknownName, UnsupportedOperator, UsageError
 from portolan.testing.frontend import tiny_graph, tiny_onnx
@@ -305,6 +305,22 @@ def test_freezing_takes_external_data_along(tmp_path: Path) -> None:
     frozen = graph.freeze_shapes(graph.load_model(path), {"x": (1, 3, 8, 8)}, tmp_path / "out")
     weights = {t.name: numpy_helper.to_array(t) for t in onnx.load(str(frozen.path)).graph.initializer}
     np.testing.assert_array_equal(weights["w"], numpy_helper.to_array(tiny_graph().graph.initializer[0]))
+
+
+def test_the_fields_of_a_file_are_read_without_onnx(tmp_path: Path) -> None:
+    """All kinds of field: numbers, messages and texts, and of fixed sizes; cut short, what is whole is told."""
+    model = onnx.ModelProto.FromString(tiny_onnx(tmp_path / "m.onnx").read_bytes())
+    plain = {field.number for field, _ in model.ListFields()}
+    assert protos.fields(tmp_path / "m.onnx") == plain
+    assert protos.FUNCTIONS not in plain
+    model.functions.add(name="f", domain="d")
+    more = b"\x9d\x06abcd" + b"\x99\x06abcdefgh"  # fields 99 of four bytes and of eight, which nobody knows
+    (tmp_path / "f.onnx").write_bytes(model.SerializeToString() + more)
+    assert protos.fields(tmp_path / "f.onnx") == plain | {protos.FUNCTIONS, 99}
+    (tmp_path / "none.onnx").write_bytes(b"\x0f")
+    assert protos.fields(tmp_path / "none.onnx") == {1}
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    assert protos.fields(tmp_path / "empty.onnx") == set()
 
 
 def test_string_tensors_have_a_type(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from portolan.backends._artefact import Artefact, all_cores, demand, explained, external_files
 from portolan.backends._openvino_kernels import extend
+from portolan.core import protos
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
 from portolan.core.carried import Folder
 from portolan.core.model import Model
@@ -123,12 +124,12 @@ def _flat(path: Path, kept: Sequence[tuple[str, str]] = ()) -> Iterator[Path]:
 
     Those in `kept` (domain and name) stay: there is an extension for them.
     """
+    if path.suffix != ".onnx" or protos.FUNCTIONS not in protos.fields(path):
+        yield path  # also on a machine for bundles alone, which has no onnx
+        return
     import onnx
     from onnx import inliner
 
-    if path.suffix != ".onnx" or not onnx.load(str(path), load_external_data=False).functions:
-        yield path
-        return
     with tempfile.TemporaryDirectory() as scratch:
         flat = Path(scratch) / path.name
         model = inliner.inline_selected_functions(onnx.load(str(path)), list(kept), exclude=True)

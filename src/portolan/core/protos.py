@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     import onnx
 
 #: The domains whose operators the ONNX standard defines; the empty one is the default.
 STANDARD = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
+#: The field of a ModelProto that holds its functions, and the bytes of the kinds of field that have a fixed size.
+FUNCTIONS, _FIXED = 25, {1: 8, 5: 4}
 
 
 def domain(name: str) -> str:
@@ -123,3 +127,32 @@ def operators(model: onnx.ModelProto) -> dict[str, int]:
         return found
 
     return dict(sorted(count(model.graph.node, ()).items(), key=lambda item: (-item[1], item[0])))
+
+
+def fields(path: Path) -> set[int]:
+    """The numbers of the fields of the message in a file, read without `onnx`, and without what the fields hold."""
+    found: set[int] = set()
+    with path.open("rb") as file:
+        while (tag := _number(file)) is not None:
+            found.add(tag >> 3)
+            kind = tag & 7
+            if kind == 0:
+                _number(file)
+            elif kind in _FIXED:
+                file.seek(_FIXED[kind], os.SEEK_CUR)
+            elif kind == 2:
+                file.seek(_number(file) or 0, os.SEEK_CUR)
+            else:
+                break  # no message of protobuf's
+    return found
+
+
+def _number(file: BinaryIO) -> int | None:
+    """The number that comes next, seven bits a byte; None at the end of the file."""
+    value = shift = 0
+    while byte := file.read(1):
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+        shift += 7
+    return None
