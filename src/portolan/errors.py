@@ -22,6 +22,7 @@ PortolanError                 1  a bug, or an error nobody classified
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -153,6 +154,11 @@ class DiskFull(PortolanError):
     def __init__(self, message: str, *, hint: str | None = None, where: str | None = None) -> None:
         usual = "free some space and repeat the command: what was measured before is kept"
         super().__init__(message, hint=hint or usual, where=where)
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether the system says that a disk, or a quota of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Interrupted(PortolanError):

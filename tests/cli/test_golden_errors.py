@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import click
@@ -84,6 +85,7 @@ RAISED: dict[str, tuple[tuple[str, ...], BaseException]] = {
     "worker-error": (("bench", "m.onnx"), errors.WorkerCrashed("the worker died of signal 11")),
     "interrupted-by-the-study": (("optimize", "m.onnx"), errors.Interrupted("stopped after 3 trials; all are saved")),
     "ctrl-c": (("optimize", "m.onnx"), KeyboardInterrupt()),
+    "disk-full": (("optimize", "m.onnx"), OSError(errno.ENOSPC, "No space left on device", "/place/file")),
     "bug": (("optimize", "m.onnx"), TypeError("an integer is required")),
     "click-error": (("report",), click.ClickException("Could not do it.")),
 }
@@ -129,7 +131,12 @@ def test_a_configuration_that_is_no_text(api: Api, place: Path) -> None:
 
 
 def test_a_report_that_would_overwrite(api: Api, place: Path) -> None:
+    from portolan import reports
+
     (place / "report.html").write_text("mine")
+    with pytest.raises(errors.UsageError) as caught:
+        reports.write([], "report.html", dry_run=True)
+    api.answers["report"] = caught.value
     check("errors/report-exists", transcript(("report", "--dry-run"), run("report", "--dry-run")))
     assert (place / "report.html").read_text() == "mine"
 

@@ -34,7 +34,7 @@ from support.rawzip import Raw, raw_zip
 
 GOLDEN = Path(__file__).with_name("bundle_errors.txt")
 X = np.zeros((5, 4), np.float32)
-RAISED = ("broken", "_differs", "UsageError", "VerificationFailed", "NoBackend")
+RAISED = ("broken", "_differs", "UsageError", "DiskFull", "VerificationFailed", "NoBackend")
 Case = Callable[[Path], Any]
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from portolan.bundle import open_bundle, write_bundle
 from portolan.bundle.manifest import FileEntry
 from portolan.bundle.write import Source, publish, write_sources
-from portolan.errors import UsageError, VerificationFailed
+from portolan.errors import DiskFull, UsageError, VerificationFailed
 from support.bundles import bundle_sha256, make_bundle, make_parts
 
 FORMS = ("out", "out.portolan")
@@ -66,9 +66,9 @@ def test_there_is_no_folder_to_write_into(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.ENOSPC, "no space left to write"),
+        (errno.ENOSPC, "the disk is full: `.*` could not be written"),
         (errno.EROFS, "cannot be written: Read-only"),
-        (errno.EDQUOT, "no space"),
+        (errno.EDQUOT, "the disk is full"),
     ],
 )
 @pytest.mark.parametrize("force", [False, True])
@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_what_was_there(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError if number == errno.EROFS else DiskFull, match=words):
         write_bundle(tmp_path / form, parts, force=force)
     assert listing(tmp_path) == before
     monkeypatch.undo()
@@ -99,7 +99,7 @@ def test_no_folder_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tempfile.mkdtemp", full)
-    with pytest.raises(UsageError, match="no space left"):
+    with pytest.raises(DiskFull, match="the disk is full"):
         write_bundle(tmp_path / "p.portolan", parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -21,7 +22,7 @@ from portolan.deployment import _sizing as sizing
 from portolan.deployment._facts import label
 from portolan.deployment._yaml import Said, dump
 from portolan.deployment.triton import quote
-from portolan.errors import NoBackend, UnknownName, UsageError
+from portolan.errors import DiskFull, NoBackend, UnknownName, UsageError
 from support.bundles import make_bundle
 from support.deploying import (
     MEASURED,
@@ -416,6 +417,26 @@ def test_force_mixes_nothing_with_other_files(tmp_path: Path) -> None:
     (out / "triton" / "digits" / "2" / "model.onnx").write_bytes(b"mine")
     with pytest.raises(UsageError, match=r"digits/2/model\.onnx"):
         deploy(bundle, ["triton"], Choices(), out=out, force=True, dry_run=False)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle(tmp_path)
+    (tmp_path / "taken" / "docker").parent.mkdir()
+    (tmp_path / "taken" / "docker").write_text("in the way")
+    with pytest.raises(UsageError, match="docker` is there and is no folder"):
+        deploy(bundle, ["docker"], Choices(), out=tmp_path / "taken", force=False, dry_run=False)
+    with pytest.raises(UsageError, match=r"`.*below` cannot be written: Not a directory"):
+        deploy(bundle, ["docker"], Choices(), out=tmp_path / "taken" / "docker" / "below", force=False, dry_run=False)
+
+    def full(self: Path, *args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("write_text", "rename"):  # as files are made, and as they get their place
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, full)
+            with pytest.raises(DiskFull, match=r"the disk is full: `.*docker` could not be written"):
+                deploy(bundle, ["docker"], Choices(), out=tmp_path / "full", force=False, dry_run=False)
+        assert not (tmp_path / "full").exists()
 
 
 def test_a_dry_run_writes_nothing_and_lists_all(tmp_path: Path) -> None:

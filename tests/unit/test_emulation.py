@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from portolan import emulation
-from portolan.emulation import debian, fill, kinds, qemu
+from portolan.emulation import commands, debian, fill, kinds, qemu, wheels
 from portolan.emulation.kinds import KINDS, Kind, Pin
 from portolan.emulation.make import Wish, add
-from portolan.errors import NoBackend, PortolanError, UnknownName, UsageError, VerificationFailed
+from portolan.errors import DiskFull, NoBackend, PortolanError, UnknownName, UsageError, VerificationFailed
 from portolan.targets import _added, _cpuid
 from portolan.targets.local import local
 
@@ -134,6 +134,34 @@ def test_no_apt_and_no_keys(tools: Path, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "nowhere").write_text("")
     with pytest.raises(NoBackend, match="`apt-get` is not installed"):
         made(tmp_path).fetch([pin("a", "AA")])
+
+
+@pytest.mark.parametrize(
+    ("argv", "kind", "said"),
+    [
+        (["/nowhere/tool"], NoBackend, "fetching failed: No such file or directory: `/nowhere/tool`"),
+        (["/bin/sh", "-c", "exec sleep 60"], NoBackend, "fetching took longer than 0.2 s"),
+        (["/bin/sh", "-c", "echo No space left on device; exit 1"], DiskFull, "the disk is full: fetching failed"),
+        (
+            ["/bin/sh", "-c", "echo begin; echo 'E: not here'; echo end; exit 2"],
+            NoBackend,
+            "fetching failed: E: not here",
+        ),
+        (["/bin/sh", "-c", "exit 3"], NoBackend, "fetching failed: exit code 3"),
+    ],
+)
+def test_tools_that_fail(argv: list[str], kind: type[PortolanError], said: str, tmp_path: Path) -> None:
+    with pytest.raises(kind) as caught:
+        commands.run(argv, doing="fetching", folder=tmp_path, hint="mend it", seconds=0.2)
+    assert caught.value.message == said
+    assert caught.value.hint == ("mend it" if kind is NoBackend else DiskFull("x").hint)
+
+
+def test_no_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(NoBackend, match="pip is not installed beside Portolan") as caught:
+        wheels.install("none.txt", "aarch64", tmp_path, tmp_path, print)
+    assert caught.value.hint == f"{sys.executable} -m ensurepip"
 
 
 def test_every_pin_is_read_and_none_is_given_twice() -> None:

@@ -34,12 +34,13 @@ from portolan.bundle.manifest import (
 from portolan.bundle.names import is_code
 from portolan.bundle.read import without_none
 from portolan.core import registry
+from portolan.core.files import sha256
 from portolan.core.measurement import Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe
 from portolan.core.serving import Profile
 from portolan.core.target import Target
-from portolan.errors import PortolanError, UsageError, VerificationFailed
+from portolan.errors import DiskFull, PortolanError, UsageError, VerificationFailed, no_space
 
 #: Features in /proc/cpuinfo's spelling that compiled code uses.
 _VECTOR = ("avx", "amx", "fma", "f16c", "bmi", "asimd", "sve", "sme", "i8mm", "bf16")
@@ -298,10 +299,7 @@ def _from_disk(name: str, path: Path) -> Source:
             while piece := file.read(CHUNK):
                 yield piece
 
-    seen = hashlib.sha256()
-    for piece in chunks():
-        seen.update(piece)
-    return Source(FileEntry(name, path.stat().st_size, seen.hexdigest()), chunks)
+    return Source(FileEntry(name, path.stat().st_size, sha256(path)), chunks)
 
 
 def _write_file(made: Path, files: list[Source]) -> None:
@@ -346,10 +344,10 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def disk_error(out: Path, error: OSError) -> UsageError:
+def disk_error(out: Path, error: OSError) -> PortolanError:
     """What an error of the file system means for who asked for `out`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UsageError(f"no space left to write `{out}`; nothing was written", hint="free some, or choose `-o`")
+    if no_space(error):
+        return DiskFull(f"the disk is full: `{out}` could not be written", hint="free some space, or choose `-o`")
     if error.errno == errno.EEXIST:
         return UsageError(f"`{out}` exists", hint="replace it with `--force`, or choose another name with `-o`")
     return UsageError(f"`{out}` cannot be written: {error.strerror or error}", hint="choose another place with `-o`")

@@ -15,7 +15,7 @@ import click
 from portolan.cli.app import VERBS
 from portolan.cli.config import nearest
 from portolan.cli.console import Console
-from portolan.errors import Interrupted, PortolanError, UsageError
+from portolan.errors import DiskFull, Interrupted, PortolanError, UsageError, no_space
 
 
 def fail(error: Exception, console: Console, verb: str | None = None) -> int:
@@ -55,6 +55,8 @@ def told_as(error: Exception, verb: str | None = None) -> PortolanError:
         return Interrupted("interrupted", hint="what was measured is saved; repeat the command to go on")
     if isinstance(error, click.ClickException):
         return _usage(error, verb)
+    if isinstance(error, OSError) and no_space(error):
+        return DiskFull(f"the disk is full: `{error.filename or tempfile.gettempdir()}` could not be written")
     return PortolanError(
         f"a bug in Portolan: `{type(error).__name__}: {error}`",
         hint="`-v` says where the traceback is saved, `-vv` prints it; please report it",

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -19,11 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from portolan.core.locks import lock
 from portolan.core.target import Target
 from portolan.emulation import check
 from portolan.emulation.fill import Filled, Order, fill, planned
 from portolan.emulation.kinds import KINDS, MIRROR, Kind
-from portolan.errors import DiskFull, PortolanError, UnknownName, UsageError
+from portolan.errors import DiskFull, PortolanError, UnknownName, UsageError, no_space
 from portolan.targets import _added
 
 _DOWNLOADS, _SCRATCH, _OLD, _LOCK = ".fetched", ".making-", ".removed-", ".lock"
@@ -178,11 +178,9 @@ def _alone(say: Say) -> Iterator[None]:
     root = _added.root()
     root.mkdir(parents=True, exist_ok=True)
     with (root / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock(file.fileno()):
             say("waiting for another `portolan target add`")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno(), wait=math.inf)
         yield
 
 
@@ -192,7 +190,7 @@ def _explained() -> Iterator[None]:
         yield
     except OSError as error:
         place = error.filename or _added.root()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if no_space(error):
             raise DiskFull(f"the disk is full: `{place}` could not be written") from error
         raise UsageError(
             f"`{place}` cannot be written: {error.strerror}", hint=f"name another folder: {_added.VARIABLE}=DIR"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from portolan.errors import UsageError
+from portolan.errors import DiskFull, UsageError, no_space
 
 __all__ = ["render", "write"]
 
@@ -29,11 +29,14 @@ def render(studies: Sequence[Mapping[str, Any]]) -> str:
     return page([read(study, f"$[{i}]") for i, study in enumerate(studies)], studies)
 
 
-def write(studies: Sequence[Mapping[str, Any]], path: str | Path, force: bool = False) -> Path:
-    """Writes the report to `path`, whole or not at all, and returns the path.
+def write(
+    studies: Sequence[Mapping[str, Any]], path: str | Path, force: bool = False, *, dry_run: bool = False
+) -> Path:
+    """Writes the report to `path`, whole or not at all, and returns the path. `dry_run` checks all and writes nothing.
 
     Raises:
         UsageError: the file exists and `force` is false, it cannot be written, or a study does not fit.
+        DiskFull: there is no space for it.
     """
     path = Path(path)
     if path.is_dir():
@@ -41,10 +44,14 @@ def write(studies: Sequence[Mapping[str, Any]], path: str | Path, force: bool = 
     if path.exists() and not force:
         raise UsageError(f"`{path}` exists", hint="add `--force` to overwrite it, or name another file with `-o`")
     text = render(studies)
+    if dry_run:
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, text)
     except OSError as error:
+        if no_space(error):
+            raise DiskFull(f"the disk is full: `{path}` could not be written") from error
         raise UsageError(f"`{path}` cannot be written: {error.strerror}", hint="name another file with `-o`") from error
     return path
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from portolan.core.ledger import Ledger
-from portolan.errors import DiskFull, PortolanError, UsageError
+from portolan.errors import DiskFull, PortolanError, UsageError, no_space
 
 _FACTS, _FILES = "facts.json", "files"
 _SCRATCH = ".building-"
@@ -87,7 +87,7 @@ def _rename(source: Path, target: Path) -> None:
 
 def explain(path: Path, error: OSError) -> PortolanError:
     """What went wrong with `path`, in words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if no_space(error):
         return DiskFull(f"the disk is full: `{path}` could not be written")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UsageError(f"`{path}` cannot be written", hint="name a folder that can be written: --study DIR")
@@ -102,6 +102,6 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if not no_space(error) and error.errno != errno.EROFS:
             raise
         raise explain(Path(error.filename or folder), error) from error

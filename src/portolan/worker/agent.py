@@ -21,7 +21,7 @@ import numpy as np
 
 from portolan.core import environments
 from portolan.core.silence import silence
-from portolan.errors import PortolanError
+from portolan.errors import PortolanError, no_space
 from portolan.worker import frames
 from portolan.worker.frames import Frame
 from portolan.worker.memory import limit_memory, ran_out
@@ -86,9 +86,7 @@ def _answer(operations: Answers, source: int, sink: int) -> None:
 
 def _disk_full(error: Exception) -> bool:
     """Runtimes that write from native code tell it in words only."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return os.strerror(errno.ENOSPC) in str(error)
+    return no_space(error) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _failure(kind: str, message: str, hint: str | None, where: str | None) -> list[memoryview]:
