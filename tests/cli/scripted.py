@@ -6,7 +6,6 @@ import json
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
@@ -320,11 +319,9 @@ class Api(types.ModuleType):
         given = {k: v for k, v in locals().items() if k not in ("self", "action", "name")}
         return self._answer("target", (action, name), given)
 
-    def report(self, *studies: str, out: str, force: bool) -> Path:
-        self.calls.append(("report", studies, {"out": out, "force": force}))
-        if isinstance(answer := self.answers.get("report"), BaseException):
-            raise answer
-        return Path(out)
+    def report(self, *studies: str, out: str, force: bool, dry_run: bool) -> Answered:
+        self.answers.setdefault("report", lambda: {"report": self.keywords["out"]})
+        return self._answer("report", studies, {"out": out, "force": force, "dry_run": dry_run})
 
     def pack(
         self, source: str, *, out: Any, name: Any, trial: Any, backend: Any, data: Any, shapes: Any, target: str,

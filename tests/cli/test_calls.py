@@ -92,8 +92,12 @@ def test_optimize_with_every_flag(api: Api) -> None:
             {"emulate": "aarch64", "cpu": "cortex-a72", "mirror": "http://m", "latest": True, "force": False,
              "dry_run": False},
         ),
-        (("report", "s1", "s2", "-o", "r.html", "--force"), ("s1", "s2"), {"out": "r.html", "force": True}),
-        (("report",), (), {"out": "report.html", "force": False}),
+        (
+            ("report", "s1", "s2", "-o", "r.html", "--force"),
+            ("s1", "s2"),
+            {"out": "r.html", "force": True, "dry_run": False},
+        ),
+        (("report",), (), {"out": "report.html", "force": False, "dry_run": False}),
         (
             ("pack", "s", "--name", "n", "--trial", "4", "-o", "b", "--backend", "torch", "--data", "d.npz"),
             ("s",),
@@ -130,9 +134,9 @@ def test_the_next_command_names_the_study_from_here(api: Api, place: Path) -> No
     assert "portolan report /else/where" in run("optimize", "m").out
 
 
-def test_a_dry_report_opens_the_studies_and_writes_nothing(api: Api) -> None:
+def test_a_dry_report_asks_for_one(api: Api) -> None:
     run("report", "a", "b", "--dry-run")
-    assert [call[:2] for call in api.calls] == [("open", ("a",)), ("open", ("b",))]
+    assert api.calls == [("report", ("a", "b"), {"out": "report.html", "force": False, "dry_run": True})]
 
 
 def test_the_scripted_api_has_the_keywords_of_the_real_one() -> None:

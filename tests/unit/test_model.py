@@ -39,6 +39,14 @@ def test_json_comes_back(model: Model) -> None:
     assert json.dumps(again.to_json()) == json.dumps(model.to_json())
 
 
+def test_html_holds_names_as_text() -> None:
+    model = Model("<b>tiny</b>", Path("m.onnx"), "ab" * 32, Signature((), ()))
+    page = model._repr_html_()
+    assert page.startswith("<table><caption>Model &lt;b&gt;tiny&lt;/b&gt;</caption>")
+    assert "<b>" not in page
+    assert "ab" * 32 in page
+
+
 def test_repr_is_one_line() -> None:
     spec = TensorSpec("x", "float32", ("batch", 3, 8, 8))
     model = Model("tiny", Path("m.onnx"), "ab" * 32, Signature((spec,), ()))

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portolan.core.plain import call_text, finite, value_text
+from portolan.core.plain import call_text, finite, html_table, parse_call, value_text
+from portolan.errors import UsageError
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -27,6 +28,29 @@ def test_json_can_hold_it(data: Any) -> None:
 
 def test_only_what_is_not_finite_becomes_null() -> None:
     assert finite({"a": [1.5, math.nan, (math.inf, "x")], 2: -math.inf}) == {"a": [1.5, None, [None, "x"]], "2": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("quantize(bits 8)", "the options of the pass `quantize(bits 8)` cannot be read"),
+        ("quantize(bits=8", "the pass `quantize(bits=8` cannot be read"),
+        ("", "the pass `` cannot be read"),
+    ],
+)
+def test_calls_that_cannot_be_read(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_call(text, "pass")
+    assert caught.value.message == says
+    assert "NAME(option=value)" in str(caught.value.hint)
+    assert parse_call("quantize(bits=8, weight-type=s8)", "pass") == ("quantize", {"bits": "8", "weight_type": "s8"})
+
+
+def test_a_table_holds_everything_as_text() -> None:
+    page = html_table("a<b", {"k&": "<script>", "n": 3})
+    assert page == "<table><caption>a&lt;b</caption><tr><th>k&amp;</th><td>&lt;script&gt;</td></tr>" + (
+        "<tr><th>n</th><td>3</td></tr></table>"
+    )
 
 
 @pytest.mark.parametrize(

@@ -54,15 +54,25 @@ def bench(
     return Result("bench", found)
 
 
-def report(*studies: str | Path, out: str | Path = "report.html", force: bool = False) -> Path:
+def report(*studies: str | Path, out: str | Path = "report.html", force: bool = False, dry_run: bool = False) -> Result:
     """Writes the HTML report of one or more studies: one offline file.
+
+    Args:
+        studies: their folders.
+        out: the file.
+        force: overwrite `out`.
+        dry_run: check everything, write nothing.
+
+    Returns:
+        `report`: where it is.
 
     Raises:
         UsageError: no study there, or `out` exists.
     """
     from portolan import reports
 
-    return reports.write([open_study(study).to_json() for study in studies], Path(out), force=force)
+    found = [open_study(study).to_json() for study in studies]
+    return Result("report", {"report": str(reports.write(found, Path(out), force, dry_run=dry_run))})
 
 
 def check(bundle: str | Path, *, native: bool = False, target: str = "local") -> Result:

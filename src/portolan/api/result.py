@@ -35,7 +35,6 @@ class Result:
         return f"{self.verb}({keys})"
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from portolan.core.plain import html_table
 
-        rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in self.data.items())
-        return f"<table><caption>{escape(self.verb)}</caption>{rows}</table>"
+        return html_table(self.verb, self.data)

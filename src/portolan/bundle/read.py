@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import shutil
 import tempfile
 import threading
@@ -34,6 +33,7 @@ from portolan.bundle.names import broken, is_code, show
 from portolan.core import registry
 from portolan.core.backend import Backend, Executable
 from portolan.core.interpreters import python_for
+from portolan.core.plain import html_table
 from portolan.core.recipe import Recipe
 from portolan.errors import NoBackend, PortolanError, UsageError, VerificationFailed
 
@@ -225,17 +225,16 @@ class Bundle:
 
     def _repr_html_(self) -> str:
         manifest = self.manifest
-        rows = [
-            ("recipe", str(manifest.recipe)),
-            ("backend", ", ".join([manifest.recipe.backend, *(f"{k} {v}" for k, v in manifest.versions.items())])),
-            ("size", _size(self)),
-            ("inputs", ", ".join(map(str, manifest.signature.inputs))),
-            ("outputs", ", ".join(map(str, manifest.signature.outputs))),
-            *((name, f"{metric} {metric.kind}") for name, metric in manifest.claims.items()),
-            ("sha256", self.sha256),
-        ]
-        body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
-        return f"<table><caption>Bundle {html.escape(manifest.name)}</caption>{body}</table>"
+        rows = {
+            "recipe": manifest.recipe,
+            "backend": ", ".join([manifest.recipe.backend, *(f"{k} {v}" for k, v in manifest.versions.items())]),
+            "size": _size(self),
+            "inputs": ", ".join(map(str, manifest.signature.inputs)),
+            "outputs": ", ".join(map(str, manifest.signature.outputs)),
+            **{name: f"{metric} {metric.kind}" for name, metric in manifest.claims.items()},
+            "sha256": self.sha256,
+        }
+        return html_table(f"Bundle {manifest.name}", rows)
 
     def _load(self) -> Executable:
         with self._lock:

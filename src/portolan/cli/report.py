@@ -8,7 +8,6 @@ import click
 
 from portolan.cli import options
 from portolan.cli.console import Console
-from portolan.errors import UsageError
 
 
 @click.command("report", short_help="the HTML report")
@@ -26,12 +25,5 @@ def command(console: Console, /, studies: tuple[str, ...], out: str | None, forc
     from portolan.cli import show
 
     studies = studies or tuple(sorted(str(ledger.parent) for ledger in Path().glob("*/ledger.sqlite")))
-    path = Path(out or "report.html")
-    if dry_run:
-        for study in studies:
-            api.open(study)
-        if path.exists() and not force:
-            raise UsageError(f"`{path}` exists", hint="`--force` overwrites it, `-o` names another")
-    else:
-        path = Path(api.report(*studies, out=str(path), force=force))
-    return console.answer({"report": str(path)}, lambda: show.written(str(path), what="report", dry_run=dry_run))
+    data = api.report(*studies, out=out or "report.html", force=force, dry_run=dry_run).to_json()
+    return console.answer(data, lambda: show.written(data["report"], what="report", dry_run=dry_run))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from portolan.core.plain import html_table
 from portolan.core.signature import Signature, TensorSpec
 
 
@@ -74,6 +75,9 @@ class Model:
             program=None if data["program"] is None else Path(data["program"]),
             kernels=Path(data["kernels"]) if data.get("kernels") else None,
         )
+
+    def _repr_html_(self) -> str:
+        return html_table(f"Model {self.name}", self.to_json())
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.signature.inputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from portolan.errors import UsageError
@@ -22,6 +23,12 @@ def finite(data: Any) -> Any:
     if isinstance(data, (list, tuple)):
         return [finite(value) for value in data]
     return data
+
+
+def html_table(caption: str, rows: Mapping[str, object]) -> str:
+    """A table of two columns for notebooks, with everything in it as text."""
+    body = "".join(f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>" for key, value in rows.items())
+    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
 
 
 def value_text(value: Any) -> str:

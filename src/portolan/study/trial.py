@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from portolan.core.labels import label
 from portolan.core.measurement import Measurement, Metrics
+from portolan.core.plain import html_table
 from portolan.core.recipe import Recipe
 
 Status = Literal["ok", "failed", "refused"]
@@ -79,6 +80,12 @@ class Trial:
         """The trial with newer metrics over older ones."""
         stages = self.stages if stage in self.stages else (*self.stages, stage)
         return replace(self, metrics={**self.metrics, **metrics}, stages=stages)
+
+    def _repr_html_(self) -> str:
+        rows = {"recipe": self.recipe, "backend": self.recipe.backend, "status": self.status}
+        why = {"reason": self.reason} if self.reason else {}
+        measured = {name: f"{metric} {metric.kind}" for name, metric in self.metrics.items()}
+        return html_table(f"Trial {self.id}", {**rows, **why, **measured})
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={self.metrics[name]}" for name in ("latency_p50", "size") if name in self.metrics)
