@@ -1,4 +1,8 @@
-"""`bench`: models and bundles against each other, raced with statistics."""
+"""`bench`: models and bundles against each other, raced with statistics.
+
+Arms of one model have to answer alike before they are timed, and no time is believed in which this machine cannot
+compute what the model needs.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ import numpy as np
 
 from portolan.bundle import Bundle, is_bundle, open_bundle
 from portolan.core import registry, storage
+from portolan.core.analysis import analyse
 from portolan.core.backend import Backend
 from portolan.core.data import sample
 from portolan.core.frontend import Shapes
@@ -24,7 +29,8 @@ from portolan.core.plain import parse_call
 from portolan.core.recipe import Recipe
 from portolan.core.signature import Signature
 from portolan.core.target import Target
-from portolan.errors import ModelError, NoBackend, UsageError, WorkerError
+from portolan.errors import ModelError, NoBackend, UsageError, VerificationFailed, WorkerError
+from portolan.measure import roofline
 from portolan.measure.environment import environment, ticks
 from portolan.measure.race import Arm, race
 from portolan.measure.result import Race
@@ -32,7 +38,7 @@ from portolan.study.budget import Budget
 from portolan.study.builder import Builder, Compiled, Samples, read_model
 from portolan.study.finals import MOST_STARTS
 from portolan.study.optimize import read_samples
-from portolan.study.probe import Session
+from portolan.study.probe import Outputs, Session, broken, judge
 from portolan.study.runner import Progress
 from portolan.study.workspace import Workspace, explained
 from portolan.targets.local import local
@@ -115,7 +121,7 @@ def bench(
             progress=progress,
         )
         outcome = replace(outcome, failures={**line.failures, **outcome.failures})
-        return line.estimates(_answer(outcome, line.arms, since))
+        return line.estimates(_answer(outcome, line.arms, line.unbelievable(outcome), since))
 
 
 def _spread(
@@ -162,6 +168,10 @@ class _Line:
     simulated: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _models: dict[str, Model] = field(default_factory=dict)
     _first: tuple[Entry, Signature, Feeds] | None = None
+    #: What the first exact arm of each source answers, and that arm's name.
+    _answers: dict[str, tuple[str, Outputs]] = field(default_factory=dict)
+    #: Floating-point operations of one timed inference, by arm; nobody knows those of a bundle.
+    _flops: dict[str, float] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         """Builds an arm.
@@ -179,9 +189,11 @@ class _Line:
         _same_inputs(first, expected, entry, signature)
         try:
             compiled = self._compile(entry) if bundle is None else _from_bundle(bundle)
-        except (WorkerError, NoBackend, ModelError) as error:
+            if not self.backends[compiled.backend].simulated:
+                self._verify(entry, compiled, feeds[0])
+        except (WorkerError, NoBackend, ModelError, VerificationFailed) as error:
             # A backend that was asked for by name has to work; one that is there by itself may not have the operators.
-            if not self.arms or (entry.asked and not isinstance(error, WorkerError)):
+            if not self.arms or (entry.asked and not isinstance(error, (WorkerError, VerificationFailed))):
                 raise
             self.failures[entry.name] = error.message
         else:
@@ -189,6 +201,44 @@ class _Line:
                 self.simulated[entry.name] = dict(compiled.facts.get("estimate", {}))
             else:
                 self.arms.append(Arm(entry.name, partial(Session, compiled, feeds)))
+                if bundle is None and (flops := self._count(entry, feeds[0])):
+                    self._flops[entry.name] = flops
+
+    def unbelievable(self, outcome: Race) -> dict[str, str]:
+        """Why the times of these arms cannot be true: they lie below the roofline floor."""
+        ceilings = roofline.ceilings(self.target.cores) if self._flops else {}
+        found = {}
+        for name, flops in self._flops.items():
+            if name in outcome.arms:
+                ms = outcome.arms[name].metrics()["latency_p50"].value
+                if reason := roofline.believable(ms, flops, ceilings, self.target.features):
+                    found[name] = reason
+        return found
+
+    def _verify(self, entry: Entry, compiled: Compiled, feed: Mapping[str, np.ndarray]) -> None:
+        """Arms of one source that keep its arithmetic have to answer as the first of them.
+
+        Raises:
+            VerificationFailed: this one does not.
+            WorkerError: it does not run.
+        """
+        backend = self.backends[compiled.backend]
+        exact = entry.backend is not None and backend.exact(backend.schema.check(entry.options or {}))
+        if not exact:
+            return
+        session = Session(compiled, ())
+        try:
+            outputs = {name: value[None] for name, value in session.answer(feed).items()}
+        finally:
+            session.close()
+        first, wanted = self._answers.setdefault(entry.source, (entry.name, outputs))
+        if first == entry.name or any(np.isnan(value).any() for value in wanted.values() if value.dtype.kind == "f"):
+            return  # where the model itself answers NaN nothing can be verified
+        if reason := broken(judge(outputs, wanted, None, None, None), exact=True):
+            raise VerificationFailed(f"{reason}, which are here the answers of `{first}`")
+
+    def _count(self, entry: Entry, feed: Mapping[str, np.ndarray]) -> float | None:
+        return analyse(self._model(entry), {name: array.shape for name, array in feed.items()}).flops
 
     def estimates(self, answer: dict[str, Any]) -> dict[str, Any]:
         """The answer with the arms that did not race: their time is an estimate of the simulation's, and says so."""
@@ -254,13 +304,15 @@ def _from_bundle(bundle: Bundle) -> Compiled:
     return Compiled(bundle.sha256, folder, model, manifest.recipe.backend, 0.0, size, storage.resident(folder), {})
 
 
-def _answer(outcome: Race, arms: Sequence[Arm], since: Any) -> dict[str, Any]:
-    names = [arm.name for arm in arms if arm.name in outcome.arms]
+def _answer(outcome: Race, arms: Sequence[Arm], unbelievable: Mapping[str, str], since: Any) -> dict[str, Any]:
+    names = [arm.name for arm in arms if arm.name in outcome.arms and arm.name not in unbelievable]
     rows: list[dict[str, Any]] = [
         {"name": name, "metrics": {m: v.to_json() for m, v in outcome.arms[name].metrics().items()}} for name in names
     ]
-    rows += [{"name": name, "metrics": {}, "reason": why} for name, why in outcome.failures.items()]
-    ratios = [outcome.ratio(name, names[0]).to_json() for name in names[1:]]
+    rows += [{"name": name, "metrics": {}, "reason": why} for name, why in {**outcome.failures, **unbelievable}.items()]
+    # All are compared with the first: without a time of it there is nothing to say of the others.
+    first = arms[0].name
+    ratios = [outcome.ratio(name, first).to_json() for name in names if name != first and first in names]
     return {
         "arms": rows,
         "ratios": ratios,

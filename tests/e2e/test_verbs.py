@@ -87,6 +87,38 @@ def test_an_arm_that_fails_is_reported_with_its_reason(lab: Lab, monkeypatch: py
     }
 
 
+def test_an_arm_that_answers_otherwise_is_not_timed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be the fastest. Arms that are asked for other arithmetic may differ, and `noisy` is one."""
+    short_races(monkeypatch, 1)
+    lab.script(
+        wrong={"latency_ms": 0.5, "behaviour": "wrong"}, nan={"latency_ms": 0.5, "behaviour": "nan"},
+        noisy={"latency_ms": 2.0, "error": 0.05},
+    )  # fmt: skip
+    names = [f"{lab.model}@fake{rest}" for rest in ("", "(variant=wrong)", "(variant=nan)", "(variant=noisy)")]
+    found = bench(lab, *names)
+    reasons = {arm["name"]: arm.get("reason") for arm in found.arms}
+    assert reasons[names[0]] is None
+    assert str(reasons[names[1]]).startswith("verification failed: the outputs are off by ")
+    assert str(reasons[names[2]]).startswith("verification failed: the outputs hold NaN or infinity")
+    assert reasons[names[3]] is None
+    assert [ratio["a"] for ratio in found.ratios] == [names[3]]
+
+
+@pytest.mark.parametrize("liar", ["first", "second"])
+def test_times_below_the_roofline_are_no_result(lab: Lab, monkeypatch: pytest.MonkeyPatch, liar: str) -> None:
+    """64 FLOP in 0.01 ms, on a machine of 1 kFLOP/s."""
+    short_races(monkeypatch, 1)
+    monkeypatch.setattr("portolan.measure.roofline.ceilings", lambda cores: {"flops_fp32": 1e3})
+    slow, magic = {"latency_ms": 20.0}, {"latency_ms": 0.01}
+    lab.script(default=magic if liar == "first" else slow, other=slow if liar == "first" else magic)
+    found = bench(lab, f"{lab.model}@fake", f"{lab.model}@fake(variant=other)")
+    honest, rejected = found.arms
+    assert honest["metrics"]["latency_p50"]["value"] > 19
+    assert rejected["metrics"] == {}
+    assert "is below the roofline floor of" in rejected["reason"]
+    assert found.ratios == []
+
+
 def test_the_command_line_says_which_arm_failed(lab: Lab) -> None:
     lab.script(a={"behaviour": "exit", "when": "compile"})
     done = lab.run("bench", f"{lab.model}@fake", f"{lab.model}@fake(variant=a)", "--budget", "1s")
@@ -118,6 +150,10 @@ def test_what_bench_refuses(lab: Lab) -> None:
         bench(lab, f"{lab.model}@fake(variant=default")
     with pytest.raises(UsageError, match="nothing to measure"):
         bench(lab)
+    portolan.pack(lab.model, backend="fake", out="b.portolan")
+    with pytest.raises(UsageError, match="a bundle as the first arm is timed on its own golden inputs") as own:
+        bench(lab, "b.portolan", data=labelled(lab.folder / "d.npz"))
+    assert own.value.hint == "leave out --data, or name a model first"
 
 
 def test_a_backend_that_is_not_ready(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +218,11 @@ def test_what_compress_refuses(lab: Lab) -> None:
     assert needs.value.hint == "give it with --data"
     with pytest.raises(UsageError, match="mode"):
         portolan.compress(lab.model, passes=["quantize(mode=strange)"])
+    with pytest.raises(UsageError, match="no pass to apply") as none:
+        portolan.compress(lab.model, passes=[])
+    assert str(none.value.hint).startswith("--pass ")
+    with pytest.raises(UsageError, match="the order of the passes is refused: "):
+        portolan.compress(lab.model, passes=["quantize", "simplify"])
     relu = lab.folder / "relu.onnx"
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"])], "r",
@@ -251,6 +292,13 @@ def test_pack_of_an_unmet_study_is_exit_code_3(lab: Lab) -> None:
     assert done.returncode == 3
     assert json.loads(done.stdout)["error"]["code"] == 3
     assert portolan.pack(lab.folder / "study", trial=study.baseline.id, out=lab.folder / "b").verified
+
+
+def test_pack_for_a_backend_that_is_not_ready(lab: Lab) -> None:
+    with pytest.raises(NoBackend, match="`iree` is not ready: ") as caught:
+        portolan.pack(lab.model, backend="iree", out=lab.folder / "b")
+    assert caught.value.hint == "portolan env add iree"
+    assert not (lab.folder / "b").exists()
 
 
 def test_pack_from_a_model(lab: Lab) -> None:
