@@ -142,6 +142,33 @@ def test_a_race_that_ran_out_of_time_is_run_again(tmp_path: Path, monkeypatch: p
     assert len(operators(later.path)) == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (
+            "a = ThresholdedRelu (x)  b = Softmax (a)  y = ThresholdedRelu (b)",
+            "the model is|has no chain|it has no two",
+        ),
+        ("a = Softmax (x)  b = ThresholdedRelu (a)  y = Softmax (b)", "has no chain of operators to fuse"),
+        (
+            "a = Softmax (x)  b = Exp (a)  y = Softmax (b)",
+            "none of the 1 chains of `net` is 1.1 times as fast as a kernel",
+        ),
+    ],
+)
+def test_what_cannot_be_fused_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, says: str
+) -> None:
+    monkeypatch.setattr(race, "put_in", lambda *rest: False)
+    text = f'<ir_version: 10, opset_import: ["": 20]>\nnet (float[b,3,20] x) => (float[b,3,20] y) {{ {body} }}'
+    model = load_model(written(text, tmp_path / "in"))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match=says) as caught:
+        fuse(model, Context(tmp_path / "out", local.detect()))
+    assert caught.value.hint == "leave `fuse` out of the recipe"
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_model_cannot_name_a_library(tmp_path: Path) -> None:
     """Only names of our own form, in the folder of this user's own kernels."""
     evil = tmp_path / "evil.so"

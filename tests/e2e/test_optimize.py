@@ -360,6 +360,27 @@ def test_names_that_do_not_exist(lab: Lab) -> None:
         lab.optimize(target="moon")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("r.toml", "passes = [", "the recipe cannot be parsed: "),
+        ("r.json", '{"passes": ', "the recipe cannot be parsed: "),
+        ("r.json", "[1, 2]", "a recipe is a table of passes, backend and options"),
+        ("r.toml", b"\xff\xfe", "the recipe `.*r.toml` cannot be read"),
+        ("r.toml", None, "the recipe `.*r.toml` cannot be read"),
+        (None, '{"passes": ', "the recipe cannot be parsed: "),
+        ("r.toml", "backed = 'fake'", "backed"),
+    ],
+)
+def test_recipes_that_cannot_be_read(lab: Lab, name: str | None, text: str | bytes | None, says: str) -> None:
+    recipe = str(text) if name is None else str(lab.folder / name)
+    if name is not None and text is not None:
+        (lab.folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=says) as caught:
+        lab.optimize(recipe=recipe)
+    assert caught.value.exit_code == 2
+
+
 def test_a_dry_run_writes_and_runs_nothing(lab: Lab) -> None:
     before = sorted(p.name for p in lab.folder.iterdir())
     plan = lab.optimize(dry_run=True).to_json()

@@ -123,6 +123,17 @@ def test_other_kinds_of_file(tmp_path: Path) -> None:
     assert "or is damaged" in refused(tmp_path / "d.npz").message
 
 
+@pytest.mark.parametrize("content", [b"", b"no array", b"cut"])
+def test_an_array_of_a_folder_that_is_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "val").mkdir()
+    path = tmp_path / "val" / "x.npy"
+    np.save(path, images(2))
+    path.write_bytes(path.read_bytes()[:-10] if content == b"cut" else content)
+    error = refused(tmp_path / "val")
+    assert error.message.startswith(f"the array `x` in `{path}` cannot be read: ")
+    assert "the file is damaged" in (error.hint or "")
+
+
 def test_folders(tmp_path: Path) -> None:
     assert "holds no `.npz` or `.npy` files" in refused(tmp_path).message
     np.save(tmp_path / "x.npy", images(2))

@@ -32,7 +32,6 @@ ORDER = [
         "search",
         "study",
         "bundle",
-        "report",
         "shipped",
         "packing",
         "comparison",
@@ -78,6 +77,15 @@ def test_imports_point_down() -> None:
         if bad := wrong(path.read_text(encoding="utf-8"), own):
             found[str(path.relative_to(ROOT))] = bad
     assert found == {}
+
+
+def test_every_layer_is_there_and_in_the_architecture() -> None:
+    page = (ROOT.parents[1] / "docs/architecture.md").read_text(encoding="utf-8")
+    listed = set(page.partition("## Layers")[2].partition("## ")[0].split())
+    for name in (*ORDER, *FREE - {""}):
+        path = f"{name}/" if (ROOT / name).is_dir() else f"{name}.py"
+        assert (ROOT / path).exists(), f"there is no `{path}`"
+        assert path in listed or name == "__main__", f"docs/architecture.md does not list `{path}`"
 
 
 def test_an_import_that_points_up_is_found() -> None:

@@ -40,10 +40,10 @@ def test_everything_has_a_place_in_it(tool: ModuleType) -> None:
     pages = tool.pages()
     assert all(f"## {verb}\n" in pages["commands.md"] for verb in tool.VERBS)
     assert all(f"`{name}`" in pages["metrics-and-goals.md"] for name in tool.METRICS)
-    for page, folder, more in (("backends.md", "backends", ()), ("passes.md", "passes", ("fuse",))):
-        stems = [p.stem for p in (ROOT / "src/portolan" / folder).glob("[a-z]*.py")]
-        names = [*more, *(stem.replace("_", "-") if folder == "backends" else stem for stem in stems)]
-        assert sorted(re.findall(r"^## ([\w-]+)$", pages[page], re.MULTILINE)) == sorted(names)
+    for page, registry in (("backends.md", tool.BACKENDS), ("passes.md", tool.PASSES)):
+        stems = {p.stem.replace("_", "-") for p in (ROOT / "src/portolan" / registry.group).glob("[a-z]*.py")}
+        assert stems <= {name.replace("_", "-") for name in registry.built_in}
+        assert sorted(re.findall(r"^## ([\w-]+)$", pages[page], re.MULTILINE)) == sorted(registry.built_in)
 
 
 def test_every_dependency_is_explained() -> None:
