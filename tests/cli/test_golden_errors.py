@@ -85,6 +85,7 @@ RAISED: dict[str, tuple[tuple[str, ...], BaseException]] = {
     "worker-error": (("bench", "m.onnx"), errors.WorkerCrashed("the worker died of signal 11")),
     "interrupted-by-the-study": (("optimize", "m.onnx"), errors.Interrupted("stopped after 3 trials; all are saved")),
     "ctrl-c": (("optimize", "m.onnx"), KeyboardInterrupt()),
+    "ctrl-c-of-a-race": (("bench", "m.onnx"), KeyboardInterrupt()),
     "disk-full": (("optimize", "m.onnx"), OSError(errno.ENOSPC, "No space left on device", "/place/file")),
     "bug": (("optimize", "m.onnx"), TypeError("an integer is required")),
     "click-error": (("report",), click.ClickException("Could not do it.")),

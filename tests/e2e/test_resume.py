@@ -366,6 +366,21 @@ def test_ctrl_c_saves_and_says_how_to_go_on(lab: Lab) -> None:
     measured_once(lab.folder / "study")
 
 
+def test_ctrl_c_of_a_race_leaves_nothing(lab: Lab) -> None:
+    place = lab.folder / "temporary"
+    place.mkdir()
+    process = lab.start("bench", f"{lab.model}@fake", "--budget", "60s", env={"TMPDIR": str(place)})
+    assert process.stderr is not None
+    assert any(line.startswith("start 1 of") for line in process.stderr)
+    assert list(place.glob("portolan-bench-*"))
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "error: interrupted" in err
+    assert "hint" not in err
+    assert not list(place.glob("portolan-*"))
+
+
 # --- two at once
 
 

@@ -317,8 +317,9 @@ def test_the_fields_of_a_file_are_read_without_onnx(tmp_path: Path) -> None:
     more = b"\x9d\x06abcd" + b"\x99\x06abcdefgh"  # fields 99 of four bytes and of eight, which nobody knows
     (tmp_path / "f.onnx").write_bytes(model.SerializeToString() + more)
     assert protos.fields(tmp_path / "f.onnx") == plain | {protos.FUNCTIONS, 99}
-    (tmp_path / "none.onnx").write_bytes(b"\x0f")
-    assert protos.fields(tmp_path / "none.onnx") == {1}
+    for bad in (b"\x0f", b"\x0a" + b"\xff" * 9 + b"\x7f", b"\x08" + b"\x80" * 99, b"\x0a"):
+        (tmp_path / "none.onnx").write_bytes(bad)
+        assert protos.fields(tmp_path / "none.onnx") == {1}
     (tmp_path / "empty.onnx").write_bytes(b"")
     assert protos.fields(tmp_path / "empty.onnx") == set()
 

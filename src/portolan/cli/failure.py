@@ -52,7 +52,9 @@ def told_as(error: Exception, verb: str | None = None) -> PortolanError:
     if isinstance(error, PortolanError):
         return error
     if isinstance(error, click.Abort):
-        return Interrupted("interrupted", hint="what was measured is saved; repeat the command to go on")
+        # Of the others nothing is kept that would be gone on with.
+        saved = "what was measured is saved; repeat the command to go on" if verb == "optimize" else None
+        return Interrupted("interrupted", hint=saved)
     if isinstance(error, click.ClickException):
         return _usage(error, verb)
     if isinstance(error, OSError) and no_space(error):

@@ -131,26 +131,23 @@ def operators(model: onnx.ModelProto) -> dict[str, int]:
 
 def fields(path: Path) -> set[int]:
     """The numbers of the fields of the message in a file, read without `onnx`, and without what the fields hold."""
-    found: set[int] = set()
+    found, size = set[int](), path.stat().st_size
     with path.open("rb") as file:
         while (tag := _number(file)) is not None:
             found.add(tag >> 3)
             kind = tag & 7
-            if kind == 0:
-                _number(file)
-            elif kind in _FIXED:
-                file.seek(_FIXED[kind], os.SEEK_CUR)
-            elif kind == 2:
-                file.seek(_number(file) or 0, os.SEEK_CUR)
-            else:
-                break  # no message of protobuf's
+            length = _number(file) if kind in (0, 2) else _FIXED.get(kind)
+            if length is None or (kind != 0 and length > size):
+                break  # cut short, or no message of protobuf's
+            if kind != 0:
+                file.seek(length, os.SEEK_CUR)
     return found
 
 
 def _number(file: BinaryIO) -> int | None:
-    """The number that comes next, seven bits a byte; None at the end of the file."""
+    """The number that comes next, seven bits a byte; None at the end of the file, or where there is none."""
     value = shift = 0
-    while byte := file.read(1):
+    while shift < 70 and (byte := file.read(1)):
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value
