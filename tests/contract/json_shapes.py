@@ -91,7 +91,7 @@ def examination(data: Any, *, bench: bool = False) -> None:
         _want(row, f"$.passes[{i}]", {"name": str, "about": TEXT_OR_NONE, "needs": TEXT_OR_NONE})
     if bench:
         _want(data, "$", {"ceilings": Mapping})
-        _want(data["ceilings"], "$.ceilings", {"flops_fp32": object, "bandwidth": object})
+        _want(data["ceilings"], "$.ceilings", {"flops_fp32": object, "flops_int8": object, "bandwidth": object})
         for i, row in enumerate(data.get("payoffs", ())):
             where = f"$.payoffs[{i}]"
             _want(row, where, {"passes": str, "features": list, "operators": str, "backend": str})
@@ -157,6 +157,19 @@ def packing(data: Any) -> None:
     _want(data, "$", {"bundle": str, "sha256": TEXT_OR_NONE, "files": list, "verified": bool})
 
 
+def operators(data: Any) -> None:
+    _want(data, "$", {"kernels": list})
+    for i, row in enumerate(data["kernels"]):
+        where = f"$.kernels[{i}]"
+        _want(row, where, {"name": str, "target": str, "max_abs_error": OPTIONAL_NUMBER})
+        _want(row, where, {"seconds_tuning": OPTIONAL_NUMBER, "gflops": OPTIONAL_NUMBER})
+        _want(row, where, {"gbytes_per_s": OPTIONAL_NUMBER, "artefact": TEXT_OR_NONE})
+
+
+def reporting(data: Any) -> None:
+    _want(data, "$", {"report": str})
+
+
 def deployment(data: Any) -> None:
     _want(data, "$", {"bundle": str, "sha256": str, "name": str, "out": str, "facts": Mapping, "platforms": list})
     facts = {"replicas": list, "max_batch": int, "deadline": OPTIONAL_NUMBER, "cpus": int, "profiled": bool}
@@ -209,7 +222,9 @@ BY_VERB = {
     "doctor": examination,
     "optimize": study,
     "compress": compression,
+    "kernel": operators,
     "bench": comparison,
+    "report": reporting,
     "pack": packing,
     "deploy": deployment,
     "env": environments,

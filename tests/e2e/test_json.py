@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -35,10 +36,7 @@ def told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Told:
         assert ran.exit_code == code, ran.stderr
         data = json.loads(ran.stdout)
         if code == 0:
-            shape = json_shapes.BY_VERB.get(str(words[0]))
-            assert shape is not None or words[0] == "report"
-            if shape is not None:
-                shape(data)
+            json_shapes.BY_VERB[str(words[0])](data)
         else:
             json_shapes.failure(data, code)
         return data
@@ -89,6 +87,30 @@ def test_from_a_model_to_a_bundle(lab: Lab, told: Told) -> None:
             result.name = "another"
     with portolan.open("tiny.portolan") as bundle:
         shows_itself(bundle)
+
+
+KERNEL = """
+from portolan import kernel, shapes
+
+@kernel
+def halves(x: "i") -> "i":
+    return 0.5 * x[i]
+
+shapes(halves, i=64)
+"""
+
+
+@pytest.mark.skipif(not any(map(which, ("gcc", "clang", "cc"))), reason="needs a C compiler")
+def test_a_kernel(lab: Lab, told: Told) -> None:
+    (lab.folder / "ops.py").write_text(KERNEL)
+    (planned,) = told("kernel", "ops.py", "--dry-run")["kernels"]
+    assert planned["seconds_tuning"] is None
+    (made,) = told("kernel", "ops.py", "-o", "out")["kernels"]
+    assert made["max_abs_error"] < 1e-6
+    assert made["gflops"] > 0
+    assert made["gbytes_per_s"] > 0
+    assert Path(made["artefact"]).is_file()
+    told("kernel", "nowhere.py", code=2)
 
 
 def shows_itself(result: Any) -> None:
