@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from portolan.backends import _convert, _exported, _torch_graph, iree, litert, ncnn, onnxruntime_web, openvino
+from portolan.backends import _convert, _exported, iree, litert, ncnn, onnxruntime_web, openvino
 from portolan.backends._artefact import Artefact
 from portolan.core import registry
 from portolan.core.graph import load_model
@@ -38,18 +38,6 @@ def test_an_operator_that_the_importer_lacks_names_another_backend(tmp_path: Pat
     with pytest.raises(UnsupportedOperator, match=r"com\.example\.Mystery") as caught:
         _exported.exported(unsupported(tmp_path), "executorch")
     assert caught.value.hint == "`--backend onnxruntime` has the most operators"
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize(
-    ("rows", "says"), [(3, "a free dimension of `m` became fixed"), (5, "PyTorch cannot trace `m`: ")]
-)
-def test_a_free_size_that_the_graph_takes_for_known(tmp_path: Path, rows: int, says: str) -> None:
-    """It is traced with three rows: a graph that wants three would be compiled for three only."""
-    text = f"g (float[n,4] x) => (float[{rows},4] y) <int64[2] s = {{{rows}, 4}}> {{ y = Reshape (x, s) }}"
-    with pytest.raises(ModelError, match=says) as caught:
-        _torch_graph.imported(written(tmp_path, text))
-    assert "compiler=eager" in str(caught.value.hint)
 
 
 def test_a_model_that_takes_no_made_up_inputs_cannot_be_checked(tmp_path: Path) -> None:

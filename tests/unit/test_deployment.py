@@ -434,7 +434,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("write_text", "rename"):  # as files are made, and as they get their place
         with monkeypatch.context() as patch:
             patch.setattr(Path, name, full)
-            with pytest.raises(DiskFull, match=r"the disk is full: `.*docker` could not be written"):
+            with pytest.raises(DiskFull, match=r"the disk is full: `.*docker.*` could not be written"):
                 deploy(bundle, ["docker"], Choices(), out=tmp_path / "full", force=False, dry_run=False)
         assert not (tmp_path / "full").exists()
 
