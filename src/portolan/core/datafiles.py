@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: A generator that never ends is read this far.
 _MOST_SAMPLES = 50_000
+#: How a `.npy` file begins.
+_MAGIC = b"\x93NUMPY"
 _FORMS = "give a `.npz`, a folder of `.npz` or `.npy` files, or `file.py:function`"
 
 
@@ -66,6 +68,9 @@ def _npy(path: Path) -> np.ndarray:
     import numpy as np
 
     try:
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:  # NumPy would take it for a pickle
+                raise ValueError("it does not begin as one")
         found = np.load(path, allow_pickle=False)
         if not isinstance(found, np.ndarray):
             raise ValueError("not an array")
