@@ -262,7 +262,7 @@ def test_workers_are_killed_at_random(tmp_path_factory: pytest.TempPathFactory, 
 @pytest.mark.parametrize("op", ["compile", "load", "time", "evaluate", "memory"])
 def test_one_kill_of_a_worker_changes_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch, op: str) -> None:
     """SIGKILL comes from outside, so what it hit is done once more, baseline or candidate."""
-    lab.script(fast={"latency_ms": 2.0})
+    lab.script(default={"latency_ms": 8.0}, fast={"latency_ms": 1.0})
     left = dies_at(monkeypatch, op, at=2)
     study = lab.optimize(**QUICK, budget="2 trials")
     assert not left
@@ -284,7 +284,7 @@ def test_one_kill_in_the_final_race_changes_nothing(lab: Lab, monkeypatch: pytes
     from portolan.measure.race import Arm
     from portolan.study.finals import Finals
 
-    lab.script(fast={"latency_ms": 2.0})
+    lab.script(default={"latency_ms": 8.0}, fast={"latency_ms": 1.0})
     original, left = Finals._arm, [True]
 
     def fragile(self: Finals, candidate: Any, seen: Any) -> Arm:
