@@ -1,7 +1,11 @@
 """Kernels against eager PyTorch, Inductor, XLA and numba, in one interleaved run; exits 1 when a bound is not met.
 
-    python benchmarks/kernels/run.py [--threads 1,2] [--only tropical] [--peers inductor,numba] [--jax PYTHON]
-                                     [--out FILE.jsonl]
+    python benchmarks/kernels/run.py [--threads 1,2] [--only tropical] [--shapes 0,1] [--peers inductor,numba]
+                                     [--jax PYTHON] [--out FILE.jsonl]
+    python benchmarks/kernels/run.py --join FILE.jsonl...
+
+A run may be cut in pieces by kernel, shape and threads: with the same `--out`, what is there is not measured again, and
+`--join` prints the rows of all pieces, the mean over the best of the compilers, and the verdict.
 
 XLA runs in the environment of `--jax` (`python -m venv ENV && ENV/bin/pip install jax`), in a process of its own that
 takes its turn in the same rounds. Where other work disturbs the machine, `--cpu` compares the time that one thread ran.
@@ -21,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,10 +57,14 @@ BOUNDS: Mapping[str, tuple[float, list[tuple[int, ...]]]] = {
     "product": (0.9, [(512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (1023, 1021, 1019), (517, 523, 541)]),
 }
 TUNING_SECONDS = 10.0
+_MEAN = 1.5
 _SECONDS = 2.5
 _BLOCK_SECONDS = 0.02
 _ROUNDS = (7, 40)
 _MOST_DIFFERENT = 1e-4
+#: What Inductor leaves to libraries, and a loop over time that it would write out step by step.
+_NOT_FOR_INDUCTOR = ("product", "selective_scan")
+_COMPILERS = ("inductor", "numba", "xla")
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
@@ -121,7 +129,7 @@ def contenders(name: str, arrays: list[Any], threads: int, given: Any, opened: E
     yield timed("portolan", lambda: kernel(*arrays, threads=threads))
     if name == "window_attention":
         yield timed("sdpa", lambda: eager.sdpa(*tensors))
-    if "inductor" in given.peers and name not in ("product", "selective_scan"):
+    if "inductor" in given.peers and name not in _NOT_FOR_INDUCTOR:
         torch.compiler.reset()
         compiled = torch.compile(function)
         yield timed("inductor", lambda: compiled(*tensors))
@@ -203,39 +211,72 @@ def line(row: Mapping[str, Any]) -> str:
     )
 
 
+def pieces(given: Any) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """What is to be measured: kernel, sizes and threads."""
+    numbers = [0] if given.first else given.shapes and list(map(int, given.shapes.split(",")))
+    for threads in map(int, given.threads.split(",")):
+        for name in given.only.split(","):
+            for number, sizes in enumerate(BOUNDS[name][1]):
+                if not numbers or number in numbers:
+                    yield name, sizes, threads
+
+
+def read(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Rows of earlier runs; the last of each kernel, sizes and threads."""
+    rows = {}
+    for file in files:
+        for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+            row = json.loads(text)
+            rows[row["kernel"], tuple(row["sizes"]), row["threads"]] = row
+    return list(rows.values())
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Says whether all bounds are met, those of the rows and that of the mean over the best of the compilers."""
+    met, best = all(row["met"] for row in rows), []
+    for row in rows:
+        others = [r[0] for n, r in row["ratios"].items() if n in _COMPILERS]
+        best += [min(others)] if others and row["kernel"] != "product" else []
+    if best:
+        mean = float(np.exp(np.mean(np.log(best))))
+        met &= mean >= _MEAN
+        print(f"over the best of {', '.join(_COMPILERS)}: {mean:.2f}x (geometric mean of {len(best)}, bound {_MEAN})")
+    print("all bounds met" if met else "some bounds are not met")
+    return met
+
+
 def main() -> int:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", default="1")
     parser.add_argument("--only", default=",".join(BOUNDS))
+    parser.add_argument("--shapes", default="", help="numbers of shapes, from 0; all without it")
     parser.add_argument("--peers", default="", help="of inductor and numba")
     parser.add_argument("--jax", default="", metavar="PYTHON", help="the Python of an environment with JAX")
     parser.add_argument("--cpu", action="store_true", help="time of the thread's own clock: one thread, no --jax")
     parser.add_argument("--first", action="store_true", help="only the first shape of each")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="rows are added to it, and those in it are not measured again")
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="print rows that were measured in pieces")
     given = parser.parse_args()
+    if given.join:
+        rows = read(given.join)
+        print("\n".join(map(line, rows)))
+        return 0 if verdict(rows) else 1
     if given.cpu and (given.jax or given.threads != "1"):
         parser.error("--cpu is the clock of one thread of this process: neither --jax nor --threads")
     keep_memory()
-    met, best = True, []
-    for threads in map(int, given.threads.split(",")):
-        for name in given.only.split(","):
-            for sizes in BOUNDS[name][1][: 1 if given.first else None]:
-                row = one(name, sizes, threads, given)
-                met &= row["met"]
-                others = [r[0] for n, r in row["ratios"].items() if n in ("inductor", "numba", "xla")]
-                best += [min(others)] if others and name != "product" else []
-                print(line(row), flush=True)
-                if given.out:
-                    with given.out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
+    known = {(r["kernel"], tuple(r["sizes"]), r["threads"]) for r in read([given.out] if given.out else [])}
+    rows = []
+    for name, sizes, threads in pieces(given):
+        if (name, sizes, threads) in known:
+            continue
+        rows.append(one(name, sizes, threads, given))
+        print(line(rows[-1]), flush=True)
+        if given.out:
+            with given.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
     print(f"environment: {json.dumps(environment())}")
-    if best:
-        mean = float(np.exp(np.mean(np.log(best))))
-        met &= mean >= 1.5
-        print(f"over the best of the compilers: {mean:.2f}x (geometric mean of {len(best)}, bound 1.5)")
-    print("all bounds met" if met else "some bounds are not met")
-    return 0 if met else 1
+    return 0 if verdict(rows) else 1
 
 
 if __name__ == "__main__":

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 
 from portolan.errors import NoBackend, NoResult, UsageError, VerificationFailed, WorkerCrashed
 from portolan.kernels import place
-from portolan.kernels.arrays import narrowed
+from portolan.kernels.arrays import narrowed, result_shapes
 from portolan.kernels.candidates import candidates
 from portolan.kernels.compiler import Compiler, find
 from portolan.kernels.decorated import Kernel
+from portolan.kernels.embed.empty import may_be_empty
 from portolan.kernels.lower.nest import groups
 from portolan.kernels.running import CompilerError, CompilerLate
 from portolan.kernels.tune import source, tune
-from portolan.kernels.verify import AGENT, TOLERANCE, Judge, difference, odd_cases, real_case
+from portolan.kernels.verify import AGENT, TOLERANCE, Case, Judge, difference, odd_cases, random_arrays, real_case
 from portolan.targets.local import local
 from portolan.worker.session import Worker
 from support import operators
@@ -155,6 +156,29 @@ def test_empty_arrays() -> None:
     assert operators.matmul(np.zeros((2, 0), np.float32), np.zeros((0, 4), np.float32)).tolist() == [[0] * 4] * 2
     with_nothing = operators.gathered(np.zeros((0, 2), np.float32), np.zeros(3, np.int32))
     assert with_nothing.shape == (3, 2)
+
+
+REDUCING = ["matmul", "tropical", "batched", "bilinear", "mean_shift", "selective_scan", "top", "softmax", "statistics"]
+
+
+@pytest.mark.parametrize("name", REDUCING)
+def test_compiled_reductions_over_nothing_give_what_the_oracle_gives(name: str, worker: Worker) -> None:
+    program = operators.EVERY[name].program
+    cases = []
+    for symbol in sorted(may_be_empty(program)):
+        for others in (3, 40):
+            sizes = {**dict.fromkeys(program.symbols, others), symbol: 0}
+            if not any(0 in shape for shape in result_shapes(program, sizes)):
+                cases.append(Case(sizes, random_arrays(program, sizes, np.random.default_rng(0))))
+    assert cases or name == "softmax"  # whose rows are as wide as its result
+    Judge(program, cases, worker).error(name, built(operators.EVERY[name], 40))
+
+
+def test_which_axes_may_be_empty() -> None:
+    assert may_be_empty(operators.matmul.program) == {"i", "k", "j"}
+    assert may_be_empty(operators.gathered.program) == {"i", "d"}  # `n` is read where `idx` says
+    assert may_be_empty(operators.causal_conv.program) == {"b", "k"}  # `t` is read at `t - k`
+    assert may_be_empty(operators.butterfly.program) == set()
 
 
 def test_bits_of_bfloat16_and_halves() -> None:

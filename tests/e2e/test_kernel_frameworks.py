@@ -129,6 +129,8 @@ ours = jax.grad(lambda a, b: (op(a, b) ** 2).sum(), argnums=(0, 1))(a, b)
 theirs = jax.grad(lambda a, b: (plain(a, b) ** 2).sum(), argnums=(0, 1))(a, b)
 for x, y in zip(ours, theirs):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+assert op(a[:, :0], b[:0]).tolist() == [[float("-inf")] * 140] * 70
+assert op(a[:0], b).shape == (0, 140)
 try:
     op(a, a)
     raise SystemExit("sizes that do not fit were taken")

@@ -91,10 +91,32 @@ def test_arguments_that_do_not_fit_are_an_error_of_the_session(worker: Worker, t
     path.write_bytes(made.SerializeToString())
     built = library(program, operators.tropical.schedules({"i": 40, "k": 40, "j": 40}), find())
     worker.ask("model", timeout=60, name="loose", path=str(path), libraries=[str(built)])
-    for shapes, said in ((((2, 3), (4, 5)), "its size differs"), (((2, 0), (0, 5)), "it is empty")):
-        tensors = {f"a{n}": np.zeros(s, np.float32) for n, s in enumerate(shapes)}
-        with pytest.raises(WorkerError, match=said):
-            worker.ask("answer", timeout=60, name="loose", dtypes=["f32", "f32"], tensors=tensors)
+    tensors = {f"a{n}": np.zeros(s, np.float32) for n, s in enumerate(((2, 3), (4, 5)))}
+    with pytest.raises(WorkerError, match="its size differs"):
+        worker.ask("answer", timeout=60, name="loose", dtypes=["f32", "f32"], tensors=tensors)
+
+
+@needs_compiler
+def test_empty_arrays_in_onnx_runtime(worker: Worker, tmp_path: Path) -> None:
+    def answer(name: str, *arrays: np.ndarray) -> np.ndarray:
+        kernel = operators.EVERY[name]
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(model(kernel.program).SerializeToString())
+        built = library(kernel.program, kernel.schedules(dict.fromkeys(kernel.program.symbols, 40)), find())
+        worker.ask("model", timeout=60, name=name, path=str(path), libraries=[str(built)])
+        tensors = {f"a{n}": a for n, a in enumerate(arrays)}
+        dtypes = [t.dtype for t in kernel.program.inputs]
+        return worker.ask("answer", timeout=60, name=name, dtypes=dtypes, tensors=tensors).tensors["r0"]
+
+    def zeros(*shape: int) -> np.ndarray:
+        return np.zeros(shape, np.float32)
+
+    assert answer("tropical", zeros(2, 0), zeros(0, 3)).tolist() == [[-np.inf] * 3] * 2
+    assert answer("matmul", zeros(2, 0), zeros(0, 40)).tolist() == [[0.0] * 40] * 2
+    assert answer("matmul", zeros(0, 5), zeros(5, 40)).shape == (0, 40)
+    assert answer("gathered", zeros(0, 2), np.zeros(0, np.int32)).shape == (0, 2)
+    with pytest.raises(WorkerError, match="gathered: input 0, axis 0: it is empty, and read at places"):
+        answer("gathered", zeros(0, 2), np.zeros(3, np.int32))
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "reference"])

@@ -22,6 +22,7 @@ from portolan import embedding
 from portolan.core import carried
 from portolan.errors import PortolanError
 from portolan.kernels import export, kernel
+from portolan.kernels.compiler import Compiler
 from portolan.kernels.embed import jax_
 from portolan.kernels.embed.find import sites
 from portolan.kernels.embed.function import DOMAIN
@@ -90,6 +91,13 @@ def no_plus(tmp: Path) -> None:
         jax_._plus()
 
 
+def hanging(tmp: Path) -> None:
+    compiler = tmp / "slowcc"
+    compiler.write_text("#!/bin/sh\nsleep 1000\n")
+    compiler.chmod(0o755)
+    Compiler((str(compiler),), "slow", seconds=0.2).build("int x;")
+
+
 CASES: dict[str, Callable[[Path], Any]] = {
     "a file that is there": export_over,
     "one file for two kernels": export_two,
@@ -108,6 +116,7 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "another library": swapped,
     "no list of kernels": lambda tmp: carried.Folder(tmp).kernels(),
     "no C++ compiler": no_plus,
+    "a compiler that hangs": hanging,
 }
 
 

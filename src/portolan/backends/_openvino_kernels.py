@@ -69,8 +69,11 @@ def _operator(openvino: Any, kernel: Carried, library: Library, pool: Pool | Non
             """Calls the library on the tensors in place."""
             given = [i.data for i in inputs]
             sizes = kernel.sizes([a.shape for a in given])
-            for output, shape in zip(outputs, kernel.results(sizes), strict=True):
+            shapes = kernel.results(sizes)
+            for output, shape in zip(outputs, shapes, strict=True):
                 output.shape = shape
+            if any(0 in shape for shape in shapes):
+                return True
             library([*given, *(o.data for o in outputs)], sizes, pool)
             return True
 

@@ -39,6 +39,7 @@ class Carried:
         library, source: file names.
         sha256: of the library.
         symbols: whose sizes the function takes, in order.
+        empty: those of them that may be 0 where the results are not empty.
     """
 
     domain: str
@@ -50,6 +51,7 @@ class Carried:
     symbols: tuple[str, ...]
     inputs: tuple[Argument, ...]
     outputs: tuple[Argument, ...]
+    empty: tuple[str, ...] = ()
 
     def sizes(self, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
         """The size of each symbol.
@@ -63,8 +65,11 @@ class Carried:
                 raise ValueError(f"`{self.name}`: `{argument.name}` has {len(shape)} axes, not {len(argument.axes)}")
             for axis, size in zip(argument.axes, shape, strict=True):
                 wanted = axis if isinstance(axis, int) else found.setdefault(axis, size)
-                if wanted != size or not 0 < size < 2**31:
+                if wanted != size or not 0 <= size < 2**31:
                     raise ValueError(f"`{self.name}`: an axis of `{argument.name}` is {size} and not {wanted}")
+        missing = [axis for axis, size in found.items() if size == 0 and axis not in self.empty]
+        if missing and not any(0 in shape for shape in self.results(found)):
+            raise ValueError(f"`{self.name}`: the axis `{missing[0]}` is empty, and is read all the same")
         return found
 
     def results(self, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
@@ -133,4 +138,5 @@ def _carried(row: Mapping[str, object]) -> Carried:
             raise TypeError(f"`{side}` is no list")
         data[side] = tuple(Argument(i["name"], i["dtype"], tuple(i["axes"])) for i in items)
     data["symbols"] = tuple(data["symbols"])  # type: ignore[arg-type]
+    data["empty"] = tuple(data.get("empty", ()))  # type: ignore[arg-type]
     return Carried(**data)  # type: ignore[arg-type]

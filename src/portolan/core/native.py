@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,20 +127,75 @@ class Bound:
 
 
 class Pool:
-    """A few threads that share a kernel's tasks; the caller is one of them."""
+    """A few threads that share a kernel's tasks; the caller is one of them.
+
+    Each helper sleeps on a lock of its own: waking one that way takes a fraction of what a queue and a future take, and
+    one that has not woken up when the work is over is not waited for.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._others = ThreadPoolExecutor(threads - 1, "portolan-kernel") if threads > 1 else None
+        self._helpers = [_Helper() for _ in range(threads - 1)]
+        self._free = threading.Lock()
+        self._closing = weakref.finalize(self, _closed, self._helpers)
 
-    def run(self, work: Any) -> None:
-        """Runs `work` in every thread, and waits for all."""
-        others = [self._others.submit(work) for _ in range(self.threads - 1)] if self._others else []
-        work()
-        for other in others:
-            other.result()
+    def run(self, work: Callable[[], None]) -> None:
+        """Runs `work` in every thread, and waits for all; alone where the helpers have another caller's work."""
+        if not self._free.acquire(blocking=False):
+            work()
+            return
+        try:
+            for helper in self._helpers:
+                helper.begin(work)
+            try:
+                work()
+            finally:
+                errors = [error for helper in self._helpers if (error := helper.end()) is not None]
+        finally:
+            self._free.release()
+        if errors:
+            raise errors[0]
 
     def close(self) -> None:
         """Ends the threads."""
-        if self._others is not None:
-            self._others.shutdown()
+        self._closing()
+
+
+class _Helper:
+    """One thread that waits for work."""
+
+    def __init__(self) -> None:
+        self._work: Callable[[], None] | None = None
+        self._error: BaseException | None = None
+        self._go, self._done = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._done.acquire()
+        threading.Thread(target=self._loop, name="portolan-kernel", daemon=True).start()
+
+    def begin(self, work: Callable[[], None] | None) -> None:
+        """Wakes it up for some work; None ends it."""
+        self._work = work
+        self._go.release()
+
+    def end(self) -> BaseException | None:
+        """Waits until it has done its part, or sees to it that it never begins; what it raised."""
+        if not self._go.acquire(blocking=False):
+            self._done.acquire()
+        error, self._error, self._work = self._error, None, None
+        return error
+
+    def _loop(self) -> None:
+        while True:
+            self._go.acquire()
+            if self._work is None:
+                return
+            try:
+                self._work()
+            except BaseException as error:
+                self._error = error
+            self._done.release()
+
+
+def _closed(helpers: Sequence[_Helper]) -> None:
+    for helper in helpers:
+        helper.begin(None)

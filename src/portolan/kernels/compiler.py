@@ -24,6 +24,7 @@ from portolan.kernels.tree import Program
 #: No -ffast-math: it breaks infinities and NaN, and linked into a library it turns denormals off for the whole process.
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
 _NAMES = ("gcc", "clang", "cc")
+__all__ = ["FLAGS", "Compiler", "CompilerError", "find", "source"]
 
 
 def source(program: Program, schedules: Sequence[Schedule]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from portolan.core.carried import Argument, Carried, Folder, write
+from portolan.kernels.embed.empty import may_be_empty
 from portolan.kernels.embed.function import DOMAIN
 from portolan.kernels.printers.c import function_name
 from portolan.kernels.tree import Program, Tensor, extents_of
@@ -29,6 +30,7 @@ def _one(program: Program, path: Path, domain: str) -> tuple[Carried, bytes, byt
         source=f"{program.name}.c",
         sha256=hashlib.sha256(library).hexdigest(),
         symbols=program.symbols,
+        empty=tuple(sorted(may_be_empty(program))),
         inputs=tuple(_argument(t) for t in program.inputs),
         outputs=outputs,
     )

@@ -112,15 +112,26 @@ static OrtStatus *measured(int input, const OrtValue *value, int64_t *sizes) {
     if (dims[d] >= INT64_C(1) << 31) return wrong("more than 32 bits can count", input, d);
     if (axis < 0 ? dims[d] != -1 - axis : sizes[axis] >= 0 && sizes[axis] != dims[d])
       return wrong("its size differs from that of the same axis elsewhere", input, d);
-    if (dims[d] == 0) return wrong("it is empty", input, d);
     if (axis >= 0) sizes[axis] = dims[d];
   }
+  return 0;
+}
+
+/* Whether there is nothing to read although there are results to write, in an array that is read all the same. */
+static OrtStatus *missing(const int64_t *sizes) {
+  for (int i = 0; i < INPUTS; i++)
+    for (int d = 0; d < input_ranks[i]; d++) {
+      int64_t axis = input_axes[i][d];
+      if (axis >= 0 && sizes[axis] == 0 && !may_be_empty[axis])
+        return wrong("it is empty, and read at places that do not depend on that", i, d);
+    }
   return 0;
 }
 
 static OrtStatus *compute(void *kernel, void *context) {
   void *arrays[INPUTS + OUTPUTS];
   int64_t sizes[SYMBOLS + 1];
+  int nothing = 0;
   for (int s = 0; s < SYMBOLS; s++) sizes[s] = -1;
   for (int i = 0; i < INPUTS; i++) {
     const OrtValue *value;
@@ -134,10 +145,13 @@ static OrtStatus *compute(void *kernel, void *context) {
     for (int d = 0; d < output_ranks[o]; d++) {
       int64_t axis = output_axes[o][d];
       dims[d] = axis < 0 ? -1 - axis : sizes[axis];
+      nothing |= dims[d] == 0;
     }
     TRY(GET_OUTPUT(context, o, dims, output_ranks[o], &value));
     TRY(TENSOR_DATA(value, &arrays[INPUTS + o]));
   }
+  if (nothing) return 0;
+  TRY(missing(sizes));
   Call call = {kernel, arrays, sizes, ENTRY_TASKS(sizes), 0, ((size_t)ENTRY_WORKSPACE(sizes) + 127) / 64 * 64, 0};
   call.parts = call.tasks < PARTS ? call.tasks : PARTS;
   if (call.parts > 1) TRY(PARALLEL_FOR(context, part, call.parts, 0, &call));

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from portolan.kernels.embed.empty import may_be_empty
 from portolan.kernels.printers.c import function_name
 from portolan.kernels.tree import Extent, Program, extents_of
 
@@ -17,6 +18,7 @@ def tables(program: Program, types: Mapping[str, int], names: Mapping[str, str])
         types: the host runtime's number of each element type.
         names: further macros that are strings: the operator's name, its domain.
     """
+    empty = may_be_empty(program)
     symbols, extents, entry = program.symbols, extents_of(program), function_name(program.name)
     inputs = [(t.dtype, t.axes) for t in program.inputs]
     outputs = [(t.dtype, tuple(extents[str(a)] for a in t.axes)) for t in program.outputs]
@@ -30,6 +32,7 @@ def tables(program: Program, types: Mapping[str, int], names: Mapping[str, str])
         f"#define INPUTS {len(inputs)}",
         f"#define OUTPUTS {len(outputs)}",
         f"#define MOST_AXES {most}",
+        f"static const int may_be_empty[SYMBOLS + 1] = {{{', '.join(str(int(s in empty)) for s in symbols) or '0'}}};",
         *_side("input", inputs, symbols, most, types),
         *_side("output", outputs, symbols, most, types),
     ]

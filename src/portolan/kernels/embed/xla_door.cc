@@ -54,6 +54,7 @@ ffi::Error Wrong(const char *what, int input) {
 
 ffi::Error Run(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets) {
   auto call = std::make_shared<Call>();
+  bool nothing = false;
   for (int s = 0; s < SYMBOLS; s++) call->sizes[s] = -1;
   if (args.size() != INPUTS || rets.size() != OUTPUTS) return Wrong("another number of arrays", 0);
   for (int i = 0; i < INPUTS; i++) {
@@ -64,7 +65,7 @@ ffi::Error Run(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets
     if ((int)got->element_type() != input_types[i]) return Wrong("another type than the kernel's", i);
     for (int d = 0; d < input_ranks[i]; d++) {
       int64_t axis = input_axes[i][d];
-      if (dims[d] == 0 || dims[d] >= INT64_C(1) << 31) return Wrong("a size of 0, or more than 32 bits can count", i);
+      if (dims[d] >= INT64_C(1) << 31) return Wrong("more than 32 bits can count", i);
       if (axis < 0 ? dims[d] != -1 - axis : call->sizes[axis] >= 0 && call->sizes[axis] != dims[d])
         return Wrong("its size differs from that of the same axis elsewhere", i);
       if (axis >= 0) call->sizes[axis] = dims[d];
@@ -75,6 +76,7 @@ ffi::Error Run(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets
     auto made = rets.get<ffi::AnyBuffer>(o);
     if (!made.has_value()) return made.error();
     auto dims = (*made)->dimensions();
+    for (auto size : dims) nothing |= size == 0;
     if ((int)dims.size() != output_ranks[o]) return Wrong("a result of another number of axes", o);
     for (int d = 0; d < output_ranks[o]; d++) {
       int64_t axis = output_axes[o][d];
@@ -82,6 +84,13 @@ ffi::Error Run(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets
     }
     call->arrays[INPUTS + o] = (*made)->untyped_data();
   }
+  if (nothing) return ffi::Error::Success();
+  for (int i = 0; i < INPUTS; i++)
+    for (int d = 0; d < input_ranks[i]; d++) {
+      int64_t axis = input_axes[i][d];
+      if (axis >= 0 && call->sizes[axis] == 0 && !may_be_empty[axis])
+        return Wrong("it is empty, and read at places that do not depend on that", i);
+    }
   call->tasks = ENTRY_TASKS(call->sizes);
   call->space = ((size_t)ENTRY_WORKSPACE(call->sizes) + 127) / 64 * 64;
   call->parts = call->tasks < 64 ? call->tasks : 64;

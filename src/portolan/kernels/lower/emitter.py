@@ -96,6 +96,7 @@ class Emitter:
         env: each index as a place; of a tile's or a vector's axis, its first.
         extents: the extent of each index.
         needs: least sizes under which this variant may run.
+        small: products of sizes that have to fit into 31 bits for this variant to run.
         resident: arrays that stages keep in the workspace: how to read them.
         tables: reductions of which parts are computed already.
         kept: expressions over the schedule's vector axis that a buffer holds for all columns.
@@ -110,6 +111,7 @@ class Emitter:
         self.env: dict[str, X] = {}
         self.extents: dict[str, Extent] = {}
         self.needs: list[tuple[X, int]] = []
+        self.small: list[X] = []
         self.resident: dict[str, Callable[[Emitter, Expr, At], X]] = {}
         self.tables: dict[Expr, Table] = {}
         self.kept: dict[Expr, Kept] = {}
@@ -223,7 +225,7 @@ class Emitter:
         self.write(Alloc(name, base, size, space))  # type: ignore[arg-type]
         return name
 
-    def key(self, e: Expr, at: At) -> object:
+    def key(self, e: Expr, at: At) -> tuple[object, ...]:
         """What the value of `e` depends on besides loops."""
         names, c = free(e), self.context
         row = at.row if c.rows in names else 0

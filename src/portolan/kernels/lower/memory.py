@@ -99,6 +99,17 @@ def place_of(out: Emitter, part: Expr, at: At) -> X:
     return out.value(part, at)
 
 
+def offset_key(out: Emitter, part: Expr, step: X, at: At) -> object:
+    """Under what it is remembered how far an index reaches, with steps of so many elements."""
+    return ("offset", *out.key(part, at), step)
+
+
+def _reached(out: Emitter, part: Expr, step: X, at: At) -> X:
+    """How far an index reaches; what a table holds is multiplied already."""
+    found = out.known(offset_key(out, part, step, at))
+    return mul(place_of(out, part, at), step) if found is None else found
+
+
 def _offset(out: Emitter, tensor: Tensor, index: tuple[Expr, ...], at: At) -> X:
     result: X = Lit(0)
     for dim, part in enumerate(index):
@@ -125,7 +136,7 @@ def _near(out: Emitter, tensor: Tensor, index: tuple[Expr, ...], at: At) -> X:
         step = stride(out, tensor, dim)
         apart = part == Idx(str(c.vector)) and isinstance(step, Lit)
         number += at.vector * c.lanes * int(step.value) if apart and isinstance(step, Lit) else 0
-        value = mul(place_of(out, part, replace(at, vector=0) if apart else at), step)
+        value = _reached(out, part, step, replace(at, vector=0) if apart else at)
         terms.append(_Term(part, value, out.level(free(part)), c.vector in free(part) and not apart))
     deep = max((t.level for t in terms), default=0)
     offset = _named(out, tensor, [t for t in terms if t.level < deep], at)
@@ -156,7 +167,7 @@ def _gathered(out: Emitter, e: Load, tensor: Tensor, wide: list[int], at: At, ki
     pairs: list[X] = []
     for dim, part in enumerate(e.index):
         if dim not in wide:
-            rest = add(rest, mul(place_of(out, part, at), stride(out, tensor, dim)))
+            rest = add(rest, _reached(out, part, stride(out, tensor, dim), at))
             continue
         if not (isinstance(part, Op) and part.name == KEPT) and out.context.partial is not None:
             part = Op(KEPT, (part, _extent(tensor, dim)), "i")

@@ -37,6 +37,8 @@ from portolan.kernels.tree import Expr, Extent, Load, Program, Ranked, Reduce, S
 
 HANDLERS: Mapping[type, Handler] = {Load: load, Reduce: reduce, Ranked: ranked, Scan: scan}
 TASK = "task"
+#: What offsets of 32 bits in tables have to be below.
+_MOST = 2**31
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _tabled(out: Emitter, group: Group, loops: ExitStack, done: X) -> None:
     row = loops.enter_context(out.loop("row", begun, Lit(lanes), tile, binds=[rows], extent=rows, note="row"))
     out.env[rows] = add(first, row)
     ahead = out.let(least(add(row, Lit(tile)), Lit(lanes - tile)), "ahead")
-    out.tables = {e: Table(parts, mask, asked, row, ahead) for e, (parts, mask, asked) in made.items()}
+    out.tables = {e: Table(parts, mask, asked, row, ahead, by) for e, (parts, mask, asked, by) in made.items()}
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,8 @@ def finished(out: Emitter, tasks: X) -> Variant | None:
                 return None
         elif least_size > 1:
             when = both(when, flag("ge", size, Lit(least_size)))
+    for size in dict.fromkeys(out.small):
+        when = both(when, flag("lt", size, Lit(_MOST)))
     return Variant(when, tasks, tuple(out.stack[0].body))
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from portolan.kernels.ir import BASES, Fetch, Lit, Read, Type, Write, X, add, mul, product
+from portolan.kernels.ir import BASES, Do, Fetch, Lit, Read, Type, Write, X, add, mul, product
 from portolan.kernels.lower.elements import KEPT, flag, select, splat
 from portolan.kernels.lower.emitter import At, Emitter
 from portolan.kernels.lower.limits import conditions, limits, mask_of
+from portolan.kernels.lower.memory import offset_key, stride
 from portolan.kernels.tree import Binder, Expr, Load, Op, Ranked, Reduce, Scan, children, free, walk
 
 #: Turns up to which a loop of a constant number of them is written out.
@@ -32,6 +33,7 @@ class Table:
         asked: the conditions that are in `mask`.
         row: the first of the rows that are being reduced.
         ahead: the first of the rows after them.
+        steps: of parts that are places in one array only, by what they were multiplied: offsets, ready to be added.
     """
 
     buffers: Mapping[Expr, str]
@@ -39,17 +41,16 @@ class Table:
     asked: frozenset[Expr]
     row: X
     ahead: X
+    steps: Mapping[Expr, X]
 
     def read(self, out: Emitter, binders: Sequence[Binder], row: int) -> X | None:
         """Names a row's parts at the present indices; whether its element counts, None for always."""
         offset = add(_place(out, binders), add(self.row, Lit(row)))
-        for part, name in self.buffers.items():
-            out.keep(out.key(part, At(row)), out.let(self._part(part, name, offset), "t"))
+        named = {name: self._named(out, part, name, offset, row) for part, name in self.buffers.items()}
         if self.mask is None:
             return None
-        for part, name in self.buffers.items():
-            if name == self.mask:
-                return flag("ge", out.known(out.key(part, At(row))) or Lit(0), Lit(0))
+        if self.mask in named:
+            return flag("ge", named[self.mask], Lit(0))
         return flag("ge", Read(self.mask, "i32", offset, Type("i")), Lit(0))
 
     def fetch(self, out: Emitter, e: Reduce, row: int) -> None:
@@ -58,7 +59,7 @@ class Table:
         with out.branch([b.index for b in e.binders]) as body:
             for part, name in self.buffers.items():
                 if part.kind == "i":
-                    out.keep(out.key(part, At(row)), out.let(self._part(part, name, offset), "next"))
+                    self._named(out, part, name, offset, row, "next")
             for x in dict.fromkeys(y for part in e.body for y in walk(part)):
                 if isinstance(x, Load) and set(x.index) & set(self.buffers):
                     for vector in out.vectors_of(x):
@@ -67,9 +68,13 @@ class Table:
                             out.write(Fetch(found.array, found.offset))
         out.stack[-1].body.extend(body)
 
-    def _part(self, part: Expr, name: str, offset: X) -> X:
+    def _named(self, out: Emitter, part: Expr, name: str, offset: X, row: int, stem: str = "t") -> X:
+        """Reads a part, and remembers it as what it is: a value, or an offset."""
         base = "f" if part.kind == "f" else "i"
-        return Read(name, _HELD[base], offset, Type(BASES[_HELD[base]]))
+        value = out.let(Read(name, _HELD[base], offset, Type(BASES[_HELD[base]])), stem)
+        step = self.steps.get(part)
+        out.keep(out.key(part, At(row)) if step is None else offset_key(out, part, step, At(row)), value)
+        return value
 
 
 def parts(e: Reduce, vector: str | None, rows: str | None) -> list[Expr]:
@@ -124,7 +129,7 @@ def over(
         over(out, later, bounds.rest, body, written_out=written_out)
 
 
-Made = tuple[dict[Expr, str], str | None, frozenset[Expr]]
+Made = tuple[dict[Expr, str], str | None, frozenset[Expr], dict[Expr, X]]
 
 
 def fill(out: Emitter, values: Sequence[Expr], first: X) -> dict[Reduce, Made]:
@@ -151,6 +156,8 @@ def _filled(out: Emitter, e: Reduce, first: X) -> Made:
     # A place inside of an array is never negative, and so can say itself that its element does not count.
     places = [name for part, name in buffers.items() if isinstance(part, Op) and part.name == KEPT]
     mask = None if not shared else places[0] if places else out.alloc("table", "i", whole, "workspace")
+    steps = {part: step for part in buffers if (step := _step(out, e, part)) is not None}
+    out.small += [mul(step, _reach(out, e, part)) for part, step in steps.items()]
     before = out.context
     out.context = replace(before, vector=rows, lanes=lanes, vectors=1, rows=None, tile_rows=1)
     out.env[str(rows)] = first
@@ -158,7 +165,7 @@ def _filled(out: Emitter, e: Reduce, first: X) -> Made:
     def element(rest: tuple[Expr, ...]) -> None:
         offset = _place(out, e.binders)
         counts = mask_of(out, rest, At())
-        lanewise = {name: out.value(part, At()) for part, name in buffers.items()}
+        lanewise = {name: _times(out.value(part, At()), steps.get(part)) for part, name in buffers.items()}
         if mask is not None:
             held = lanewise.get(mask, Lit(0))
             lanewise[mask] = held if counts is None else select(splat(counts, Type("m", lanes)), held, Lit(-1))
@@ -168,7 +175,48 @@ def _filled(out: Emitter, e: Reduce, first: X) -> Made:
 
     over(out, e.binders, shared, element)
     out.context = before
-    return buffers, mask, frozenset(shared)
+    return buffers, mask, frozenset(shared), steps
+
+
+def _times(value: X, step: X | None) -> X:
+    if step is None:
+        return value
+    return Do("mul", (value, splat(step, value.type)), value.type)
+
+
+def _uses(e: Reduce, part: Expr) -> list[tuple[Load, int] | None]:
+    """Where a part is needed: as a place in an array, of which it is an index; None for anything else."""
+    found: list[tuple[Load, int] | None] = []
+
+    def visit(x: Expr) -> None:
+        for number, child in enumerate(children(x)):
+            if child == part:
+                found.append((x, number) if isinstance(x, Load) else None)
+            else:
+                visit(child)
+
+    for body in e.body:
+        visit(body)
+    return found
+
+
+def _step(out: Emitter, e: Reduce, part: Expr) -> X | None:
+    """Elements from one place to the next, where a part is only ever an index of the same axis of one array."""
+    uses = _uses(e, part)
+    if not isinstance(part, Op) or part.name != KEPT or not uses or None in uses:
+        return None
+    places = {(load.tensor, dim) for load, dim in filter(None, uses)}
+    if len(places) != 1:
+        return None
+    name, dim = places.pop()
+    step = stride(out, out.program.tensor(name), dim)
+    return None if step == Lit(1) else step
+
+
+def _reach(out: Emitter, e: Reduce, part: Expr) -> X:
+    """How many places there are for a part that `_step` takes."""
+    load, dim = next(filter(None, _uses(e, part)))
+    return out.size(out.program.tensor(load.tensor).axes[dim])
 
 
 def _place(out: Emitter, binders: Sequence[Binder]) -> X:

@@ -32,6 +32,16 @@ typedef float V64 __attribute__((vector_size(64)));
 IN V v_larger(V a, V b) { return (V)__builtin_ia32_maxps512_mask((V64)a, (V64)b, (V64){}, -1, 4); }
 IN V v_smaller(V a, V b) { return (V)__builtin_ia32_minps512_mask((V64)a, (V64)b, (V64){}, -1, 4); }
 IN uint32_t v_below(V a, V b) { return (uint16_t)__builtin_ia32_cmpps512_mask((V64)a, (V64)b, 17, -1, 4); }
+#define HAVE_INTEGERS
+typedef int32_t I64 __attribute__((vector_size(64)));
+IN VI vi_min(VI a, VI b) { return (VI)__builtin_ia32_pminsd512_mask((I64)a, (I64)b, (I64){}, -1); }
+IN VI vi_max(VI a, VI b) { return (VI)__builtin_ia32_pmaxsd512_mask((I64)a, (I64)b, (I64){}, -1); }
+/* What is no number gives 0, what is too small INT32_MIN by the instruction itself, what is too large INT32_MAX. */
+IN VI vi_of_v(V x) {
+  I64 r = __builtin_ia32_cvttps2dq512_mask((V64)x, (I64){}, __builtin_ia32_cmpps512_mask((V64)x, (V64)x, 7, -1, 4), 4);
+  uint16_t large = __builtin_ia32_cmpps512_mask((V64)VF(2147483520.f), (V64)x, 17, -1, 4);
+  return (VI)__builtin_ia32_blendmd_512_mask(r, (I64)VN(INT32_MAX), large);
+}
 IN V v_sqrt(V a) { return (V)__builtin_ia32_sqrtps512_mask((V64)a, (V64){}, -1, 4); }
 #define HAVE_SCALE
 IN V v_scale(V a, V n) { return (V)__builtin_ia32_scalefps512_mask((V64)a, (V64)n, (V64){}, -1, 4); }
@@ -53,15 +63,17 @@ IN V v_abs(V a) { return (V)((VI)a & 0x7fffffff); }
 IN VI vi_abs(VI a) { return SEL(VI, a < 0, -a, a); }
 IN V v_min(V a, V b) { return SEL(V, (a < b) | (a != a), a, b); }
 IN V v_max(V a, V b) { return SEL(V, (a > b) | (a != a), a, b); }
-IN VI vi_min(VI a, VI b) { return SEL(VI, a < b, a, b); }
-IN VI vi_max(VI a, VI b) { return SEL(VI, a > b, a, b); }
 IN VI vi_floordiv(VI a, VI b) { VI r; EACH r[l] = (int32_t)p_floordiv(a[l], b[l]); return r; }
 IN VI vi_mod(VI a, VI b) { VI r; EACH r[l] = (int32_t)p_mod(a[l], b[l]); return r; }
+#ifndef HAVE_INTEGERS
+IN VI vi_min(VI a, VI b) { return SEL(VI, a < b, a, b); }
+IN VI vi_max(VI a, VI b) { return SEL(VI, a > b, a, b); }
 IN VI vi_of_v(V x) {
   V c = SEL(V, x == x, x, (V){});
   VI r = __builtin_convertvector(SEL(V, c < VF(-2147483648.f), VF(-2147483648.f), SEL(V, c > VF(2147483520.f), (V){}, c)), VI);
   return SEL(VI, c > VF(2147483520.f), VN(INT32_MAX), r);
 }
+#endif
 /* The larger (smaller) of two, the second where the first is NaN: what x86 has an instruction for. */
 #ifndef HAVE_LARGER
 IN V v_larger(V a, V b) { return SEL(V, a > b, a, b); }
