@@ -45,7 +45,7 @@ class Table:
 
     def read(self, out: Emitter, binders: Sequence[Binder], row: int) -> X | None:
         """Names a row's parts at the present indices; whether its element counts, None for always."""
-        offset = add(_place(out, binders), add(self.row, Lit(row)))
+        offset = _place(out, binders, self.row, row)
         named = {name: self._named(out, part, name, offset, row) for part, name in self.buffers.items()}
         if self.mask is None:
             return None
@@ -55,7 +55,7 @@ class Table:
 
     def fetch(self, out: Emitter, e: Reduce, row: int) -> None:
         """Asks for what the same element of a later row will read: its place is known, and memory takes long."""
-        offset = add(_place(out, e.binders), add(self.ahead, Lit(row)))
+        offset = _place(out, e.binders, self.ahead, row)
         with out.branch([b.index for b in e.binders]) as body:
             for part, name in self.buffers.items():
                 if part.kind == "i":
@@ -163,7 +163,7 @@ def _filled(out: Emitter, e: Reduce, first: X) -> Made:
     out.env[str(rows)] = first
 
     def element(rest: tuple[Expr, ...]) -> None:
-        offset = _place(out, e.binders)
+        offset = _place(out, e.binders, Lit(0))
         counts = mask_of(out, rest, At())
         lanewise = {name: _times(out.value(part, At()), steps.get(part)) for part, name in buffers.items()}
         if mask is not None:
@@ -219,12 +219,32 @@ def _reach(out: Emitter, e: Reduce, part: Expr) -> X:
     return out.size(out.program.tensor(load.tensor).axes[dim])
 
 
-def _place(out: Emitter, binders: Sequence[Binder]) -> X:
-    """Where the tables hold the element at the present indices, for the first row."""
-    place: X = Lit(0)
+def _place(out: Emitter, binders: Sequence[Binder], row: X, number: int = 0) -> X:
+    """Where the tables hold the element at the present indices, for the row `row + number`.
+
+    What varies has a name and the rest is a number: so all elements of a turn are read at one address, plus numbers.
+    """
+    base: X = Lit(0)
+    apart = 0
     for binder in binders:
-        place = add(mul(place, out.size(binder.extent)), out.env[binder.index])
-    return mul(place, Lit(out.schedule.lanes))
+        size, place = out.size(binder.extent), out.env[binder.index]
+        if isinstance(size, Lit):
+            base, apart = mul(base, size), apart * int(size.value)
+        else:
+            base, apart = mul(add(base, Lit(apart)), size), 0
+        if isinstance(place, Lit):
+            apart += int(place.value)
+        else:
+            base = add(base, place)
+    lanes = out.schedule.lanes
+    base = add(mul(base, Lit(lanes)), row)
+    key = ("table", tuple(binders), base)
+    found = out.known(key)
+    if found is None:
+        with out.at_level(out.level(b.index for b in binders if not isinstance(out.env[b.index], Lit))):
+            found = out.let(base, "at")
+            out.keep(key, found)
+    return add(found, Lit(apart * lanes + number))
 
 
 __all__ = ["Table", "fill", "gathers", "over", "parts"]

@@ -15,15 +15,21 @@ from portolan.kernels.ir import (
     Array,
     Do,
     Fetch,
+    If,
+    Let,
+    Lit,
     Loops,
     Nest,
     Rank,
     Read,
+    Ref,
     Statement,
     Turn,
     Type,
+    Update,
     Variant,
     Write,
+    X,
     statements,
 )
 from portolan.kernels.printers.clike import CLikePrinter, Words
@@ -60,6 +66,10 @@ WORDS = Words(
     stack="{type} {name}[{size}] __attribute__((aligned(64)));",
 )
 """C, and what the languages that grew out of it share."""
+#: Loops that read at many computed places: left alone, gcc moves their addresses in and out of vector registers.
+_MANY_PLACES = """#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("ira-region=all")
+#endif"""
 _VECTOR = {"minimum": "min", "maximum": "max"}
 
 
@@ -73,6 +83,20 @@ def function_name(kernel: str) -> str:
     return f"portolan_{kernel}"
 
 
+def _maskable(s: If) -> bool:
+    """Whether a condition holds a few vectors of floats that are read, computed with and added up, and nothing else."""
+
+    def plain(x: X) -> bool:
+        return isinstance(x, (Lit, Ref)) or (isinstance(x, Do) and all(map(plain, x.args)))
+
+    wide = [x for x in s.body if isinstance(x, (Let, Update)) and x.value.type.base == "f" and x.value.type.lanes > 1]
+    if s.other or len(wide) != len(s.body) or not any(isinstance(x, Update) for x in wide):
+        return False
+    reads = [x.value for x in wide if isinstance(x, Let) and isinstance(x.value, Read)]
+    rest = [x.value for x in wide if not (isinstance(x, Let) and isinstance(x.value, Read))]
+    return all(r.mode == "plain" and r.dtype == "f32" for r in reads) and all(map(plain, rest))
+
+
 class CPrinter(CLikePrinter):
     """Prints loops as C with vectors."""
 
@@ -84,7 +108,10 @@ class CPrinter(CLikePrinter):
         self.loops = loops
         name = function_name(loops.name)
         nests = [self._nest(f"{name}_{number}", nest) for number, nest in enumerate(loops.nests)]
-        return "\n".join((f"#define LANES {loops.lanes}", prelude(), *nests, self._entry(name, len(loops.nests))))
+        bodies = (v.body for nest in loops.nests for v in nest.variants)
+        fetches = any(isinstance(s, Fetch) for body in bodies for s in statements(body))
+        head = (f"#define LANES {loops.lanes}", *((_MANY_PLACES,) if fetches else ()))
+        return "\n".join((*head, prelude(), *nests, self._entry(name, len(loops.nests))))
 
     def _entry(self, name: str, nests: int) -> str:
         tasks = " + ".join(f"{name}_{n}_tasks(sizes)" for n in range(nests))
@@ -162,8 +189,25 @@ class CPrinter(CLikePrinter):
                 numbers = ", ".join(map(self.x, (s.source_row, s.rows, s.columns)))
                 begun = f"{to} + {self.x(s.to_offset)}, {self.x(s.to_row)}, {source} + {self.x(s.source_offset)}"
                 return [f"turned_f32({begun}, {numbers});"]
+            case If() if self.loops.lanes > 1 and _maskable(s):
+                # Which of two ways a branch goes that data decides cannot be foretold.
+                masked = [f"  {line}" for line in self._masked(s)]
+                return ["#ifdef HAVE_MASKS", "{", *masked, "}", "#else", *super().statement(s), "#endif"]
             case _:
                 return super().statement(s)
+
+    def _masked(self, s: If) -> list[str]:
+        """The statements of a condition without a branch: what does not count is not read, and changes nothing."""
+        lines = [f"const mask_t k_ = MASK({self.x(s.condition)});"]
+        for inner in s.body:
+            match inner:
+                case Let(name=name, value=Read() as read):
+                    lines.append(f"const V {name} = masked_f32({self.array(read.array)} + {self.x(read.offset)}, k_);")
+                case Update(name=name, value=value):
+                    lines.append(f"{name} = MERGED(k_, {name}, {self.x(value)});")
+                case _:
+                    lines += self.statement(inner)
+        return lines
 
     def write(self, s: Write) -> str:
         """Stores a number, or the lanes of a vector."""

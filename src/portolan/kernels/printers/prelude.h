@@ -43,6 +43,12 @@ IN VI vi_of_v(V x) {
   return (VI)__builtin_ia32_blendmd_512_mask(r, (I64)VN(INT32_MAX), large);
 }
 IN V v_sqrt(V a) { return (V)__builtin_ia32_sqrtps512_mask((V64)a, (V64){}, -1, 4); }
+/* Vectors that count as a whole or not at all. What does not count is not read, wherever it lies. */
+#define HAVE_MASKS
+typedef uint16_t mask_t;
+#define MASK(condition) ((mask_t)-(int)!!(condition))
+IN V masked_f32(const float *p, mask_t k) { return (V)__builtin_ia32_loadups512_mask(p, (V64){}, k); }
+#define MERGED(k, old, new) ((V)__builtin_ia32_blendmps_512_mask((V64)(old), (V64)(new), k))
 #define HAVE_SCALE
 IN V v_scale(V a, V n) { return (V)__builtin_ia32_scalefps512_mask((V64)a, (V64)n, (V64){}, -1, 4); }
 IN V v_floor(V a) { return (V)__builtin_ia32_rndscaleps_mask((V64)a, 9, (V64){}, -1, 4); }
