@@ -25,6 +25,7 @@ from portolan.kernels.embed.empty import may_be_empty
 from portolan.kernels.lower.nest import groups
 from portolan.kernels.running import CompilerError, CompilerLate
 from portolan.kernels.tune import source, tune
+from portolan.kernels.turned import orders, turned
 from portolan.kernels.verify import AGENT, TOLERANCE, Case, Judge, difference, odd_cases, random_arrays, real_case
 from portolan.targets.local import local
 from portolan.worker.session import Worker
@@ -149,6 +150,25 @@ def test_arrays_that_are_not_contiguous_and_results_that_are_given() -> None:
     np.testing.assert_allclose(out, a @ b, rtol=1e-4, atol=1e-5)
     odd = np.frombuffer(b"\0" * 2 + a.tobytes(), np.uint8)[2:].view(np.float32).reshape(a.shape)
     np.testing.assert_allclose(operators.matmul(odd, b), a @ b, rtol=1e-4, atol=1e-5)
+
+
+def test_large_transposed_arrays_are_read_where_they_are() -> None:
+    kernel = Kernel(operators.batched.program)
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((520, 3, 260), np.float32).transpose(1, 2, 0)  # b i k, with i next to each other
+    b = rng.standard_normal((3, 520, 40), np.float32)
+    orders_ = orders(kernel.program, (a, b))
+    assert orders_ == {"A": (2, 0, 1)}
+    assert turned(kernel.program, orders_).inputs[0].axes == ("k", "b", "i")
+    out = np.empty((3, 260, 40), np.float32)
+    assert kernel(a, b, out=out) is out
+    np.testing.assert_allclose(out, a @ b, rtol=1e-4, atol=1e-4)
+    assert list(kernel._turned) == [(("A", (2, 0, 1)),)]
+    assert not kernel._ready  # nothing was copied for the kernel of contiguous arrays
+    with pytest.raises(UsageError, match="overlaps"):
+        kernel(a, b, out=a.transpose(2, 0, 1).reshape(-1)[: 3 * 260 * 40].reshape(3, 260, 40))
+    gaps = np.zeros((3, 520, 1040), np.float32)[:, :, ::2].transpose(0, 2, 1)
+    assert orders(kernel.program, (gaps, b)) == {}
 
 
 def test_empty_arrays() -> None:

@@ -28,12 +28,12 @@ def taken(program: Program, given: Sequence[Any]) -> tuple[list[Array], dict[str
     Raises:
         UsageError: a number of arguments, a type, a rank or sizes that do not fit.
     """
-    arrays = arguments(program, given)
+    arrays = [contiguous(a) for a in arguments(program, given)]
     return arrays, sizes(program, [a.shape for a in arrays])
 
 
 def arguments(program: Program, given: Sequence[Any]) -> list[Array]:
-    """The arguments, contiguous and of the annotated types and ranks.
+    """The arguments, of the annotated types and ranks, as they lie in memory.
 
     Raises:
         UsageError: a number of arguments, a type or a rank that does not fit.
@@ -61,6 +61,11 @@ def _array(program: Program, tensor: Tensor, value: Any) -> Array:
         raise UsageError(
             f"kernel `{program.name}`: `{tensor.name}` has the axes `{axes}` and was given shape {array.shape}"
         )
+    return array
+
+
+def contiguous(array: Array) -> Array:
+    """The array, or a copy without gaps."""
     return array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(array.shape)
 
 

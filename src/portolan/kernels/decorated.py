@@ -13,7 +13,7 @@ from portolan.core.native import Bound
 from portolan.core.target import Target
 from portolan.errors import UsageError
 from portolan.kernels import place
-from portolan.kernels.arrays import Results, arguments, narrowed, taken, widened
+from portolan.kernels.arrays import Results, arguments, contiguous, narrowed, taken, widened
 from portolan.kernels.arrays import sizes as sizes_of
 from portolan.kernels.candidates import default
 from portolan.kernels.compiler import Compiler, find
@@ -26,6 +26,7 @@ from portolan.kernels.printers.text import text
 from portolan.kernels.source import complete, from_function
 from portolan.kernels.tree import Program
 from portolan.kernels.tune import recalled, shape_class, source
+from portolan.kernels.turned import Order, orders, turned
 from portolan.kernels.verify import AGENT, Judge, odd_cases
 from portolan.kernels.work import flops
 from portolan.worker.session import Worker
@@ -61,6 +62,7 @@ class Kernel:
         self.sizes: list[Mapping[str, int]] = []
         self._ready: dict[str, Library] = {}
         self._calls: dict[Shapes, _Call] = {}
+        self._turned: dict[tuple[tuple[str, Order], ...], Kernel] = {}
         self._pools: dict[int, Pool] = {}
         self._lock = threading.Lock()
 
@@ -73,7 +75,8 @@ class Kernel:
         """The results.
 
         Args:
-            arrays: one for each argument, of the annotated type. Others than contiguous ones are copied.
+            arrays: one for each argument, of the annotated type. Large transposed ones are read where they are, by a
+                kernel compiled for that; others that are not contiguous are copied.
             out: arrays for the results, contiguous and apart from all others.
             threads: to share the work among.
 
@@ -85,6 +88,12 @@ class Kernel:
         given = arguments(self.program, arrays)
         if not 1 <= threads <= _MOST_THREADS:
             raise UsageError(f"`threads` is {threads}, and has to be from 1 to {_MOST_THREADS}")
+        if not all(a.flags.c_contiguous for a in given):
+            if by := orders(self.program, given):
+                pairs = zip(self.program.inputs, given, strict=True)
+                whole = [a.transpose(by[t.name]) if t.name in by else a for t, a in pairs]
+                return self._other(by)(*whole, out=out, threads=threads)
+            given = list(map(contiguous, given))
         call = self._call(tuple([a.shape for a in given]))
         made = call.results.made() if out is None else call.results.checked(out, given)
         if call.bound is not None:
@@ -143,6 +152,14 @@ class Kernel:
     def __repr__(self) -> str:
         inputs = ", ".join(f"{t.name}: {' '.join(map(str, t.axes))}" for t in self.program.inputs)
         return f"kernel {self.name}({inputs})"
+
+    def _other(self, by: Mapping[str, Order]) -> Kernel:
+        """The same kernel for arguments whose axes lie in other orders."""
+        key = tuple(sorted(by.items()))
+        with self._lock:
+            if key not in self._turned:
+                self._turned[key] = Kernel(turned(self.program, by))
+            return self._turned[key]
 
     def _call(self, shapes: Shapes) -> _Call:
         """What arguments of these shapes lead to, worked out once: it takes as long as a small kernel."""
