@@ -1,8 +1,8 @@
 """Arguments whose axes lie in another order in memory: a kernel of their own reads them where they are.
 
 A transposed array is a contiguous one with other axes. The same tree with the axes of the argument and the indices of
-its loads in that order is a kernel like any other: its layout is chosen and checked for what it reads. Arrays with gaps,
-and small ones, are copied: that takes less than compiling.
+its loads in that order is a kernel like any other: its layout is chosen and checked for what it reads. Arrays with
+gaps, and small ones, are copied: that takes less than compiling.
 """
 
 from __future__ import annotations
