@@ -250,7 +250,8 @@ def _place(out: Emitter, binders: Sequence[Binder], row: X, number: int = 0) -> 
     key = ("table", tuple(binders), base)
     found = out.known(key)
     if found is None:
-        with out.at_level(out.level(b.index for b in binders if not isinstance(out.env[b.index], Lit))):
+        varies = [b.index for b in binders if not isinstance(out.env[b.index], Lit)]
+        with out.at_level(out.level([str(out.schedule.rows), *varies])):
             found = out.let(base, "at")
             out.keep(key, found)
     return add(found, Lit(apart * lanes + number))
