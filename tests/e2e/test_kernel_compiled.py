@@ -178,7 +178,7 @@ def test_empty_arrays() -> None:
     assert with_nothing.shape == (3, 2)
 
 
-REDUCING = ["matmul", "tropical", "batched", "bilinear", "mean_shift", "selective_scan", "top", "softmax", "statistics"]
+REDUCING = ["matmul", "tropical", "batched", "bilinear", "mean_shift", "selective_scan", "top", "statistics"]
 
 
 @pytest.mark.parametrize("name", REDUCING)
@@ -190,7 +190,7 @@ def test_compiled_reductions_over_nothing_give_what_the_oracle_gives(name: str, 
             sizes = {**dict.fromkeys(program.symbols, others), symbol: 0}
             if not any(0 in shape for shape in result_shapes(program, sizes)):
                 cases.append(Case(sizes, random_arrays(program, sizes, np.random.default_rng(0))))
-    assert cases or name == "softmax"  # whose rows are as wide as its result
+    assert cases
     Judge(program, cases, worker).error(name, built(operators.EVERY[name], 40))
 
 

@@ -32,7 +32,7 @@ from portolan.kernels.lower.memory import load
 from portolan.kernels.lower.ranked import ranked
 from portolan.kernels.lower.scans import scan
 from portolan.kernels.lower.schedule import Schedule
-from portolan.kernels.lower.tables import AHEAD, Table, fill
+from portolan.kernels.lower.tables import Table, fill
 from portolan.kernels.tree import Expr, Extent, Load, Program, Ranked, Reduce, Scan, Tensor, free, walk
 
 HANDLERS: Mapping[type, Handler] = {Load: load, Reduce: reduce, Ranked: ranked, Scan: scan}
@@ -143,13 +143,12 @@ def _tabled(out: Emitter, group: Group, loops: ExitStack, done: X) -> None:
     """Makes the tables for the tile, and opens the loop over those of its rows that are not `done`."""
     rows, tile, lanes = str(out.schedule.rows), out.schedule.tile_rows, out.schedule.lanes
     first = out.env[rows]
-    begun = out.let(sub(done, Do("mod", (done, Lit(tile)), done.type)), "begun")
-    ahead = min(AHEAD, lanes)
-    made = fill(out, group.values, first, least(begun, Lit(lanes - ahead)))
+    made = fill(out, group.values, first)
+    begun = sub(done, Do("mod", (done, Lit(tile)), done.type))
     row = loops.enter_context(out.loop("row", begun, Lit(lanes), tile, binds=[rows], extent=rows, note="row"))
     out.env[rows] = add(first, row)
-    later = out.let(least(add(row, Lit(ahead)), Lit(lanes - tile)), "ahead")
-    out.tables = {e: Table(parts, mask, asked, row, later, by) for e, (parts, mask, asked, by) in made.items()}
+    ahead = out.let(least(add(row, Lit(tile)), Lit(lanes - tile)), "ahead")
+    out.tables = {e: Table(parts, mask, asked, row, ahead, by) for e, (parts, mask, asked, by) in made.items()}
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from portolan.kernels.tree import Binder, Expr, Load, Op, Ranked, Reduce, Scan, 
 
 #: Turns up to which a loop of a constant number of them is written out.
 WRITTEN_OUT = 4
-#: Rows whose elements are asked for before they are used: the first while tables are made, the others row by row.
-AHEAD = 4
 _HELD = {"f": "f32", "i": "i32"}
 
 
@@ -134,21 +132,20 @@ def over(
 Made = tuple[dict[Expr, str], str | None, frozenset[Expr], dict[Expr, X]]
 
 
-def fill(out: Emitter, values: Sequence[Expr], first: X, begun: X) -> dict[Reduce, Made]:
+def fill(out: Emitter, values: Sequence[Expr], first: X) -> dict[Reduce, Made]:
     """Writes the loops that make the tables of all reductions in `values`, for the tile of rows that begins at `first`.
 
-    What the rows from `begun` on will read is asked for as soon as its place is known. What it gives is what `Table`
-    takes first, for each reduction.
+    What it gives is what `Table` takes first, for each reduction.
     """
     found: dict[Reduce, Made] = {}
     for value in values:
         for e in walk(value):
             if isinstance(e, Reduce) and e not in found and parts(e, out.schedule.vector, out.schedule.rows):
-                found[e] = _filled(out, e, first, begun)
+                found[e] = _filled(out, e, first)
     return found
 
 
-def _filled(out: Emitter, e: Reduce, first: X, begun: X) -> Made:
+def _filled(out: Emitter, e: Reduce, first: X) -> Made:
     rows, vector, lanes = out.schedule.rows, out.schedule.vector, out.schedule.lanes
     whole = product([*(out.size(b.extent) for b in e.binders), Lit(lanes)])
     buffers = {
@@ -175,12 +172,6 @@ def _filled(out: Emitter, e: Reduce, first: X, begun: X) -> Made:
         for name, value in lanewise.items():
             base = value.type.base
             out.write(Write(name, _HELD[base], offset, splat(value, Type(base, lanes))))
-        inside = out.context
-        out.context, out.env[str(rows)] = before, add(first, begun)
-        early = Table(buffers, mask, frozenset(shared), begun, begun, steps)
-        for row in range(min(AHEAD, lanes)):
-            early.fetch(out, e, row)
-        out.context, out.env[str(rows)] = inside, first
 
     over(out, e.binders, shared, element)
     out.context = before
