@@ -97,16 +97,20 @@ def test_an_older_opset_is_brought_up_to_date(tmp_path: Path) -> None:
     assert [part.tolist() for part in unpack(found["y.values"], found["y.shapes"])] == [[1, 2], [3]]
 
 
-def test_an_opset_that_cannot_be_brought_up_to_date(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("SequenceAt", ["x", "at"], ["a"]),
-        helper.make_node("Upsample", ["a", "sizes"], ["y"], mode="linear"),
-    ]
-    at, sizes = (helper.make_tensor_value_info(*one) for one in (("at", TensorProto.INT64, []), ("sizes", FLOAT, [1])))
-    inputs, output = [sequence("x"), at, sizes], helper.make_tensor_value_info("y", FLOAT, [None])
-    path = written(tmp_path / "m.onnx", nodes, inputs, [output], 9)
-    with pytest.raises(ModelError):
+def test_an_opset_that_cannot_be_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+        raise RuntimeError("no adapter")
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", refuse)
+    more = helper.make_tensor_value_info("more", FLOAT, [1])
+    nodes = [helper.make_node("SequenceInsert", ["x", "more"], ["y"])]
+    path = written(tmp_path / "m.onnx", nodes, [sequence("x"), more], [sequence("y")], 11)
+    with pytest.raises(ModelError) as caught:
         loaded(path)
+    assert caught.value.message == (
+        f"`{path}` has sequences as inputs or outputs and opset 11, which cannot make tensors of them"
+    )
+    assert caught.value.hint == "export the model with `opset_version=13` or later"
 
 
 def test_what_an_optional_holds(tmp_path: Path) -> None:
