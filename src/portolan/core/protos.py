@@ -79,6 +79,11 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                     yield from (sparse.values, sparse.indices)
 
 
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the graph's constants. Protobuf's own count ends in an error above 2 GiB."""
+    return sum(len(tensor.raw_data) or 4 * len(tensor.float_data) for tensor in model.graph.initializer)
+
+
 def element_type(code: int) -> str:
     """NumPy's name of an ONNX element type (`float32`, `bfloat16`, ...), or `string`.
 

@@ -35,7 +35,7 @@ def write(proto: onnx.ModelProto, out: Path, name: str, format: str) -> Model:
         node.doc_string = ""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.onnx"
-    if proto.ByteSize() > LARGEST:
+    if protos.weight_bytes(proto) > LARGEST:
         beside = out / f"{name}.onnx.data"
         beside.unlink(missing_ok=True)  # it would be appended to
         onnx.save_model(proto, str(path), save_as_external_data=True, location=beside.name, size_threshold=256)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from portolan.core import protos
 from portolan.core.graph import load_model
 from portolan.core.model import Model
 from portolan.errors import ModelError
@@ -100,18 +101,13 @@ def write(proto: onnx.ModelProto, path: Path, limit: int = LARGEST_FILE) -> Path
     """Writes one file, or two where the weights have more than `limit` bytes; equal graphs give equal bytes."""
     import onnx
 
-    if weight_bytes(proto) > limit:
+    if protos.weight_bytes(proto) > limit:
         onnx.save_model(
             proto, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.stem}.data"
         )
     else:
         path.write_bytes(proto.SerializeToString(deterministic=True))
     return path
-
-
-def weight_bytes(proto: onnx.ModelProto) -> int:
-    """Bytes of the graph's constants."""
-    return sum(len(tensor.raw_data) or 4 * len(tensor.float_data) for tensor in proto.graph.initializer)
 
 
 def _restore(proto: onnx.ModelProto, original: onnx.ModelProto, model: Model) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from portolan.core import protos
 from portolan.core.silence import runtime
 from portolan.errors import ModelError
-from portolan.passes._graphs import LARGEST_FILE, hushed, weight_bytes
+from portolan.passes._graphs import LARGEST_FILE, hushed
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +33,7 @@ def slim(proto: onnx.ModelProto, name: str, *, grow: bool = False) -> onnx.Model
     if grow:
         return _fold(_transposed(proto), name, _ALL)
     folded = _fold(proto, name, _ALL)
-    if weight_bytes(folded) > weight_bytes(proto) + SMALL:
+    if protos.weight_bytes(folded) > protos.weight_bytes(proto) + SMALL:
         return _fold(proto, name, SMALL)
     return folded
 
@@ -86,4 +87,6 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
 
     # Shape inference serializes the graph, which protobuf refuses above 2 GiB.
-    return onnx.shape_inference.infer_shapes(proto, data_prop=True) if weight_bytes(proto) < LARGEST_FILE else proto
+    if protos.weight_bytes(proto) >= LARGEST_FILE:
+        return proto
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True)

@@ -10,13 +10,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from portolan.core import protos
 from portolan.core.model import Model
 from portolan.core.passes import Context, Params, compression
 from portolan.core.schema import Knob
 from portolan.core.target import Target
 from portolan.errors import UsageError
 from portolan.passes._calibration import usable
-from portolan.passes._graphs import save_graph, weight_bytes
+from portolan.passes._graphs import save_graph
 from portolan.passes._lowbits import LEAST_GROUP, arrays, opened, refuse
 from portolan.passes._moments import hessians
 from portolan.passes._round import Codes, rounded
@@ -99,8 +100,8 @@ def mixed_precision(
     work = _Work(weights, moments, group, method)
     board = Switchboard(graph, chosen, weights, judging, model.name)
     choices = {layer: work.choices(board, layer, lowest) for layer in chosen}
-    others = weight_bytes(graph) - sum(4 * layer.size for layer in chosen)
-    most = int(weight_bytes(graph) / smaller) - others if smaller else None
+    others = protos.weight_bytes(graph) - sum(4 * layer.size for layer in chosen)
+    most = int(protos.weight_bytes(graph) / smaller) - others if smaller else None
     plan = _plan(choices, budget, most, work, board, model.name)
     done = [(layer, work.codes(layer, choice.bits, choice.group)) for layer, choice in plan.items() if choice.bits < 32]
     features = (f"weights:int{lowest}",)
