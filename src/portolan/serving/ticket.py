@@ -19,7 +19,8 @@ class Ticket:
         call: the call.
         done: told of the answer or the refusal; None once it has been, or when the call was cancelled.
         layout: what the checks found.
-        arrived, started: on the loop's clock; `started` is when its batch left for a replica.
+        arrived, started: on the loop's clock, when it came, which is before it was read (see `Turns`), and when its
+            batch left for a replica.
         patient: whether the deadline is the model's own and not the client's.
         tries: how often a replica ended while it ran.
     """

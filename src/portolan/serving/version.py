@@ -20,6 +20,7 @@ from portolan.serving.pool import Pool
 from portolan.serving.scheduler import Cost, Growth, Queue
 from portolan.serving.source import Source
 from portolan.serving.ticket import Batch, Done, Ticket
+from portolan.serving.turns import Turns
 
 _LONGEST_TIMEOUT = 3600.0
 #: Seconds that calls wait for company at most, where there is no core to run them on.
@@ -75,6 +76,7 @@ class Version:
         self._divisions = Divisions(source.signature)
         self._kicked = False
         self._growth = Growth()
+        self._turns = Turns(self._loop.call_soon)
         self._running = 0
         self._first: asyncio.Future[None] = self._loop.create_future()
         self._empty: asyncio.Future[None] | None = None
@@ -109,9 +111,10 @@ class Version:
             self.counters.request_failure[reason] += 1
             raise
         now = self._last = self._loop.time()
+        came = now - self._turns.waited(now)
         timeout = call.timeout
-        deadline = now + (self._patience() if timeout is None else min(timeout, _LONGEST_TIMEOUT))
-        ticket = Ticket(call, done, layout, now, deadline)
+        deadline = came + (self._patience() if timeout is None else min(timeout, _LONGEST_TIMEOUT))
+        ticket = Ticket(call, done, layout, came, deadline)
         self.queue.push(ticket)
         self._kick()
         return ticket

@@ -1,0 +1,61 @@
+"""When calls came that a busy loop reads late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from portolan.serving.turns import Turns
+
+
+class Loop:
+    """A loop whose turns end when told, with a clock and a meter that are turned by hand."""
+
+    def __init__(self) -> None:
+        self.now = self.used = 100.0
+        self.ends: list[Callable[[], None]] = []
+        self.turns = Turns(self.ends.append, lambda: self.used)
+        self.turns.waited(self.now)
+        self.end()
+
+    def waited(self) -> float:
+        return self.turns.waited(self.now)
+
+    def work(self, seconds: float, share: float = 1.0) -> None:
+        self.now += seconds
+        self.used += seconds * share
+
+    def end(self) -> None:
+        assert len(self.ends) == 1, "once per turn"
+        self.ends.pop()()
+
+
+def test_a_loop_that_slept_reads_calls_as_they_come() -> None:
+    loop = Loop()
+    loop.work(10.0, share=0.01)
+    assert loop.waited() == 0.0
+
+
+def test_calls_of_one_turn_came_before_it() -> None:
+    loop = Loop()
+    loop.work(10.0, share=0.01)
+    loop.waited()
+    loop.work(0.004)
+    assert loop.waited() == pytest.approx(0.004)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_calls_behind_a_long_turn_came_after_the_loop_looked_last(share: float) -> None:
+    """Also where the loop got only half of a processor."""
+    loop = Loop()
+    loop.work(10.0, share=0.01)
+    loop.waited()
+    loop.work(0.020, share)
+    loop.end()
+    assert loop.waited() == pytest.approx(0.020)
+    loop.work(0.003)
+    assert loop.waited() == pytest.approx(0.023)
+    loop.end()
+    loop.work(0.001)
+    assert loop.waited() == pytest.approx(0.004)
