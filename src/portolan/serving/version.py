@@ -110,6 +110,8 @@ class Version:
             reason = "REJECTED" if refusal.kind == "overloaded" else "OTHER"
             self.counters.request_failure[reason] += 1
             raise
+        if self.queue.rows >= self.cap and self.pool.free() is not None:
+            self._dispatch()  # a turn that reads many calls is long, and a full batch does not wait for its end
         now = self._last = self._loop.time()
         came = now - self._turns.waited(now)
         timeout = call.timeout
