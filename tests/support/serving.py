@@ -52,7 +52,7 @@ class Server:
         while parents:
             children = [int(p) for parent in parents for p in children_of(parent)]
             for pid in children:
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                words = words_of(pid)
                 for kind in found:
                     if f"portolan.serving.{kind}".encode() in words:
                         found[kind].append(pid)
@@ -68,6 +68,13 @@ class Server:
 def children_of(pid: int) -> list[str]:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return []
+
+
+def words_of(pid: int) -> list[bytes]:
+    """The command line of a process; empty where it has just ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return []
 
 
