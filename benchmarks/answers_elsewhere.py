@@ -52,7 +52,7 @@ def main() -> int:
                         kept.write_text(json.dumps(rows, indent=1))
                     print(key, rows[key].get("reason") or f"{rows[key]['error']:.2g}", flush=True)
     if given.write:
-        PAGE.write_text(page(list(rows.values())), encoding="utf-8")
+        PAGE.write_text(page([rows[key] for key in sorted(rows)]), encoding="utf-8")
     return int(any(row["variant"] == "f32" and not row["same"] for row in rows.values() if not row.get("reason")))
 
 
@@ -104,9 +104,16 @@ def page(rows: list[dict[str, Any]]) -> str:
         "`portolan target add NAME --emulate KIND`; ZOO is made by `python benchmarks/models.py ZOO`.", "",
         "| target | backend | model | numbers | largest difference | answers |", "|---|---|---|---|---|---|",
         *(_line(row) for row in rows if not row.get("reason")),
-        "", "## Not run", "", "| target | backend | model | numbers | why |", "|---|---|---|---|---|",
-        *(_refusal(row) for row in rows if row.get("reason")),
     ]  # fmt: skip
+    if refused := [_refusal(row) for row in rows if row.get("reason")]:
+        lines += [
+            "",
+            "## Not run",
+            "",
+            "| target | backend | model | numbers | why |",
+            "|---|---|---|---|---|",
+            *refused,
+        ]
     return "\n".join(lines) + "\n"
 
 
