@@ -21,12 +21,12 @@ MEASURED = Measured(
 
 
 def test_an_operator_that_was_always_refused_is_lacking() -> None:
-    assert MEASURED.lacks({"Abs": 1, "Det": 1}, VERSIONS) == "Det"
+    assert MEASURED.lacks({"Abs": 1, "Det": 1}, lambda: VERSIONS) == "Det"
 
 
 def test_one_that_runs_with_constant_sizes_is_not() -> None:
 
-    assert replace(MEASURED, settled=("Det",)).lacks({"Det": 1}, VERSIONS) is None
+    assert replace(MEASURED, settled=("Det",)).lacks({"Det": 1}, lambda: VERSIONS) is None
 
 
 def test_a_case_with_its_sizes_as_constants() -> None:
@@ -42,12 +42,19 @@ def test_a_case_with_its_sizes_as_constants() -> None:
 
 def test_one_that_runs_or_is_wrong_or_was_never_asked_is_not() -> None:
     """A wrong answer is for verification to find: the model's own may be right."""
-    assert MEASURED.lacks({"Abs": 1, "Exp": 1, "Nobody": 1}, VERSIONS) is None
+    assert MEASURED.lacks({"Abs": 1, "Exp": 1, "Nobody": 1}, lambda: VERSIONS) is None
 
 
 def test_other_versions_are_not_known() -> None:
-    assert MEASURED.lacks({"Det": 1}, {"runtime": "1.1"}) is None
-    assert MEASURED.lacks({"Det": 1}, {"runtime": "1.0+cpu"}) == "Det"
+    assert MEASURED.lacks({"Det": 1}, lambda: {"runtime": "1.1"}) is None
+    assert MEASURED.lacks({"Det": 1}, lambda: {"runtime": "1.0+cpu"}) == "Det"
+
+
+def test_versions_are_read_only_where_they_decide() -> None:
+    def never() -> dict[str, str]:
+        raise AssertionError("nothing depends on them")
+
+    assert MEASURED.lacks({"Abs": 1, "Nobody": 1}, never) is None
 
 
 def test_backends_refuse_by_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ class Backend(ABC):
 
     def refuse(self, model: Model, target: Target) -> str | None:
         """Why this backend cannot run `model` or would gain nothing from what passes did to it; None if it can."""
-        if lacking := conformance.refusal(self.name, model.operators, self.versions()):
+        if lacking := conformance.refusal(self.name, model.operators, self.versions):
             return lacking
         if self.needs_program and model.program is None:
             return f"`{self.name}` starts from a torch program, and the model is a plain ONNX graph"
