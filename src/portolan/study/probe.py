@@ -139,7 +139,7 @@ def reference(
 
 
 def rows_to_judge(
-    session: Session, samples: Samples, signature: Signature, seconds: float = 10.0, least: int | None = None
+    session: Session, samples: Samples, signature: Signature, seconds: float = 5.0, least: int | None = None
 ) -> tuple[int, ...]:
     """The evaluation rows that fit in about `seconds` and in memory, 32 at least; all of them where labels decide.
 
