@@ -26,7 +26,7 @@ RUN = """
 import sys
 
 BLOCKED = {"onnx", "scipy", "click", "rich", "msgspec", "onnxslim", "tomli_w", "torch", "openvino", "optuna", "sklearn"}
-BLOCKED ^= set(sys.argv.pop(1).split(","))
+BLOCKED ^= set(sys.argv.pop(1).split(","))  # those that are named change sides
 
 class Absent:
     def find_spec(self, name, path=None, target=None):

@@ -282,3 +282,35 @@ def test_opening_gives_what_a_bundle_says(tmp_path: Path, monkeypatch: pytest.Mo
     assert (opened.name, opened.platform) == ("digits", "onnxruntime")
     assert Source.from_json(opened.to_json()) == opened
     assert (Path(opened.folder) / "compiled.json").is_file()
+
+
+def test_a_full_batch_leaves_in_the_middle_of_a_turn_that_reads_many_calls(tmp_path: Path) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        await models.add(source(tmp_path, 2.0, max_batch=4))
+        pool = models.versions()[0].pool
+
+        def running() -> int:
+            return sum(len(one.batches) for one in pool.instances)
+
+        waiting = [models.infer(call(float(i + 1))) for i in range(4)]
+        assert running() == 0, "the turn may bring more"
+        waiting.append(models.infer(call(5.0)))
+        assert running() == 1, "no call was answered yet, and nobody waited"
+        answers = await asyncio.gather(*waiting)
+        got = [float(np.frombuffer(a.outputs[0].data, np.float32)[0]) for a in answers]
+        assert got == [2.0, 4.0, 6.0, 8.0, 10.0]
+
+    run(work)
+
+
+def test_deadlines_count_from_when_a_call_came_and_not_from_when_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        await models.add(source(tmp_path, 2.0))
+        assert await answer(models, 1.0, timeout=5.0) == 2.0
+        monkeypatch.setattr("portolan.serving.turns.Turns.waited", lambda self, now: 10.0)
+        with pytest.raises(Refusal, match="cannot be met"):
+            await models.infer(call(1.0, timeout=5.0))
+
+    run(work)

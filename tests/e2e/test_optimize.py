@@ -13,6 +13,7 @@ import pytest
 import portolan
 from portolan.errors import GoalsNotMet, NoResult, PortolanError, UnknownName, UsageError
 from portolan.measure import roofline
+from portolan.study import probe
 from support.studies import CEILINGS, Lab, events, labelled, matmul, named, sound
 
 #: Two objectives: then the score decides, not the verdict of a race, and one start of each is enough.
@@ -92,6 +93,27 @@ def test_misbehaviour_costs_its_trial_only(lab: Lab, monkeypatch: pytest.MonkeyP
         assert not trial.pareto
         assert f'"variant":"{name}"' in str(trial.command)
     sound(lab.folder / "study")
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_the_baseline_answers_all_rows_once_and_again_where_it_answers_otherwise(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, steady: bool
+) -> None:
+    asked: list[int] = []
+    answered = probe.Session.outputs
+
+    def outputs(self: probe.Session, samples: Any, rows: Any, signature: Any) -> Any:
+        asked.append(len(rows))
+        found = answered(self, samples, rows, signature)
+        # The first row, then all of them, are for the reference.
+        return found if steady or len(asked) < 3 else {name: array * 1.001 for name, array in found.items()}
+
+    monkeypatch.setattr(probe.Session, "outputs", outputs)
+    baseline = lab.optimize(goals=["min latency_p50"], starts=1, budget="1 trials").baseline
+    every = max(asked)
+    assert asked[:2] == [1, every]
+    assert asked.count(every) == (1 if steady else 2)
+    assert (baseline.metrics["max_rel_error"].value == 0) is steady
 
 
 def test_printing_and_slow_loading_are_no_faults(lab: Lab) -> None:

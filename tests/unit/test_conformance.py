@@ -25,7 +25,6 @@ def test_an_operator_that_was_always_refused_is_lacking() -> None:
 
 
 def test_one_that_runs_with_constant_sizes_is_not() -> None:
-
     assert replace(MEASURED, settled=("Det",)).lacks({"Det": 1}, lambda: VERSIONS) is None
 
 

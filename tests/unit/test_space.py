@@ -88,6 +88,18 @@ def test_a_backend_without_a_fix_gives_its_reason_alone() -> None:
     )
 
 
+def test_a_backend_that_wants_to_be_named_is_refused_where_nobody_named_it() -> None:
+    class Shy(Ort):
+        name = "shy"
+
+        def unasked(self, model: Model) -> str | None:
+            return f"it takes long for `{model.name}`"
+
+    backends = {**BACKENDS, "shy": Shy()}
+    assert refusals(space(backends=backends, named=False))["-", "shy"] == f"it takes long for `{MODEL.name}`"
+    assert any(c.recipe.backend == "shy" for c in live(space(backends=backends)))
+
+
 def test_a_plain_graph_has_no_program() -> None:
     reasons = refusals(space(model=replace(MODEL, program=None)))
     assert reasons["-", "torch"] == "`torch` starts from a torch program, and the model is a plain ONNX graph"

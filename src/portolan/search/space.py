@@ -44,6 +44,7 @@ def candidates(
     *,
     passes: Mapping[str, Pass] | Sequence[str] | None = None,
     backends: Mapping[str, Backend] | Sequence[str] | None = None,
+    named: bool = True,
     default: Backend | None = None,
     fixed: Fixed | None = None,
     has_calibration: bool = False,
@@ -58,6 +59,7 @@ def candidates(
         goals: whether outputs may change is read from them.
         passes: pass objects by name, or names in the registry; None means all of the registry.
         backends: likewise; None means all that let themselves be searched.
+        named: whether somebody named the backends; those that want to be named for this model are refused if not.
         default: the backend of the baseline, whether or not it is searched; by default the registry's ONNX Runtime,
             or with objects given the first of them that can run the model.
         fixed: what is pinned, in the form of a recipe; a list of values is a range. What it leaves out is searched.
@@ -74,7 +76,7 @@ def candidates(
     fixed = fixed or {}
     if unknown := next((key for key in fixed if key not in _KEYS), None):
         raise UnknownName("key of a recipe", unknown, _KEYS)
-    usable, refused = _usable(_backends(backends, fixed), model, target)
+    usable, refused = _usable(_backends(backends, fixed), model, target, named)
     chains, more = make_chains(selected(passes, fixed), model, target, goals, fixed, has_calibration)
     refused += more
     if not usable:
@@ -155,12 +157,12 @@ def _backends(given: Mapping[str, Backend] | Sequence[str] | None, fixed: Fixed)
 
 
 def _usable(
-    found: Mapping[str, Backend | PortolanError], model: Model, target: Target
+    found: Mapping[str, Backend | PortolanError], model: Model, target: Target, named: bool
 ) -> tuple[dict[str, Backend], list[Candidate]]:
     """The backends that can run the untouched model, the default one first and those that compile for long last."""
     usable, refused = {}, []
     for name, backend in found.items():
-        reason = str(backend) if isinstance(backend, PortolanError) else _unusable(backend, model, target)
+        reason = str(backend) if isinstance(backend, PortolanError) else _unusable(backend, model, target, named)
         if isinstance(backend, PortolanError) or reason is not None:
             refused.append(Candidate(Recipe((), name, target=target.id), refused=reason))
         else:
@@ -169,21 +171,21 @@ def _usable(
     return {name: usable[name] for name in order}, refused
 
 
-def _unusable(backend: Backend, model: Model, target: Target) -> str | None:
+def _unusable(backend: Backend, model: Model, target: Target, named: bool) -> str | None:
     support = backend.probe(target)
     if not support.ready:
         reason = support.reason or f"`{backend.name}` cannot run on this target"
         return f"{reason}: {support.fix}" if support.fix else reason
     if backend.simulated:
         return f"the hardware of `{backend.name}` is simulated, so nothing on it can be measured: `bench` estimates"
-    return backend.refuse(model, target)
+    return backend.refuse(model, target) or (None if named else backend.unasked(model))
 
 
 def _default(usable: Mapping[str, Backend], default: Backend | None, model: Model, target: Target) -> Backend:
     """The backend of the baseline: the default runtime, even when others were asked for, else the first usable one."""
     if DEFAULT_BACKEND in usable:
         return usable[DEFAULT_BACKEND]
-    if default is not None and _unusable(default, model, target) is None:
+    if default is not None and _unusable(default, model, target, named=True) is None:
         return default
     return next(iter(usable.values()))
 

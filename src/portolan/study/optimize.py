@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import datetime
 import json
 import shlex
@@ -176,16 +175,6 @@ def study_folder(settings: Settings) -> Path:
     return Path(f"study-{stem or 'model'}")
 
 
-def _unasked(backend: Backend, model: Model) -> Backend:
-    """A backend that nobody named, refusing what it wants to be named for."""
-    reason = backend.unasked(model)
-    if reason is None:
-        return backend
-    answer = copy.copy(backend)
-    answer.refuse = lambda model, target: reason  # type: ignore[method-assign]
-    return answer
-
-
 def _read(settings: Settings, goals: Goals, workspace: Workspace, price: float | None, target: Target) -> Setting:
     model = read_model(workspace, settings.model, settings.shapes)
     samples = read_samples(settings.data, model, workspace.folder, settings.seed, settings.shapes, settings.model)
@@ -202,9 +191,8 @@ def _read(settings: Settings, goals: Goals, workspace: Workspace, price: float |
         target,
         goals,
         passes=settings.passes,
-        backends={n: b for n, b in found.items() if n in names}
-        if names is not None
-        else {n: _unasked(b, model) for n, b in found.items() if b.offered},
+        backends={n: b for n, b in found.items() if (b.offered if names is None else n in names)},
+        named=names is not None,
         default=found.get(DEFAULT_BACKEND),
         fixed=fixed,
         has_calibration=bool(samples.calibration),
