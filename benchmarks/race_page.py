@@ -64,7 +64,7 @@ def page(rows: Mapping[str, Any], order: Sequence[str]) -> str:
         "race could not tell from the choice; in parentheses is what was measured of one that was not raced: it took",
         "more than twice the choice's time in the search, or three times the fastest's before it, or was the slowest",
         "where the race had no time for five starts of all. Weights are random but MiniLM's and the tree's, which is",
-        "good for speed alone.", "",
+        "good for speed alone. A race of fewer than five starts claims nothing: there all others are `=`.", "",
         f"Measured on {' and '.join(dates)}, {first['host']}, a virtual machine, by",
         "`python benchmarks/race_runtimes.py ZOO --prepare` and then, with nothing beside it,",
         f"`python benchmarks/race_runtimes.py ZOO --budget {budget} --race {seconds} --write`. ZOO is made by",

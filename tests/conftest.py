@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +19,10 @@ def no_environments() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PORTOLAN_ENVS", "/nowhere")
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_journals() -> Iterator[None]:
+    """A journal that is left open runs a thread through all tests that come after it in the same process."""
+    yield
+    assert "journal" not in {thread.name for thread in threading.enumerate()}, "a journal was not closed"

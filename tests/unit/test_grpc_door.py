@@ -311,11 +311,11 @@ def test_grpc_health_checks(front: Front) -> None:
 
 
 def test_a_taken_port_is_said(opened: Opened) -> None:
-    port = opened().port
-    loop = LoopThread()
+    front = opened()
+    port, loop = front.port, LoopThread()
 
     async def start() -> None:
-        await Door(FakeModels(), Settings(port=port), Guard(), Journal()).start()
+        await Door(FakeModels(), Settings(port=port), Guard(), front.journal).start()
 
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
         loop.run(start())

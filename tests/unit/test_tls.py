@@ -41,10 +41,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[[tls.Tls], int]]:
     loop, doors = LoopThread(), []
+    journal = Journal(tmp_path / "log")
 
     def go(how: tls.Tls) -> int:
         async def start() -> int:
-            doors.append(Door(FakeModels(), Settings(port=0, tls=how), Guard(), Journal(tmp_path / "log")))
+            doors.append(Door(FakeModels(), Settings(port=0, tls=how), Guard(), journal))
             return await doors[-1].start()
 
         return loop.run(start())
@@ -53,6 +54,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[tls.Tls], int]]:
     for door in doors:
         loop.run(door.stop(0))
     loop.close()
+    journal.close()
 
 
 def live(port: int, files: dict[str, Path], who: str | None, *, secure: bool = True) -> bool:

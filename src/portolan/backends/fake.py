@@ -27,10 +27,10 @@ import hashlib
 import os
 import sys
 import threading
-import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 from portolan.backends._artefact import Artefact, demand
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 _GARBAGE = "\x00{not a frame}\nWARNING: a runtime that prints to stdout\n"
 _REMEMBERED = 256
 _SPIN_NS = 300_000
+_NEVER = threading.Event()
 
 
 class Play(Executable):
@@ -67,7 +68,7 @@ class Play(Executable):
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Answers as the reference does (remembered, so that it takes no time), no sooner than the script says."""
-        began = time.perf_counter_ns()
+        began = perf_counter_ns()
         key = _digest(inputs)
         known = self._seen.get(key)
         stage = "run" if known is None else "time"
@@ -137,9 +138,9 @@ def misbehave(variant: Variant, stage: str) -> None:
     elif variant.behaviour == "exit":
         os._exit(3)
     elif variant.behaviour == "hang":
-        threading.Event().wait()
+        _NEVER.wait()
     elif variant.behaviour == "slow_load":
-        time.sleep(variant.seconds)
+        sleep(variant.seconds)
     elif variant.behaviour == "raise":
         raise RuntimeError("the script says: fail")
     elif variant.behaviour == "print":
@@ -160,10 +161,10 @@ def _leak(limit_mb: int) -> None:
 
 def _until(deadline_ns: int) -> None:
     """Waits precisely: asleep for most of it, so that callers overlap, then spinning."""
-    rest = deadline_ns - time.perf_counter_ns() - _SPIN_NS
+    rest = deadline_ns - perf_counter_ns() - _SPIN_NS
     if rest > 0:
-        time.sleep(rest / 1e9)
-    while time.perf_counter_ns() < deadline_ns:
+        sleep(rest / 1e9)
+    while perf_counter_ns() < deadline_ns:
         pass
 
 
@@ -214,7 +215,7 @@ class Fake(Backend):
         scripted = _scripted()
         chosen = scripted.variant(variant)
         misbehave(chosen, "compile")
-        time.sleep(0 if chosen.behaviour == "slow_load" else chosen.seconds)
+        sleep(0 if chosen.behaviour == "slow_load" else chosen.seconds)
         return _play(scripted, Artefact.of(model), variant, 0)
 
     def load(self, folder: Path, *, variant: str = "default") -> Play:
