@@ -34,6 +34,8 @@ from portolan.measure import roofline
 from portolan.measure.environment import environment, ticks
 from portolan.measure.race import Arm, race
 from portolan.measure.result import Race
+from portolan.passes._graphs import quantized
+from portolan.study import ceilings
 from portolan.study.budget import Budget
 from portolan.study.builder import Builder, Compiled, Samples, read_model
 from portolan.study.finals import MOST_STARTS
@@ -171,7 +173,7 @@ class _Line:
     #: What the first exact arm of each source answers, and that arm's name.
     _answers: dict[str, tuple[str, Outputs]] = field(default_factory=dict)
     #: Floating-point operations of one timed inference, by arm; nobody knows those of a bundle.
-    _flops: dict[str, float] = field(default_factory=dict)
+    _flops: dict[str, tuple[float, bool]] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         """Builds an arm.
@@ -202,16 +204,16 @@ class _Line:
             else:
                 self.arms.append(Arm(entry.name, partial(Session, compiled, feeds)))
                 if bundle is None and (flops := self._count(entry, feeds[0])):
-                    self._flops[entry.name] = flops
+                    self._flops[entry.name] = flops, quantized(self._model(entry))
 
     def unbelievable(self, outcome: Race) -> dict[str, str]:
         """Why the times of these arms cannot be true: they lie below the roofline floor."""
-        ceilings = roofline.ceilings(self.target.cores) if self._flops else {}
+        known = ceilings.here(self.target) if self._flops else {}
         found = {}
-        for name, flops in self._flops.items():
+        for name, (flops, integers) in self._flops.items():
             if name in outcome.arms:
                 ms = outcome.arms[name].metrics()["latency_p50"].value
-                if reason := roofline.believable(ms, flops, ceilings, self.target.features):
+                if reason := roofline.believable(ms, flops, known, self.target.features, integers=integers):
                     found[name] = reason
         return found
 

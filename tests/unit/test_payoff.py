@@ -9,6 +9,7 @@ from portolan.core import registry
 from portolan.core.goal import parse_goals
 from portolan.search.payoff import Payoff, wasted
 from portolan.study import payoffs
+from portolan.study.payoff_layers import LAYERS, layer
 from portolan.targets.local import local
 from portolan.worker.environments import backends
 
@@ -73,6 +74,9 @@ def test_what_is_measured_is_kept_for_the_machine_and_the_versions(
 ) -> None:
     monkeypatch.setattr(registry.PASSES.__class__, "names", lambda self: ["quantize"])
     monkeypatch.setattr(payoffs, "_STARTS", 1)
+    steps = payoffs._steps
+    int8 = ("int8:dynamic",), ("int8:static",)
+    monkeypatch.setattr(payoffs, "_steps", lambda *given: [(s, f) for s, f in steps(*given) if f in int8])
     target = local.detect()
     here = {"onnxruntime": backends(target, ["onnxruntime"])["onnxruntime"]}
     lines: list[str] = []
@@ -88,16 +92,8 @@ def test_what_is_measured_is_kept_for_the_machine_and_the_versions(
     assert [Payoff.from_json(p.to_json()) for p in found] == found
 
 
-def test_integer_rates_are_read_on_the_runtime_or_not_at_all() -> None:
-    target = local.detect()
-    rates = payoffs.integer_rates(target, backends(target, ["onnxruntime"]))
-    assert len(rates) >= 5
-    assert min(rates) > 1e8
-    assert payoffs.integer_rates(target, {}) == []
-
-
 def test_every_feature_that_some_option_produces_is_asked_about(tmp_path: Path) -> None:
-    model, _ = payoffs._layer("products", payoffs._products(), tmp_path)
+    model, _ = layer("products", LAYERS["products"](), tmp_path)
     asked = [features for _, features in payoffs._steps(model, local.detect())]
     assert {("sparsity:2:4",), ("shape:tt",), ("weights:int2",), ("bfloat16",)} <= set(asked)
     assert asked.count(("sparsity:2:4",)) == 1

@@ -42,6 +42,20 @@ def test_the_floor_allows_for_low_precision():
     assert floor_ms(0, MACHINE) == 0
 
 
+def test_integers_are_bound_by_the_rate_that_was_measured():
+    measured = {**MACHINE, "flops_int8": 400e9}
+    assert floor_ms(8e9, measured, integers=True) == pytest.approx(8e9 / 1600e9 * 1e3), "4 times the int8 rate"
+    assert floor_ms(8e9, measured) == floor_ms(8e9, MACHINE), "floats are not"
+    assert floor_ms(8e9, MACHINE, integers=True) == floor_ms(8e9, MACHINE), "nothing was measured"
+    slow = {**MACHINE, "flops_int8": 50e9}
+    assert floor_ms(8e9, slow, integers=True) == pytest.approx(8e9 / 800e9 * 1e3), "what stays in floats is as fast"
+    units = floor_ms(8e9, measured, ["amx_int8"], integers=True)
+    assert units == floor_ms(8e9, MACHINE, ["amx_int8"]), "a runtime may not use the units that another uses"
+    assert believable(3.0, 8e9, slow) is not None
+    assert believable(6.0, 8e9, slow) is None
+    assert believable(6.0, 8e9, slow, integers=True) is not None
+
+
 def test_a_planted_reading_is_not_believed():
     reason = believable(0.011, 8e9, MACHINE)
     assert reason == "0.011 ms is below the roofline floor of 5 ms: this machine cannot compute that fast"

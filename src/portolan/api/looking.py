@@ -119,7 +119,6 @@ def doctor(target: str = "local", *, bench: bool = False, progress: Progress | N
     """
     from portolan.core.doctor import examine
     from portolan.errors import UsageError
-    from portolan.measure import roofline
     from portolan.targets._added import find
     from portolan.worker.environments import backends, elsewhere
 
@@ -129,10 +128,11 @@ def doctor(target: str = "local", *, bench: bool = False, progress: Progress | N
         raise UsageError(f"`{target}` is {found.kind}: nothing is timed there", hint=hint)
     data = examine(found, backends(found) if found.reach else elsewhere(found))
     if bench:
-        from portolan.study import payoffs
+        from portolan.study import ceilings, payoffs
 
         here = backends(found)
-        data["ceilings"] = roofline.ceilings(found.cores, integers=payoffs.integer_rates(found, here))
+        data["ceilings"] = ceilings.measured(found, here)
+        ceilings.keep(found, data["ceilings"])
         measured = payoffs.payoffs(found, here, progress or (lambda line: None))
         payoffs.keep(found, here, measured)
         data["payoffs"] = [payoff.to_json() for payoff in measured]

@@ -13,6 +13,10 @@ LOW_PRECISION = 16.0
 2.25x, and the rest for what NumPy's matrix product leaves unused or lost to other work while it was measured."""
 MATRIX_UNITS = 64.0
 """The same where the processor has matrix units (AMX, SME): 32x for int8 by their data sheets, and 2x for the rest."""
+#: The same for results in integers where the machine's int8 rate was measured: no factor for that is left to guess.
+_INTEGERS = 4.0
+#: What of such a model stays in floats, which may be bf16.
+_FLOATS = 8.0
 _MATRIX_FEATURES = ("amx", "sme")
 _SECONDS = 0.35
 _SIZES = (256, 512, 1024)
@@ -74,29 +78,39 @@ def _summary(rates: list[float]) -> dict[str, Any]:
     return {"min": min(rates), "median": float(np.median(rates)), "best": max(rates), "n": len(rates)}
 
 
-def floor_ms(flops: float, ceilings: Mapping[str, Any], features: Iterable[str] = ()) -> float:
-    """Milliseconds below which no honest measurement of `flops` floating-point operations can be on these cores.
+def floor_ms(
+    flops: float, ceilings: Mapping[str, Any], features: Iterable[str] = (), *, integers: bool = False
+) -> float:
+    """Milliseconds below which no honest measurement of `flops` operations can be on these cores.
 
-    It is a bound, not an estimate: the fp32 ceiling times `LOW_PRECISION` (or `MATRIX_UNITS`). It holds for the
-    processor only; an accelerator needs its own ceiling.
+    It is a bound, not an estimate: the fp32 ceiling times `LOW_PRECISION` (or `MATRIX_UNITS`), or for results in
+    integers what the int8 ceiling allows, if that was measured. It holds for the processor only; an accelerator needs
+    its own ceiling.
 
     Args:
         flops: of one inference, multiply and add counted apart.
         ceilings: what `ceilings` returned.
         features: the target's features; `amx_int8` and the like raise the bound.
+        integers: whether the model computes in integers.
     """
-    peak = ceilings.get("flops_fp32")
+    peak, rate = ceilings.get("flops_fp32"), ceilings.get("flops_int8")
     if not peak or flops <= 0:
         return 0.0
     matrix = any(feature.lower().startswith(_MATRIX_FEATURES) for feature in features)
-    return float(flops / (peak * (MATRIX_UNITS if matrix else LOW_PRECISION)) * 1000)
+    most = peak * (MATRIX_UNITS if matrix else LOW_PRECISION)
+    if integers and rate:
+        # One runtime's rate bounds the others' only as far as it uses what the processor has: not matrix units.
+        most = max(rate * _INTEGERS, most if matrix else peak * _FLOATS)
+    return float(flops / most * 1000)
 
 
-def believable(ms: float, flops: float, ceilings: Mapping[str, Any], features: Iterable[str] = ()) -> str | None:
-    """Why a reading of `ms` for `flops` operations cannot be true, or None when it can."""
+def believable(
+    ms: float, flops: float, ceilings: Mapping[str, Any], features: Iterable[str] = (), *, integers: bool = False
+) -> str | None:
+    """Why a reading of `ms` for `flops` operations cannot be true, or None when it can; see `floor_ms`."""
     if not ms > 0 or ms == float("inf"):
         return f"a latency of {ms} ms is not a time"
-    floor = floor_ms(flops, ceilings, features)
+    floor = floor_ms(flops, ceilings, features, integers=integers)
     if ms >= floor:
         return None
     return f"{ms:.3g} ms is below the roofline floor of {floor:.3g} ms: this machine cannot compute that fast"

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from portolan.core import registry
 from portolan.core.backend import Backend
-from portolan.core.data import Data, sample, save_npz
+from portolan.core.data import sample
 from portolan.core.folders import cache_folder
-from portolan.core.graph import load_model
 from portolan.core.ledger import Ledger
 from portolan.core.model import Model
 from portolan.core.passes import Pass
 from portolan.core.recipe import Recipe, Step, digest
 from portolan.core.target import Target
 from portolan.errors import CannotHelp, PortolanError
-from portolan.measure.lock import measuring
 from portolan.measure.race import Arm, race
 from portolan.search.payoff import Payoff
 from portolan.study.builder import Builder, Samples, versions
+from portolan.study.payoff_layers import LAYERS, layer
 from portolan.study.probe import Session
 from portolan.study.workspace import Workspace
 
-if TYPE_CHECKING:
-    import onnx
-
-_KIND, _ROWS, _SEED = "payoff", 32, 20
+_KIND, _SEED = "payoff", 20
 _STARTS, _BLOCKS, _BLOCK_SECONDS = 5, 2, 0.04
-_INTEGER_SIZE, _INTEGER_SECONDS = 1024, 0.4
 _UNTOUCHED, _SIZED = "untouched", "shape:"
 #: Arms in one race beside the untouched layers: idle processes of some runtimes keep their threads spinning.
 _TOGETHER = 3
@@ -54,8 +46,8 @@ def payoffs(target: Target, backends: Mapping[str, Backend], say: Say = lambda l
     ready = {n: b for n, b in backends.items() if b.searched and not b.heavy and b.probe(target).ready}
     found: list[Payoff] = []
     with tempfile.TemporaryDirectory(prefix="portolan-payoff-") as folder, closing(Workspace(Path(folder))) as space:
-        for kind, make in _LAYERS.items():
-            model, samples = _layer(kind, make(), Path(folder))
+        for kind, make in LAYERS.items():
+            model, samples = layer(kind, make(), Path(folder))
             builder = Builder(space, model, target, backends, samples)
             for backend in ready.values():
                 found += _measured(kind, builder, model, samples, backend, target, say)
@@ -118,24 +110,6 @@ def _steps(model: Model, target: Target) -> Iterator[tuple[Step, tuple[str, ...]
                 yield Step(name, {k: v for k, v in options.items() if k in chosen and v is not None}), features
 
 
-def integer_rates(target: Target, backends: Mapping[str, Backend]) -> list[float]:
-    """Int8 operations per second of a matrix product on ONNX Runtime, one per run; empty where that is not ready.
-
-    NumPy, which measures the other ceilings, has no fast integer product.
-    """
-    backend = backends.get("onnxruntime")
-    if backend is None or not backend.probe(target).ready:
-        return []
-    with tempfile.TemporaryDirectory(prefix="portolan-ceiling-") as folder, closing(Workspace(Path(folder))) as space:
-        model, samples = _layer("integers", _integer_product(), Path(folder))
-        builder = Builder(space, model, target, backends, samples)
-        feed = sample(samples.data, 0, model.signature)
-        with closing(Session(builder.compiled(Recipe((), backend.name)), [feed], least=5)) as session, measuring():
-            session.block(_INTEGER_SECONDS / 4)
-            milliseconds = session.block(_INTEGER_SECONDS)
-    return [2.0 * _INTEGER_SIZE**3 / (ms / 1e3) for ms in milliseconds]
-
-
 # --- kept for later searches
 
 
@@ -168,79 +142,3 @@ def kept(target: Target, backends: Mapping[str, Backend], folder: Path | None = 
 
 def _key(target: Target, backend: Backend) -> str:
     return digest([target.fingerprint, backend.name, backend.versions(), versions([])])
-
-
-# --- the layers
-
-
-def _layer(kind: str, proto: onnx.ModelProto, folder: Path) -> tuple[Model, Samples]:
-    import onnx
-
-    path = folder / f"{kind}.onnx"
-    onnx.save(proto, path)
-    model = load_model(path)
-    spec = model.signature.inputs[0]
-    shape = (_ROWS, *(int(size) for size in spec.shape[1:]))
-    rng = np.random.default_rng(_SEED)
-    rows = rng.integers(0, 256, shape, np.uint8) if spec.dtype == "uint8" else rng.standard_normal(shape, np.float32)
-    data = Data({"x": rows}, None, kind)
-    save_npz(data, folder / f"{kind}.npz")
-    return model, Samples(data, folder / f"{kind}.npz", tuple(range(2, _ROWS)), (0, 1), synthetic=True)
-
-
-def _products() -> onnx.ModelProto:
-    """Two feed-forward blocks of a small transformer, 32 tokens."""
-    rng = np.random.default_rng(_SEED)
-    nodes: list[Any] = []
-    weights: dict[str, np.ndarray] = {}
-    name, sizes = "x", (384, 1536, 384, 1536, 384)
-    for i, (rows, columns) in enumerate(itertools.pairwise(sizes)):
-        weights[f"w{i}"] = rng.standard_normal((rows, columns)).astype(np.float32) / math.sqrt(rows)
-        nodes.append(("MatMul", [name, f"w{i}"], f"p{i}", {}))
-        nodes.append(("Relu", [f"p{i}"], f"r{i}", {}))
-        name = f"r{i}"
-    return _model(nodes, weights, ["n", 32, 384], ["n", 32, 384])
-
-
-def _convolutions() -> onnx.ModelProto:
-    """Four 3x3 convolutions of 64 channels, as in the middle of a small ResNet."""
-    rng = np.random.default_rng(_SEED)
-    nodes: list[Any] = []
-    weights: dict[str, np.ndarray] = {}
-    name = "x"
-    for i in range(4):
-        weights[f"w{i}"] = rng.standard_normal((64, 64, 3, 3)).astype(np.float32) / 24
-        nodes.append(("Conv", [name, f"w{i}"], f"c{i}", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}))
-        nodes.append(("Relu", [f"c{i}"], f"r{i}", {}))
-        name = f"r{i}"
-    return _model(nodes, weights, ["n", 64, 28, 28], ["n", 64, 28, 28])
-
-
-def _integer_product() -> onnx.ModelProto:
-    """Bytes times a square matrix of bytes."""
-    n, rng = _INTEGER_SIZE, np.random.default_rng(_SEED)
-    weights = {"w": rng.integers(-128, 128, (n, n), np.int8)}
-    return _model([("MatMulInteger", ["x", "w"], "y", {})], weights, ["n", n, n], ["n", n, n], ("UINT8", "INT32"))
-
-
-def _model(
-    nodes: Sequence[tuple[str, list[str], str, dict[str, Any]]],
-    weights: Mapping[str, np.ndarray],
-    before: Sequence[int | str],
-    after: Sequence[int | str],
-    types: tuple[str, str] = ("FLOAT", "FLOAT"),
-) -> onnx.ModelProto:
-    from onnx import TensorProto, helper, numpy_helper
-
-    last = nodes[-1][2]
-    graph = helper.make_graph(
-        [helper.make_node(kind, inputs, [output], name=output, **extra) for kind, inputs, output, extra in nodes],
-        "layers",
-        [helper.make_tensor_value_info("x", TensorProto.DataType.Value(types[0]), before)],
-        [helper.make_tensor_value_info(last, TensorProto.DataType.Value(types[1]), after)],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-
-
-_LAYERS: Mapping[str, Callable[[], onnx.ModelProto]] = {"products": _products, "convolutions": _convolutions}

@@ -24,9 +24,10 @@ from portolan.measure import roofline
 from portolan.measure.lock import measuring
 from portolan.measure.result import Race
 from portolan.measure.result import Samples as Readings
+from portolan.passes._graphs import quantized
 from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
-from portolan.study import finals
+from portolan.study import ceilings, finals
 from portolan.study.ahead import build_ahead
 from portolan.study.budget import Spending
 from portolan.study.builder import Builder, Compiled, holds, once_more, told, versions_of_passes
@@ -123,7 +124,7 @@ class Runner:
         self._race, more = finals.read(kept)
         for candidate in chosen:
             trial = finals.settled(self.trials[candidate.key], self._race, more.get(candidate.key, {}))
-            if reason := self._unbelievable(trial.metrics):
+            if reason := self._unbelievable(candidate, trial.metrics):
                 trial = replace(trial, status="failed", reason=reason, metrics={})
             self.add(candidate, trial)
 
@@ -184,7 +185,7 @@ class Runner:
         if quality and not broken(quality, candidate.exact):
             self._quality.setdefault(candidate.numerics, quality)
         trial = trial.with_metrics(metrics, "screened")
-        if reason := kept["reason"] or broken(metrics, candidate.exact) or self._unbelievable(metrics):
+        if reason := kept["reason"] or broken(metrics, candidate.exact) or self._unbelievable(candidate, metrics):
             trial = replace(trial, status="failed", reason=reason, metrics={}, log=kept.get("log", ""))
         # The seconds it took when it ran: the search weighs cost, and a resumed one must weigh the same.
         trial = replace(trial, seconds=trial.seconds + kept["seconds"])
@@ -359,18 +360,15 @@ class Runner:
     # --- belief
 
     def _known_ceilings(self) -> Mapping[str, Any]:
-        kept = self.ledger.latest("ceilings", self.task.target.fingerprint)
-        if kept is None:
-            kept = dict(roofline.ceilings(self.task.target.cores))
-            self.ledger.append("ceilings", self.task.target.fingerprint, kept)
-        return kept
+        return ceilings.known(self.task.target, self.ledger)
 
-    def _unbelievable(self, metrics: Metrics) -> str | None:
+    def _unbelievable(self, candidate: Candidate, metrics: Metrics) -> str | None:
         if self.task.flops is None or "latency_p50" not in metrics:
             return None
-        return roofline.believable(
-            metrics["latency_p50"].value, self.task.flops, self._ceilings, self.task.target.features
-        )
+        model, features = self.task.model, self.task.target.features
+        integers = quantized(replace(model, features=(*model.features, *candidate.features)))
+        ms = metrics["latency_p50"].value
+        return roofline.believable(ms, self.task.flops, self._ceilings, features, integers=integers)
 
     # --- words
 
