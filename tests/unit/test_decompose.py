@@ -20,7 +20,8 @@ from portolan.frontends.demo import demo_data, folder
 from portolan.passes import _tensor_train as tensor_train
 from portolan.passes._factor import spectrum, terms
 from portolan.passes._moments import Moment, whitener
-from portolan.passes._tucker import polyadic, spectra, tucker
+from portolan.passes._polyadic import polyadic
+from portolan.passes._tucker import spectra, tucker
 from portolan.passes.decompose import decompose
 from portolan.testing.models import this_machine, tokens
 from portolan.testing.passes import run
@@ -121,6 +122,47 @@ def test_the_error_that_is_reported_is_the_error() -> None:
     exact = kernel[:, :, 0, 0].T
     expected = np.sqrt(matrix.energies[3:].sum() / matrix.energies.sum())
     assert off(seen @ a @ b, seen @ exact) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cp_stops_where_it_was_told_to() -> None:
+    """At an error that is enough, where one is out of reach, and when its time is over: with what it has by then."""
+    kernel, seen = normal(24, 24, 3, 3), root(24)
+    sweeps: list[int] = []
+
+    def counted(limit: int | None = None, **options: float) -> float:
+        sweeps.append(0)
+
+        def over() -> bool:
+            sweeps[-1] += 1
+            return limit is not None and sweeps[-1] >= limit
+
+        form, reached = polyadic(kernel, seen, 32, over=over, **options)
+        left, right = (np.einsum("dc,oc...->od...", seen, k) for k in (form.whole(), kernel))
+        assert off(left, right) == pytest.approx(reached, rel=1e-6)
+        return reached
+
+    best, early = counted(), counted(3)
+    assert sweeps[1] == 3 < sweeps[0]
+    assert best < early
+    assert best <= counted(enough=early) <= early
+    assert counted(enough=best / 2) > best
+    assert max(sweeps[2:]) < sweeps[0], "both were cut short"
+
+
+def test_cp_keeps_to_its_time(tmp_path: Path) -> None:
+    """What there was no time for: with `keep` a form after one sweep, with `error` the layer as it is."""
+    model = save(
+        tmp_path / "c.onnx", [node("Conv", ["x", "k"], ["y"])], {"k": normal(24, 24, 3, 3)},
+        {"x": ["n", 24, 8, 8]}, {"y": ["n", 24, 6, 6]},
+    )  # fmt: skip
+    options = {"method": "cp", "align": 1, **plain}
+    early = apply(decompose, model, tmp_path / "k", keep=0.5, seconds=1e-9, **options)
+    whole = apply(decompose, model, tmp_path / "l", keep=0.5, **options)
+    assert early.operators == whole.operators
+    pictures = {"x": normal(3, 24, 8, 8)}
+    assert error(model, whole, pictures) < error(model, early, pictures)
+    with pytest.raises(UsageError, match="no layer that `cp` makes smaller"):
+        apply(decompose, model, tmp_path / "e", error=0.9, seconds=1e-9, **options)
 
 
 def test_how_many_terms_an_error_needs() -> None:
@@ -371,7 +413,7 @@ def test_refusals_name_their_reason(tmp_path: Path) -> None:
 def test_options_out_of_range(tmp_path: Path) -> None:
     model = perceptron(tmp_path / "m.onnx")
     for i, wrong in enumerate(
-        ({"keep": 0.0}, {"keep": 1.0}, {"error": 1.0}, {"error": -0.1}, {"align": 0}, {"cores": 4})
+        ({"keep": 0.0}, {"keep": 1.0}, {"error": 1.0}, {"error": -0.1}, {"align": 0}, {"cores": 4}, {"seconds": 0.0})
     ):
         with pytest.raises(UsageError, match=f"`{next(iter(wrong))}` of `decompose`") as caught:
             apply(decompose, model, tmp_path / str(i), **wrong, **plain)

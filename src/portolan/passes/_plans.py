@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ from portolan.passes import _tensor_train as tensor_train
 from portolan.passes._factor import Budget, largest, spectrum, terms
 from portolan.passes._layers import Builder, Layer
 from portolan.passes._moments import Moment, whitener
+from portolan.passes._polyadic import Polyadic, polyadic
 from portolan.passes._surgery import attribute
-from portolan.passes._tucker import polyadic, spectra, tucker
+from portolan.passes._tucker import spectra, tucker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,24 +179,67 @@ def _train(layer: Layer, builder: Builder, cores: int) -> Plan:
     )
 
 
-def canonical(layer: Layer, budget: Budget, seen: Sequence[Moment], builder: Builder) -> Nodes | None:
-    """A convolution in CP form: a 1x1, one along rows, one along columns, a 1x1. None where that is not smaller.
+def canonical(
+    found: Sequence[Layer],
+    budget: Budget,
+    seen: Mapping[str, Sequence[Moment]],
+    builder: Builder,
+    seconds: float,
+) -> dict[str, list[onnx.NodeProto]]:
+    """Convolutions in CP form: a 1x1, one along rows, one along columns, a 1x1; those that get smaller so.
 
-    Its error is known only once it is found, so `keep` holds for each layer by itself.
+    Errors are known only once a form is found, so `keep` holds for each layer by itself. Of the time, each layer has
+    its part by size; when that is over, its best form so far is taken.
     """
-    w, root = layer.weight, whiteners(layer, seen)[0]
+    new: dict[str, list[onnx.NodeProto]] = {}
+    end, left = time.monotonic() + seconds, float(sum(layer.weight.size for layer in found))
+    for layer in found:
+        now = time.monotonic()
+        until = now + max(0.0, end - now) * layer.weight.size / left
+        left -= layer.weight.size
+        form = _form(layer, budget, whiteners(layer, seen.get(layer.name, []))[0], until)
+        if form is not None:
+            new |= _four(layer, form, builder)
+    return new
+
+
+def _form(layer: Layer, budget: Budget, root: np.ndarray, until: float) -> Polyadic | None:
+    """The CP form that the budget asks for; None where that is not smaller than the layer."""
+    w, align = layer.weight, budget.align
     outputs, inputs, height, width = w.shape
     strides = _strides(layer)
     most = 0
-    while (most + budget.align) * (strides * (inputs + height) + width + outputs) < w.size:
-        most += budget.align
+    while (most + align) * (strides * (inputs + height) + width + outputs) < w.size:
+        most += align
+
+    def over() -> bool:
+        return time.monotonic() >= until
+
     if budget.error is None:
         rank = budget.rounded(budget.keep * w.size / (outputs + inputs + height + width), int(w.size))
-        form = polyadic(w, root, rank)[0] if rank <= most else None
-    else:
-        form = _search(w, root, budget.error, budget.align, most // budget.align)
-    if form is None:
-        return None
+        return polyadic(w, root, rank, over=over)[0] if rank <= most else None
+    return _least(w, root, budget.error, align, most // align, over)
+
+
+def _least(
+    w: np.ndarray, root: np.ndarray, error: float, align: int, steps: int, over: Callable[[], bool]
+) -> Polyadic | None:
+    """The form of the fewest steps of `align` that was found to reach the error, by halving; None where none was."""
+    low, high, best = 1, steps + 1, None
+    while low < high and not over():
+        middle = (low + high) // 2
+        form, reached = polyadic(w, root, middle * align, enough=error, over=over)
+        if reached <= error:
+            best, high = form, middle
+        else:
+            low = middle + 1
+    if best is None or over():
+        return best
+    return polyadic(w, root, high * align, over=over)[0]  # as near as these terms get
+
+
+def _four(layer: Layer, form: Polyadic, builder: Builder) -> dict[str, list[onnx.NodeProto]]:
+    outputs, inputs, height, width = layer.weight.shape
     rank = form.rows.shape[1]
     rows, columns = _axes(layer)
     return builder.chain(
@@ -206,19 +251,6 @@ def canonical(layer: Layer, budget: Budget, seen: Sequence[Moment], builder: Bui
             ("out", form.outputs.reshape(outputs, rank, 1, 1), {}),
         ],
     )
-
-
-def _search(w: np.ndarray, root: np.ndarray, error: float, align: int, steps: int) -> Any:
-    """The form of the fewest steps of `align` that reaches the error, by halving; None where none does."""
-    low, high, best = 1, steps + 1, None
-    while low < high:
-        middle = (low + high) // 2
-        form, reached = polyadic(w, root, middle * align)
-        if reached <= error:
-            best, high = form, middle
-        else:
-            low = middle + 1
-    return best
 
 
 def _by_group(layer: Layer) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ the original, one that looks at activations 0.73. Hence activations are looked a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -87,6 +88,7 @@ def decompose(
     align: Annotated[int, Knob(search=False, help="ranks are multiples of this")] = 16,
     score: Annotated[Score, Knob(search=False, help="count errors in outputs, or in weights")] = "activation",
     cores: Annotated[int, Knob(search=False, help="products per layer of a tensor train")] = 2,
+    seconds: Annotated[float, Knob(search=False, help="`cp`: take the best forms so far then")] = 300.0,
 ) -> Model:
     """Replaces large layers by chains of smaller ones.
 
@@ -102,6 +104,8 @@ def decompose(
         score: `activation` weighs errors by what calibration data show of a layer's inputs; `magnitude` takes all
             inputs as equal and needs no data. A tensor train is always chosen by the weights alone.
         cores: 2 or 3.
+        seconds: a limit on the time of `cp`, which goes by steps. Where it cuts, results depend on the machine's speed,
+            and with `error` a layer that had no form with it yet stays whole.
 
     Raises:
         UsageError: nothing to take apart, or nothing that gets smaller; quantized already; options out of range;
@@ -111,7 +115,7 @@ def decompose(
     options = {"method": method, "score": score}
     if reason := _refuse(model, options, context.target):
         raise UsageError(f"`{model.name}` cannot be decomposed: {reason}", hint="leave `decompose` out of the recipe")
-    _check(keep, error, align, cores)
+    _check(keep, error, align, cores, seconds)
     aware = _needs(options) == "calibration"
     runs = usable(model, context.calibration, "decompose") if aware else []
     original, graph = opened(model)
@@ -123,8 +127,7 @@ def decompose(
     budget = Budget(keep, error, align)
     new: dict[str, list[onnx.NodeProto]] = {}
     if method == "cp":
-        for layer in found:
-            new |= canonical(layer, budget, seen.get(layer.name, []), builder) or {}
+        new = canonical(found, budget, seen, builder, seconds)
     else:
         plans = [plan(layer, method, seen.get(layer.name, []), builder, cores) for layer in found]
         for one, ranks in chosen(plans, budget):
@@ -137,7 +140,7 @@ def decompose(
     return save_graph(graph, original, model, context.folder, _produces(options))
 
 
-def _check(keep: float, error: float | None, align: int, cores: int) -> None:
+def _check(keep: float, error: float | None, align: int, cores: int, seconds: float) -> None:
     if not 0 < keep < 1:
         raise UsageError(
             f"`keep` of `decompose` is a share of the parameters, got {keep:g}", hint="use for example 0.5"
@@ -148,6 +151,8 @@ def _check(keep: float, error: float | None, align: int, cores: int) -> None:
         raise UsageError(f"`align` of `decompose` is at least 1, got {align}", hint="use 16, or 1 for any rank")
     if cores not in (2, 3):
         raise UsageError(f"`cores` of `decompose` is 2 or 3, got {cores}", hint="use 2")
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"`seconds` of `decompose` is above 0, got {seconds:g}", hint="use for example 300")
 
 
 def _nothing(model: Model, method: str, count: int) -> str:
