@@ -48,6 +48,9 @@ def _many() -> dict[str, Any]:
         reason = f"reason {i % 6}"
         study["trials"].append(scripted.trial(None, scripted.recipe("torch"), status="refused", reason=reason))
     study["skipped"] = {"cosine is 0.97 with the same arithmetic, and the goal is cosine >= 0.99": 28, "a: nothing": 3}
+    late, cut = "the budget was over before its turn", "the budget was over while it was being built or measured"
+    study["untried"] = [{"recipe": scripted.recipe("torch", scripted.INT8), "reason": cut}]
+    study["untried"] += [{"recipe": scripted.recipe(name), "reason": late} for name in ("tvm", "iree")]
     return study
 
 

@@ -122,6 +122,9 @@ def study(data: Any) -> None:
     _want(data, "$", {"study": str, "goals": list, "met": bool, "baseline": Mapping, "trials": list})
     _want(data, "$", {"best": (Mapping, type(None)), "closest": (Mapping, type(None)), "seconds": NUMBER})
     _want(data, "$", {"measurements": int})
+    for i, row in enumerate(data.get("untried", ())):
+        _want(row, f"$.untried[{i}]", {"recipe": Mapping, "reason": str})
+        recipe(row["recipe"], f"$.untried[{i}].recipe")
     for i, row in enumerate(data["trials"]):
         trial(row, f"$.trials[{i}]")
     for role in ("baseline", "best", "closest"):

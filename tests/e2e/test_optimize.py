@@ -13,7 +13,9 @@ import pytest
 import portolan
 from portolan.errors import GoalsNotMet, NoResult, PortolanError, UnknownName, UsageError
 from portolan.measure import roofline
+from portolan.search.searcher import Proposal, Searcher
 from portolan.study import probe
+from portolan.study.reserve import CUT, Reserve
 from support.studies import CEILINGS, Lab, events, labelled, matmul, named, sound
 
 #: Two objectives: then the score decides, not the verdict of a race, and one start of each is enough.
@@ -423,3 +425,31 @@ def test_passes_and_backends_meet(lab: Lab) -> None:
     assert study.best.metrics["cosine"].value >= 0.99
     assert "limits" not in str(study.best.reason)
     assert portolan.open(lab.folder / "study").best == study.best
+
+
+def test_what_compiles_too_long_takes_nobodys_race(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime that compiles for minutes comes last, cannot be ready in time, is ended and named; the others race."""
+    lab.script(fast={"latency_ms": 1.5}, endless={"seconds": 600.0})
+    held: list[Proposal] = []
+    turn: list[str] = []
+    ask, spare = Searcher.ask, Reserve.spare
+
+    def last(self: Searcher, **options: Any) -> Proposal | None:
+        found = ask(self, **options)
+        if found is not None and found.candidate.recipe.options["variant"] == "endless":
+            held.append(found)
+            found = ask(self, **options)
+        turn[:] = ["endless"] if found is None and held else []
+        return held.pop() if turn else found
+
+    monkeypatch.setattr(Searcher, "ask", last)
+    monkeypatch.setattr(Reserve, "spare", lambda self: 1.0 if turn else spare(self))
+    study = lab.optimize(budget="600s")
+    assert study.best.recipe.options == {"variant": "fast"}
+    assert study.best.stages == ("screened", "raced")
+    assert study.data["noise"] is not None
+    assert study.data["seconds"] < 600
+    (row,) = study.data["untried"]
+    assert (row["recipe"]["options"], row["reason"]) == ({"variant": "endless"}, CUT)
+    assert not events(lab.folder / "study", "compiled_failed")
+    sound(lab.folder / "study")

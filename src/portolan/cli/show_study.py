@@ -39,7 +39,8 @@ def study(data: Json, *, dry_run: bool = False, verbose: bool = False) -> Answer
     lines = [*_baseline(data), *_table(rows, names, data, goals), *_served(data)]
     if len(shown) > len(rows):
         lines.append(Line(f"    {len(shown) - len(rows)} more measured", "dim"))
-    lines += plain([*_reasons(data["trials"], verbose), *_skipped(data.get("skipped") or {})], "dim")
+    left_out = [*_skipped(data.get("skipped") or {}), *_untried(data.get("untried") or ())]
+    lines += plain([*_reasons(data["trials"], verbose), *left_out], "dim")
     notes = [*data.get("notes", ()), *environment_notes(data.get("environment") or {}), *_quality_notes(data)]
     return Answer(
         lines,
@@ -187,6 +188,16 @@ def _skipped(counts: Mapping[str, int]) -> list[str]:
     more = len(counts) - 1
     others = f" (and {more} other reason{'s' * (more > 1)})" if more else ""
     return [f"  - {sum(counts.values())} not tried: {_one_line(reason)}{others}"]
+
+
+def _untried(rows: Sequence[Json]) -> list[str]:
+    """One line for each way in which the budget ended too early for a recipe."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        words = recipe_text(row)
+        what = f"{words} on {backend_text(row)}" if words != "-" else backend_text(row)
+        groups.setdefault(row["reason"], []).append(what)
+    return [f"  - not tried, {reason}: {', '.join(names)} (more with `--budget`)" for reason, names in groups.items()]
 
 
 def _one_line(text: str) -> str:

@@ -155,7 +155,12 @@ class Searcher:
     @property
     def introduced(self) -> bool:
         """Whether the defaults of every backend were tried, so that nobody loses for want of being asked."""
-        return not set(self._defaults) & set(self._open())
+        return not self.waiting()
+
+    def waiting(self) -> list[Candidate]:
+        """The defaults of the backends that have not had their turn."""
+        open_ = set(self._open())
+        return [self._known.candidates[p] for p in self._defaults if p in open_]
 
     def metrics(self, candidate: Candidate) -> Metrics:
         """Everything known of a candidate, with the quality that its arithmetic shares."""

@@ -6,12 +6,43 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from portolan import units
-from portolan.errors import UsageError
+from portolan.errors import UsageError, WorkerTimeout
+from portolan.worker import Reply, Worker
 
 DEFAULT = "5min"
 _TRIALS = re.compile(r"\s*(\d+)\s*trials?\s*$")
+
+
+#: Seconds that are left to something, asked anew each time.
+Left = Callable[[], float]
+
+
+class BudgetOver(Exception):
+    """What was begun was ended, since it would have taken what the race needs: no fault of its own."""
+
+
+def unlimited() -> float:
+    """No budget bounds it."""
+    return float("inf")
+
+
+def ask(worker: Worker, op: str, *, timeout: float, left: Left, **fields: Any) -> Reply:
+    """`Worker.ask`, within `timeout` and within what is left.
+
+    Raises:
+        BudgetOver: what is left was less than `timeout`, and is over; the worker is ended.
+        PortolanError: as `Worker.ask`.
+    """
+    allowed = max(left(), 0.0)
+    try:
+        return worker.ask(op, timeout=min(timeout, allowed), **fields)
+    except WorkerTimeout as error:
+        if allowed < timeout:
+            raise BudgetOver from error
+        raise
 
 
 @dataclass(frozen=True)

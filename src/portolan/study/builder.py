@@ -31,6 +31,7 @@ from portolan.errors import (
     WorkerError,
     WorkerTimeout,
 )
+from portolan.study.budget import Left, ask, unlimited
 from portolan.study.workspace import Workspace
 from portolan.worker import Worker, default_memory_limit, patience
 from portolan.worker.environments import python_for, python_on
@@ -105,6 +106,7 @@ class Builder:
         self._workspace, self._model, self._target = workspace, model, target
         self._backends, self._samples = backends, samples
         self._workers: set[Worker] = set()
+        self._left: Left = unlimited
         #: What passes had to say about what they did.
         self.notes: list[str] = []
 
@@ -153,6 +155,15 @@ class Builder:
         options = backend.schema.check(recipe.options)
         return digest([model.sha256, backend.name, options, backend.versions(), self._target.fingerprint])
 
+    @contextmanager
+    def within(self, left: Left) -> Iterator[None]:
+        """Builds only while there is time left: `BudgetOver` ends what takes longer, and is not kept as a failure."""
+        before, self._left = self._left, left
+        try:
+            yield
+        finally:
+            self._left = before
+
     def stop(self) -> None:
         """Ends whatever is being built."""
         for worker in list(self._workers):
@@ -194,9 +205,11 @@ class Builder:
         options = found.schema.check(step.options)
         needs, module = found.needs(options), found.module(options)
         with self._worker(None if module is None else python_for(module)) as worker, _blamed():
-            reply = worker.ask(
+            reply = ask(
+                worker,
                 "apply",
                 timeout=patience(_SECONDS),
+                left=self._left,
                 name=step.name,
                 options=options,
                 model=model.to_json(),
@@ -211,9 +224,11 @@ class Builder:
     def _compile(self, recipe: Recipe, model: Model, out: Path) -> dict[str, Any]:
         slow = FAR_PATIENCE if self._target.reach else 1.0
         with self._worker(python_on(self._target, recipe.backend)) as worker:
-            reply = worker.ask(
+            reply = ask(
+                worker,
                 "compile",
                 timeout=patience(_SECONDS * slow),
+                left=self._left,
                 backend=recipe.backend,
                 model=model.to_json(),
                 target=self._target.to_json(),

@@ -345,6 +345,7 @@ def _result(
         "closest": None if closest is None else closest.to_json(),
         "trials": [t.to_json() for t in (*tried, *refused)],
         "skipped": runner.skipped,
+        "untried": runner.untried,
         "seconds": round(spending.seconds, 2),
         "first_seconds": runner.first_seconds,
         "measurements": sum(len(t.metrics) for t in tried),

@@ -12,8 +12,9 @@ import numpy as np
 from portolan.core.measurement import Measurement, Metrics
 from portolan.core.signature import Signature
 from portolan.errors import NoResult
+from portolan.study.budget import Left, ask, unlimited
 from portolan.study.builder import Compiled, Samples
-from portolan.worker import Worker, patience
+from portolan.worker import Reply, Worker, patience
 
 #: Longest waits for a worker's answer; PORTOLAN_WORKER_TIMEOUT replaces them.
 _LOAD_SECONDS, _RUN_SECONDS, _JUDGE_SECONDS = 120.0, 60.0, 600.0
@@ -28,17 +29,26 @@ class Session:
         compiled: what to load.
         feeds: the inputs of the timed runs, used in turn; none where nothing is timed.
         least: the fewest inferences of a block, however long they take.
+        left: seconds that it may take in all, asked before each question.
 
     Raises:
         WorkerError: it does not load or does not run.
+        BudgetOver: nothing is left, here or in any method.
     """
 
-    def __init__(self, compiled: Compiled, feeds: Sequence[Mapping[str, np.ndarray]], *, least: int = 1) -> None:
-        self._least, self._slow = least, compiled.patience
+    def __init__(
+        self,
+        compiled: Compiled,
+        feeds: Sequence[Mapping[str, np.ndarray]],
+        *,
+        least: int = 1,
+        left: Left = unlimited,
+    ) -> None:
+        self._least, self._slow, self._left = least, compiled.patience, left
         begin = time.perf_counter()
         self.worker = Worker(python=compiled.python)
         try:
-            self.worker.ask("load", timeout=patience(_LOAD_SECONDS * self._slow), folder=str(compiled.folder))
+            self._ask("load", timeout=patience(_LOAD_SECONDS * self._slow), folder=str(compiled.folder))
             if feeds:
                 self._warm_up(feeds)
         except BaseException:
@@ -48,22 +58,25 @@ class Session:
 
     def _warm_up(self, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
         tensors = {f"{i}/{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
-        self.worker.ask("inputs", timeout=patience(_RUN_SECONDS), tensors=tensors, count=len(feeds))
-        self.worker.ask("time", timeout=patience(_RUN_SECONDS), seconds=0.0, max_runs=1)
+        self._ask("inputs", timeout=patience(_RUN_SECONDS), tensors=tensors, count=len(feeds))
+        self._ask("time", timeout=patience(_RUN_SECONDS), seconds=0.0, max_runs=1)
+
+    def _ask(self, op: str, *, timeout: float, **fields: Any) -> Reply:
+        return ask(self.worker, op, timeout=timeout, left=self._left, **fields)
 
     def answer(self, feed: Mapping[str, np.ndarray]) -> Outputs:
         """Outputs of one call."""
-        return self.worker.ask("run", timeout=patience(_RUN_SECONDS * self._slow), tensors=feed).tensors
+        return self._ask("run", timeout=patience(_RUN_SECONDS * self._slow), tensors=feed).tensors
 
     def block(self, seconds: float) -> np.ndarray:
         """Milliseconds of each inference of a block of about `seconds`."""
         timeout = patience(_RUN_SECONDS) + 20 * seconds + self._least
-        reply = self.worker.ask("time", timeout=timeout, seconds=seconds, min_runs=self._least)
+        reply = self._ask("time", timeout=timeout, seconds=seconds, min_runs=self._least)
         return np.asarray(reply.tensors["ns"] / 1e6)
 
     def peak_memory(self) -> int:
         """Peak resident bytes so far."""
-        return int(self.worker.ask("memory", timeout=patience(_RUN_SECONDS)).fields["peak"])
+        return int(self._ask("memory", timeout=patience(_RUN_SECONDS)).fields["peak"])
 
     def throughput(self, cores: int, seconds: float = 0.4) -> Measurement:
         """Inferences per second: the better of one caller and one per core, over three blocks."""
@@ -71,7 +84,7 @@ class Session:
         for callers in dict.fromkeys((1, cores)):
             rates = []
             for _ in range(3):
-                reply = self.worker.ask(
+                reply = self._ask(
                     "load_test", timeout=patience(_RUN_SECONDS) + 20 * seconds, callers=callers, seconds=seconds
                 )
                 rates.append(reply.fields["count"] / reply.fields["seconds"])
@@ -81,7 +94,7 @@ class Session:
 
     def outputs(self, samples: Samples, rows: Sequence[int], signature: Signature) -> Outputs:
         """Outputs for the given rows, first axis the samples."""
-        reply = self.worker.ask(
+        reply = self._ask(
             "evaluate",
             timeout=patience(_JUDGE_SECONDS * self._slow),
             data=str(samples.path),

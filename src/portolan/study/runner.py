@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from portolan.core.data import sample
-from portolan.core.labels import label
 from portolan.core.measurement import METRICS, Measurement, Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import digest
@@ -29,12 +28,14 @@ from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
 from portolan.study import ceilings, finals
 from portolan.study.ahead import build_ahead
-from portolan.study.budget import Spending
+from portolan.study.budget import BudgetOver, Spending
 from portolan.study.builder import Builder, Compiled, holds, once_more, told, versions_of_passes
 from portolan.study.pace import BaselineLost, Pace, baseline_may_die
 from portolan.study.probe import Outputs, Session, broken, judge, reference
+from portolan.study.reserve import Reserve
 from portolan.study.task import Task
 from portolan.study.trial import Trial
+from portolan.study.words import brief, described, reproduce
 from portolan.study.workspace import Workspace
 
 Progress = Callable[[str], None]
@@ -67,6 +68,7 @@ class Runner:
         self._race: Race | None = None
         self._first: float | None = None
         self.trials: dict[str, Trial] = {}
+        self._reserve = Reserve(spending, self._searcher, self.trials, self._entrants if task.raced else None)
         self._ceilings = self._known_ceilings()
 
     # --- the search
@@ -78,7 +80,7 @@ class Runner:
             NoResult: the untouched model does not run on the default runtime, so there is nothing to compare with.
         """
         trial = self.try_(self.task.live[0], 0)
-        self.say(f"baseline  {_brief(trial.metrics)}")
+        self.say(f"baseline  {brief(trial.metrics)}")
 
     def build_ahead(self, jobs: int) -> None:
         """Builds what the search is sure to ask for soon in `jobs` processes, before anything else is timed."""
@@ -94,13 +96,17 @@ class Runner:
 
     def search(self) -> None:
         """Tries what the search proposes until it stops or the budget is spent."""
-        while not self.spending.search_over and not self._race_is_due():
+        while not self.spending.search_over and not self._reserve.due:
             proposal = self._searcher.ask(closing=self.spending.closing)
             if proposal is None:
                 break
             self.spending.count()
             before = self.trials[proposal.candidate.key].seconds if proposal.candidate.key in self.trials else 0.0
-            trial = self.try_(proposal.candidate, proposal.level)
+            try:
+                with self._reserve.kept(proposal.candidate), self._builder.within(self._reserve.left):
+                    trial = self.try_(proposal.candidate, proposal.level)
+            except BudgetOver:
+                break
             failure = trial.reason if trial.status == "failed" else None
             metrics = None if failure else trial.metrics
             self._searcher.tell(proposal.candidate, proposal.level, metrics, trial.seconds - before, failure)
@@ -141,12 +147,6 @@ class Runner:
     def _entrants(self) -> list[Candidate]:
         return finals.entrants(self.task.live, self.finalists(finals.FINALISTS), self.trials)
 
-    def _race_is_due(self) -> bool:
-        """Whether what is left is what the race will take. It waits until every backend's defaults were tried."""
-        if self.spending.left == float("inf") or not self.task.raced or not self._searcher.introduced:
-            return False
-        return bool(chosen := self._entrants()) and finals.seconds(chosen, self.trials) > self.spending.left
-
     def close(self) -> None:
         """Ends the process that sets the pace."""
         if self._pace is not None:
@@ -157,6 +157,11 @@ class Runner:
     def skipped(self) -> dict[str, int]:
         """How many recipes were not tried because of what was learnt of others, by reason."""
         return dict(Counter(c.refused for c in self._searcher.skipped() if c.refused is not None))
+
+    @property
+    def untried(self) -> list[dict[str, Any]]:
+        """The recipe of each trial that was cut short and of each backend whose turn did not come, with the reason."""
+        return self._reserve.untried
 
     @property
     def first_seconds(self) -> float | None:
@@ -201,7 +206,7 @@ class Runner:
     def new(self, candidate: Candidate) -> Trial:
         """A trial of which nothing is known yet, with its number."""
         number = self.ledger.number("trial", candidate.key, {"recipe": candidate.recipe.to_json()})
-        return Trial(number, candidate.recipe, "ok", command=self._reproduce(candidate))
+        return Trial(number, candidate.recipe, "ok", command=reproduce(self.task, candidate))
 
     def _screen(self, candidate: Candidate, level: int) -> dict[str, Any]:
         begin = time.monotonic()
@@ -256,7 +261,8 @@ class Runner:
         }
         blocks: list[np.ndarray] = []
         for start in range(starts):
-            session = Session(compiled, self.feeds, least=20 if "latency_p95" in self.task.goals.metrics else 1)
+            least = 20 if "latency_p95" in self.task.goals.metrics else 1
+            session = Session(compiled, self.feeds, least=least, left=self._reserve.left)
             try:
                 if start == 0:
                     metrics["cold_start"] = Measurement.of("cold_start", session.cold_start_ms, n=1)
@@ -372,30 +378,14 @@ class Runner:
 
     # --- words
 
-    def _reproduce(self, candidate: Candidate) -> str:
-        return f"{self.task.command} --recipe '{_compact(candidate.recipe.to_json())}'"
-
     def usable(self, trial: Trial) -> None:
         """Says when the first trial met every limit."""
         if self._first is None and not self.task.goals.unmet(trial.metrics):
             self._first = self.spending.seconds
-            self.say(f"first usable answer after {self._first:.1f} s: trial {trial.id}, {_brief(trial.metrics)}")
+            self.say(f"first usable answer after {self._first:.1f} s: trial {trial.id}, {brief(trial.metrics)}")
 
     def _tell(self, trial: Trial) -> None:
-        goals = self.task.unserved
-        unmet = goals.unmet(trial.metrics) if trial.status == "ok" else [trial.reason or "failed"]
+        unmet = self.task.unserved.unmet(trial.metrics) if trial.status == "ok" else [trial.reason or "failed"]
         if not unmet and not self.task.served:
             self.usable(trial)
-        verdict = ", ".join(unmet) or ("to be served" if self.task.served else "met")
-        words = label(trial.recipe)
-        self.say(f"#{trial.id} {words['passes']} on {words['backend']}  {_brief(trial.metrics)}  {verdict}")
-
-
-def _brief(metrics: Metrics) -> str:
-    return "  ".join(str(metrics[name]) for name in ("latency_p50", "size") if name in metrics)
-
-
-def _compact(data: Any) -> str:
-    import json
-
-    return json.dumps(data, separators=(",", ":"))
+        self.say(described(trial, unmet, self.task.served))

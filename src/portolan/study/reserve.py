@@ -1,0 +1,97 @@
+"""The time that the race needs, kept from the search: when to stop for it, what a trial may take, and who missed out.
+
+Without it a backend that compiles for a minute would take the race of all others with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from portolan.search.searcher import Searcher
+from portolan.search.space import Candidate
+from portolan.study import finals
+from portolan.study.budget import BudgetOver, Left, Spending, unlimited
+from portolan.study.trial import Trial
+
+#: Entrants of the smallest race worth having, the baseline among them, and how much longer than estimated it may take.
+FEWEST, MARGIN = 3, 1.2
+#: Why a recipe that should have been was not tried.
+CUT, NO_TURN = "the budget was over while it was being built or measured", "the budget was over before its turn"
+
+
+class Reserve:
+    """What a search keeps for its race: time for a small one until all backends' defaults were tried, then for a whole.
+
+    Args:
+        spending: the budget.
+        searcher: knows which backends wait for their turn.
+        trials: what screening found, by key; it grows.
+        entrants: who would race now, the baseline first and then the most promising; None where nothing is raced.
+    """
+
+    def __init__(
+        self,
+        spending: Spending,
+        searcher: Searcher,
+        trials: Mapping[str, Trial],
+        entrants: Callable[[], list[Candidate]] | None,
+    ) -> None:
+        self._spending, self._searcher, self._trials, self._entrants = spending, searcher, trials, entrants
+        self._fitted = False
+        self._cut: list[Candidate] = []
+        #: Seconds that the trial which is under way may still take.
+        self.left: Left = unlimited
+
+    @property
+    def due(self) -> bool:
+        """Whether the race must begin: what is left is what it will take."""
+        left = self._spending.left
+        if self._entrants is None or left == float("inf"):
+            return False
+        chosen = self._entrants()
+        if self._searcher.introduced:
+            return bool(chosen) and finals.seconds(chosen, self._trials) > left
+        if len(chosen) < 2:
+            return False
+        fits = self._small(chosen) <= left
+        # A budget that never had room for it is better spent on trying more, until the search's share of it is over.
+        due, self._fitted = self._fitted and not fits, self._fitted or fits
+        return due
+
+    def spare(self) -> float:
+        """Seconds that the next trial may take: what is left but for a small race, or half where that has no room."""
+        left = self._spending.left
+        if self._entrants is None or left == float("inf") or not (chosen := self._entrants()):
+            return float("inf")
+        need = self._small(chosen)
+        return left - need if need < left else left / 2
+
+    @contextmanager
+    def kept(self, candidate: Candidate) -> Iterator[None]:
+        """Sets `left` for a trial of `candidate`, and remembers which one `BudgetOver` ended."""
+        end = time.monotonic() + self.spare()
+        self.left = lambda: end - time.monotonic()
+        try:
+            yield
+        except BudgetOver:
+            self._cut.append(candidate)
+            raise
+        finally:
+            self.left = unlimited
+
+    @property
+    def untried(self) -> list[dict[str, Any]]:
+        """The recipe of each trial that was cut short and of each backend whose turn did not come, with the reason."""
+        cut = [c for c in self._cut if c.key not in self._trials]
+        waiting = [c for c in self._searcher.waiting() if c not in cut]
+        return [
+            {"recipe": c.recipe.to_json(), "reason": why}
+            for why, some in ((CUT, cut), (NO_TURN, waiting))
+            for c in some
+        ]
+
+    def _small(self, chosen: Sequence[Candidate]) -> float:
+        return MARGIN * finals.seconds(chosen[:FEWEST], self._trials)
