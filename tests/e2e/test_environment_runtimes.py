@@ -50,12 +50,14 @@ from pathlib import Path
 import numpy as np
 name, target, folder, blocked = json.loads(sys.argv[1])
 
-class Absent:
+class Without:  # finds all but the blocked modules, also for who only asks whether they are there
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, module, path=None, target=None):
-        if any(module == one or module.startswith(one + ".") for one in blocked):
-            raise ModuleNotFoundError(f"no module {module}: the test blocks it")
+        if not any(module == one or module.startswith(one + ".") for one in blocked):
+            return self.finder.find_spec(module, path, target)
 
-sys.meta_path.insert(0, Absent())
+sys.meta_path[:] = map(Without, sys.meta_path)
 from portolan.core.registry import backend as find
 backend, folder = find(name), Path(folder)
 executable = backend.load(folder / "saved", **backend.schema.check({}))
