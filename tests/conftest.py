@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
@@ -19,6 +20,12 @@ def no_environments() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PORTOLAN_ENVS", "/nowhere")
         yield
+
+
+@pytest.fixture
+def tested_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that somebody has made for the tests, in the folder that PORTOLAN_TEST_ENVS names."""
+    monkeypatch.setenv("PORTOLAN_ENVS", os.environ.get("PORTOLAN_TEST_ENVS", "/nowhere"))
 
 
 @pytest.fixture(autouse=True, scope="module")

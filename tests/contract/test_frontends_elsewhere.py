@@ -1,6 +1,7 @@
 """The heavy front ends, through a worker in whichever interpreter has their packages.
 
-`PORTOLAN_PYTHON_JAX` and `PORTOLAN_PYTHON_TENSORFLOW` name it, or `portolan env add` made it; without, these skip.
+`PORTOLAN_PYTHON_JAX` and `PORTOLAN_PYTHON_TENSORFLOW` name it, or `portolan env add` made it in the folder that
+`PORTOLAN_TEST_ENVS` names; without, these skip.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from portolan.frontends.tensorflow_ import tensorflow
 from portolan.testing.frontend import FrontendContract
 from support import elsewhere
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("tested_environments")]
 
 JAX = """
 import jax, jax.numpy as jnp

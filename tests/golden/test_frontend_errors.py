@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from portolan.core import environments
 from portolan.errors import PortolanError
 from portolan.frontends import _keras_files as keras_files
 from portolan.frontends import load
@@ -89,14 +90,31 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def without(*modules: str) -> Callable[[str], Callable[[pytest.MonkeyPatch], object]]:
-    """Loads a source where these modules are missing."""
+def made(folder: Path, versions: dict[str, str]) -> None:
+    """What a look at an environment sees: half installed, or whole with other `versions` of packages."""
+    site = folder / "lib" / "python3.11" / "site-packages"
+    site.mkdir(parents=True)
+    if versions:
+        for pin in environments.plan(folder.name).pins:
+            name = pin.name.replace("-", "_")
+            (site / f"{name}-{versions.get(pin.name, pin.version)}.dist-info").mkdir()
+        (folder / "bin").mkdir()
+        (folder / "bin" / "python").touch()
+        (folder / environments.STAMP).write_text('{"size": 1}')
+
+
+def without(
+    *modules: str, environment: str | None = None, **versions: str
+) -> Callable[[str], Callable[[pytest.MonkeyPatch], object]]:
+    """Loads a source where these modules are missing, and an environment is half installed or has other `versions`."""
 
     def loading(source: str) -> Callable[[pytest.MonkeyPatch], object]:
         def run(patch: pytest.MonkeyPatch) -> object:
             for module in modules:
                 patch.setitem(sys.modules, module, None)
-            patch.delenv("PORTOLAN_ENVS", raising=False)
+            patch.setenv("PORTOLAN_ENVS", str(Path("envs").absolute()))
+            if environment is not None:
+                made(Path("envs") / environment, versions)
             return load(source, out=OUT)
 
         return run
@@ -130,6 +148,10 @@ CASES: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
     "transformers is missing": without("transformers")("bare"),
     "TensorFlow is missing": without("tensorflow", "tf2onnx")("saved"),
     "JAX is missing": without("jax", "jax2onnx")("net.py:net"),
+    "JAX is half installed": without("jax", "jax2onnx", environment="jax")("net.py:net"),
+    "TensorFlow is there in other versions": without("tensorflow", "tf2onnx", environment="tensorflow", keras="3.0")(
+        "saved"
+    ),
     "a Keras file that is none": lambda _: keras_files.keras(Path("broken.keras")),
     "a Keras file that is not there": lambda _: keras_files.keras(Path("gone.keras")),
     "a Keras file with a Lambda": lambda _: keras_files.keras(Path("lambda.keras")),

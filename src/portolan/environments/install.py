@@ -105,7 +105,7 @@ def _make(plan: Plan, found: Found, progress: Progress) -> Found:
         raise NoBackend(
             f"the new environment `{plan.name}` {', '.join(wrong)}", hint=f"portolan env repair {plan.name}"
         )
-    if (module := _module(plan.name)) is not None:
+    for module in _modules(plan.name):
         progress(f"importing {module}")
         start = [str(found.python), "-P", "-c", _IMPORT, module]
         _run(start, plan.name, f"`{module}` does not start in the new environment", progress)
@@ -122,12 +122,12 @@ def _lends_pip() -> bool:
         return False
 
 
-def _module(name: str) -> str | None:
-    """What the backend of that name imports; an environment may also be a pass's library's."""
+def _modules(name: str) -> Sequence[str]:
+    """What the backend or the front end of that name imports; an environment may also be a pass's library's."""
     try:
-        return registry.backend(name).module
+        return [registry.backend(name).module]
     except PortolanError:
-        return None
+        return registry.FRONTENDS.get(name).modules if name in registry.FRONTENDS.names() else ()
 
 
 def _stamp(found: Found, here: dict[str, str]) -> None:

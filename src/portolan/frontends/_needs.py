@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from portolan.core.frontend import FrontEnd
-from portolan.core.interpreters import python_for
+from portolan.core.interpreters import environment, python_for
 from portolan.errors import NoBackend
 
 
@@ -36,11 +36,15 @@ def need(front_end: FrontEnd, source: object) -> None:
     """Makes sure that its packages are here.
 
     Raises:
-        NoBackend: says which are not, and the command that installs them.
+        NoBackend: says which are not, and the command that installs them; or what is wrong with the environment that
+            has them.
     """
     missing = absent(front_end)
     if missing:
         what = source if isinstance(source, (str, Path)) else type(source).__name__
+        made = environment(front_end.name)
+        if made is not None and made.reason is not None:
+            raise NoBackend(f"reading `{what}` needs {' and '.join(missing)}, and {made.reason}", hint=made.fix)
         verb = "is" if len(missing) == 1 else "are"
         raise NoBackend(
             f"reading `{what}` needs {' and '.join(missing)}, which {verb} not installed", hint=front_end.fix
