@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +55,54 @@ def test_weights_of_more_than_two_gigabytes_are_quantized(tmp_path: Path) -> Non
     assert result.features == ("weights:int8",)
     assert result.signature == model.signature
     onnx.checker.check_model(str(result.path))
+
+
+#: Times its weights that a pass may take in memory: the graph, what it becomes, and what is computed in between.
+MOST = 6
+APPLIED = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from portolan.core import registry
+from portolan.core.graph import load_model
+from portolan.core.passes import Context
+from portolan.targets.local import local
+from portolan.worker.memory import limit_memory
+source, out, name, options, limit = json.loads(sys.argv[1])
+limit_memory(limit)
+rows = np.random.default_rng(5).standard_normal((12, 8192)).astype(np.float32)
+result = registry.pass_(name)(load_model(Path(source)), Context(Path(out), local.detect(), {"x": rows}), **options)
+print(json.dumps([result.operators, result.features]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "options", "smaller", "operator"),
+    [
+        ("simplify", {}, 1, "MatMul"),
+        ("quantize", {"mode": "dynamic"}, 4, "MatMulInteger"),
+        ("quantize", {"mode": "static", "smooth": 0.0, "keep_cosine": 0.0}, 4, "QuantizeLinear"),
+        ("quantize", {"mode": "float16"}, 2, "Cast"),
+        ("prune", {"score": "magnitude"}, 1, "MatMul"),
+    ],
+)
+def test_passes_on_more_than_two_gigabytes(
+    name: str, options: dict[str, object], smaller: float, operator: str, tmp_path: Path
+) -> None:
+    """Twelve calibration rows, and no more memory than a few times the weights."""
+    weights = LAYERS * 4 * SIDE * SIDE
+    source, out = large(tmp_path), tmp_path / "out"
+    out.mkdir()
+    question = json.dumps([str(source), str(out), name, options, int(MOST * weights)])
+    done = subprocess.run([sys.executable, "-c", APPLIED, question], capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    operators, _ = json.loads(done.stdout)
+    assert operators[operator] >= LAYERS
+    size = sum(path.stat().st_size for path in out.iterdir())
+    assert weights / size == pytest.approx(smaller, rel=0.05)
+    onnx.checker.check_model(str(out / "model.onnx"))
+    proto = onnx.load(out / "model.onnx", load_external_data=False)
+    held = {entry.value for t in proto.graph.initializer for entry in t.external_data if entry.key == "location"}
+    assert held == ({"model.data"} if size > 2**31 else set())

@@ -8,7 +8,7 @@ import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from portolan.core import protos
 from portolan.core.graph import load_model
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Protobuf's own limit is 2 GiB for the file; the graph around the weights needs some of it.
 LARGEST_FILE = 2**31 - 2**24
+#: Constants of so many bytes stay in the graph's own file, where the weights are apart; the others begin at a page.
+_INSIDE, _ALIGNED = 1024, 4096
 #: Operators that occur only in quantized graphs.
 QUANTIZED = frozenset(
     {
@@ -73,6 +75,16 @@ def open_graph(model: Model) -> onnx.ModelProto:
     return proto
 
 
+def header(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """What `save_graph` needs of the original, without its nodes and weights: large ones need not stay in memory."""
+    import onnx
+
+    made = onnx.ModelProto()
+    _copy_fields(proto, made, "graph", "functions", "training_info", "configuration")
+    _copy_fields(proto.graph, made.graph, "node", "initializer", "sparse_initializer", "value_info")
+    return made
+
+
 def save_graph(
     proto: onnx.ModelProto, original: onnx.ModelProto, model: Model, folder: Path, features: tuple[str, ...] = ()
 ) -> Model:
@@ -81,7 +93,7 @@ def save_graph(
     Args:
         proto: the changed graph. It gets the original's inputs, outputs and metadata; notes that exporters and tools
             leave on single nodes are dropped, so equal input gives equal bytes.
-        original: what `open_graph` gave.
+        original: what `open_graph` gave, or its `header`.
         model: the model that the graph was changed from.
         folder: for the file; its weights lie beside it only where one file would be larger than protobuf allows.
         features: those that the pass added.
@@ -98,16 +110,49 @@ def save_graph(
 
 
 def write(proto: onnx.ModelProto, path: Path, limit: int = LARGEST_FILE) -> Path:
-    """Writes one file, or two where the weights have more than `limit` bytes; equal graphs give equal bytes."""
+    """Writes one file, or two where the weights have more than `limit` bytes; equal graphs give equal bytes.
+
+    The graph is as before afterwards: `onnx.save_model` would take the weights out of it.
+    """
+    whole = proto if protos.weight_bytes(proto) <= limit else _apart(proto, path.with_suffix(".data"))
+    path.write_bytes(whole.SerializeToString(deterministic=True))
+    return path
+
+
+def _apart(proto: onnx.ModelProto, beside: Path) -> onnx.ModelProto:
+    """A copy whose larger constants lie in the file `beside`; none of them is in memory twice for long."""
     import onnx
 
-    if protos.weight_bytes(proto) > limit:
-        onnx.save_model(
-            proto, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.stem}.data"
-        )
-    else:
-        path.write_bytes(proto.SerializeToString(deterministic=True))
-    return path
+    light = onnx.ModelProto()
+    _copy_fields(proto, light, "graph")
+    _copy_fields(proto.graph, light.graph, "initializer")
+    with beside.open("wb") as file:
+        for tensor in proto.graph.initializer:
+            whole = tensor.HasField("raw_data") or tensor.data_type == onnx.TensorProto.STRING
+            stored = tensor if whole else onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name)
+            if len(stored.raw_data) <= _INSIDE:
+                light.graph.initializer.append(stored)
+                continue
+            added = light.graph.initializer.add(
+                name=stored.name, dims=stored.dims, data_type=stored.data_type, data_location=onnx.TensorProto.EXTERNAL
+            )
+            file.write(b"\0" * (-file.tell() % _ALIGNED))
+            for key, value in (("location", beside.name), ("offset", file.tell()), ("length", len(stored.raw_data))):
+                added.external_data.add(key=key, value=str(value))
+            file.write(stored.raw_data)
+    return light
+
+
+def _copy_fields(source: Any, target: Any, *but: str) -> None:
+    for field, value in source.ListFields():
+        if field.name in but:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
 
 
 def _restore(proto: onnx.ModelProto, original: onnx.ModelProto, model: Model) -> None:

@@ -10,7 +10,7 @@ from portolan.core.passes import Context, Need, Params
 from portolan.errors import ModelError, UsageError
 from portolan.passes._calibration import usable
 from portolan.passes._floats import sixteen
-from portolan.passes._graphs import open_graph, quantized, save_graph
+from portolan.passes._graphs import header, open_graph, quantized, save_graph
 from portolan.passes._moments import hessians
 from portolan.passes._opset import at_opset
 from portolan.passes._round import Bits, Codes, rounded
@@ -104,13 +104,13 @@ def apply(model: Model, context: Context, options: Mapping[str, Any]) -> Model:
 
 
 def opened(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The graph as it is, and slimmed with every weight an initializer, ready for `layers`.
+    """What `save_graph` needs of the graph, and the graph slimmed with every weight an initializer, for `layers`.
 
     Raises:
         ModelError: the graph cannot be slimmed, or converted to the operator set that DequantizeLinear needs.
     """
     original = open_graph(model)
-    return original, slim(at_opset(original, 13, model.name), model.name, grow=True)
+    return header(original), slim(at_opset(original, 13, model.name), model.name, grow=True)
 
 
 def arrays(graph: onnx.ModelProto, chosen: Sequence[Layer], name: str) -> dict[str, np.ndarray]:

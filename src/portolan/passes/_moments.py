@@ -112,7 +112,7 @@ class _Sum:
     def __init__(self, tensor: str, model: str) -> None:
         self._tensor, self._model = tensor, model
         self._waiting: list[np.ndarray] = []
-        self._gram: Any = 0.0
+        self._gram: Any = None
         self._rows = 0
 
     def add(self, rows: np.ndarray) -> None:
@@ -143,7 +143,7 @@ class _Sum:
                 f"`{self._model}` gives NaN or infinite activations on the calibration data, first in `{self._tensor}`",
                 hint="give inputs in the range that the model was trained for",
             )
-        self._gram = self._gram + gram.astype(np.float64)
+        self._gram = gram.astype(np.float64) if self._gram is None else np.add(self._gram, gram, out=self._gram)
         self._rows += len(rows)
 
 
@@ -181,7 +181,8 @@ def whitener(moment: Moment | None, size: int, ridge: float = 1e-3) -> np.ndarra
     scale = float(np.trace(mean)) / size
     if scale == 0:
         return np.eye(size)
-    lower: np.ndarray = np.linalg.cholesky(mean + np.eye(size) * scale * ridge)
+    mean.flat[:: size + 1] += scale * ridge
+    lower: np.ndarray = np.linalg.cholesky(mean)
     return lower.T
 
 

@@ -1,4 +1,4 @@
-"""Another operator set for a graph of any size, and what a rewritten graph leaves behind."""
+"""Another operator set for a graph of any size."""
 
 from __future__ import annotations
 
@@ -65,20 +65,3 @@ def at_opset(graph: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
     light.graph.input.extend(inputs)
     light.graph.initializer.extend(weights)
     return light
-
-
-def drop_unused(proto: onnx.ModelProto) -> None:
-    """Drops constants that nothing uses any more, and the types of values that are gone."""
-    from portolan.core import protos
-
-    used = {value.name for value in proto.graph.output}
-    for _, nodes in protos.bodies(proto):
-        for node in nodes:
-            used.update(node.input)
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    made = {output for node in proto.graph.node for output in node.output}
-    infos = [value for value in proto.graph.value_info if value.name in made]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-    del proto.graph.value_info[:]
-    proto.graph.value_info.extend(infos)

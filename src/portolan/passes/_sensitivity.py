@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from portolan.errors import UsageError
 from portolan.passes._observe import explained, session
+from portolan.passes._surgery import drop_unused
 from portolan.passes._weights import Layer
 
 if TYPE_CHECKING:
@@ -98,8 +99,6 @@ class Switchboard:
 def _switchable(graph: onnx.ModelProto, tags: Mapping[Layer, str]) -> onnx.ModelProto:
     import onnx
 
-    from portolan.passes._opset import drop_unused
-
     probe = onnx.ModelProto()
     probe.CopyFrom(graph)
     users = {node.output[0]: node for node in probe.graph.node if node.output}
@@ -107,7 +106,7 @@ def _switchable(graph: onnx.ModelProto, tags: Mapping[Layer, str]) -> onnx.Model
         for output, index in layer.users:
             users[output].input[index] = tag
         probe.graph.input.append(onnx.helper.make_tensor_value_info(tag, onnx.TensorProto.FLOAT, layer.shape))
-    drop_unused(probe)
+    drop_unused(probe, keep_shapes=True)
     return probe
 
 

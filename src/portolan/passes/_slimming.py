@@ -32,20 +32,25 @@ def slim(proto: onnx.ModelProto, name: str, *, grow: bool = False) -> onnx.Model
     """
     if grow:
         return _fold(_transposed(proto), name, _ALL)
-    folded = _fold(proto, name, _ALL)
+    folded = _fold(_copy(proto), name, _ALL)
     if protos.weight_bytes(folded) > protos.weight_bytes(proto) + SMALL:
-        return _fold(proto, name, SMALL)
+        return _fold(_copy(proto), name, SMALL)
     return folded
 
 
-def _fold(proto: onnx.ModelProto, name: str, largest: int) -> onnx.ModelProto:
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
-
-    runtime("onnxruntime")  # onnxslim evaluates constants with it
-    import onnxslim
 
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
+    return copy
+
+
+def _fold(copy: onnx.ModelProto, name: str, largest: int) -> onnx.ModelProto:
+    """What onnxslim makes of a graph that nobody else needs: large ones are copied no more often than they have to."""
+    runtime("onnxruntime")  # onnxslim evaluates constants with it
+    import onnxslim
+
     try:
         with hushed():
             # Its own shape inference is off: it merges free dimensions with static ones it meets, which is wrong.
@@ -66,8 +71,7 @@ def _transposed(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with transposed constants folded: onnxslim leaves those that are used elsewhere too (tied weights)."""
     import onnx
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy = _copy(proto)
     constants = {tensor.name: tensor for tensor in copy.graph.initializer}
     outputs = {value.name for value in copy.graph.output}
     kept = []

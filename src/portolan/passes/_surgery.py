@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from portolan.core import protos
 from portolan.core.model import Model
-from portolan.passes._graphs import open_graph
+from portolan.passes._graphs import header, open_graph
 from portolan.passes._slimming import slim
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ _FLOATS = ("float16", "float32", "float64")
 
 
 def opened(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The model's graph as it is, and a copy for surgery: constants folded, so that all weights are initializers.
+    """What `save_graph` needs of the model's graph, and one for surgery: folded, so that all weights are initializers.
 
     Raises:
         ModelError: the graph holds something that cannot be folded.
     """
     original = open_graph(model)
     # Not `grow`: a table that is also a transposed product would be there twice.
-    return original, slim(original, model.name)
+    return header(original), slim(original, model.name)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
@@ -127,13 +127,21 @@ def captured(node: onnx.NodeProto) -> set[str]:
     return names
 
 
-def drop_unused(proto: onnx.ModelProto) -> None:
-    """Removes constants that nothing reads, and all shapes of values in between: surgery made them wrong."""
+def drop_unused(proto: onnx.ModelProto, *, keep_shapes: bool = False) -> None:
+    """Removes constants that nothing reads, and the shapes of values in between, which surgery makes wrong.
+
+    Args:
+        proto: the graph; it is changed.
+        keep_shapes: those of values that are still made are right.
+    """
     used = users(proto).keys()
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
+    made = {output for node in proto.graph.node for output in node.output} if keep_shapes else set()
+    infos = [value for value in proto.graph.value_info if value.name in made]
     del proto.graph.value_info[:]
+    proto.graph.value_info.extend(infos)
 
 
 def light(proto: onnx.ModelProto) -> onnx.ModelProto:

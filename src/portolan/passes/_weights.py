@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from portolan.errors import ModelError
-from portolan.passes._opset import at_opset, drop_unused, without_weights
+from portolan.passes._opset import at_opset, without_weights
 from portolan.passes._round import Bits, Codes, group_of
+from portolan.passes._surgery import drop_unused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,7 +204,7 @@ def store(graph: onnx.ModelProto, chosen: Sequence[tuple[Layer, Codes]], name: s
     kept = [copy_of(node) for node in (*scales, *nodes)]
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
-    drop_unused(proto)
+    drop_unused(proto, keep_shapes=True)
     return proto
 
 

@@ -6,7 +6,7 @@ arXiv:2306.11695). With data the weights that stay are then fitted anew to the l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from portolan.passes._layers import Layer
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _RIDGE = 1e-2
 _STEPS = 40
+#: Weights that are fitted at once: six arrays of this size are in memory then.
+_TOGETHER = 2**22
 #: Weights per output below which a layer is left whole.
 _FEWEST = 16
 FOUR = 4
@@ -47,21 +49,29 @@ def zero(
     """
     import numpy as np
 
-    scores = [np.abs(_rows(layer).astype(np.float64)) * _norms(layer, seen.get(layer.name)) for layer in layers]
-    if ratio is None:
-        masks = [_two_of_four(score) for score in scores]
-    elif together:
-        lengths = np.cumsum([score.size for score in scores])[:-1]
-        flat = _smallest(np.concatenate([score.ravel() for score in scores]), ratio)
-        masks = [part.reshape(s.shape) for part, s in zip(np.split(flat, lengths), scores, strict=True)]
-    else:
-        masks = [_smallest(score.ravel(), ratio).reshape(score.shape) for score in scores]
-    for layer, mask in zip(layers, masks, strict=True):
+    for layer, mask in zip(layers, _masks(layers, seen, ratio, together), strict=True):
         rows = np.where(mask, 0, _rows(layer))
         moment = seen.get(layer.name)
         if moment is not None and layer.groups == 1:
             rows = _refit(_rows(layer).astype(np.float64), mask, moment)
         _store(constants, layer, rows)
+
+
+def _masks(
+    layers: Sequence[Layer], seen: Mapping[str, Moment], ratio: float | None, together: bool
+) -> Iterator[np.ndarray]:
+    """Where each layer's zeros go. One threshold for all needs all scores at once, else one layer's are in memory."""
+    import numpy as np
+
+    scores = (np.abs(_rows(layer).astype(np.float64)) * _norms(layer, seen.get(layer.name)) for layer in layers)
+    if together and ratio is not None:
+        every = list(scores)
+        flat = _smallest(np.concatenate([score.ravel() for score in every]), ratio)
+        lengths = np.cumsum([score.size for score in every])[:-1]
+        yield from (part.reshape(s.shape) for part, s in zip(np.split(flat, lengths), every, strict=True))
+        return
+    for score in scores:
+        yield _two_of_four(score) if ratio is None else _smallest(score.ravel(), ratio).reshape(score.shape)
 
 
 def _rows(layer: Layer) -> np.ndarray:
@@ -112,13 +122,23 @@ def _two_of_four(scores: np.ndarray) -> np.ndarray:
 
 
 def _refit(rows: np.ndarray, mask: np.ndarray, moment: Moment) -> np.ndarray:
-    """The weights that stay, fitted to what the layer gave: conjugate gradients for all outputs at once."""
+    """The weights that stay, fitted to what the layer gave, some outputs at a time."""
     import numpy as np
 
-    mean = moment.mean
-    h = mean + np.eye(len(mean)) * max(float(np.trace(mean)) / len(mean), 1e-30) * _RIDGE
+    h = moment.mean
+    h.flat[:: len(h) + 1] += max(float(np.trace(h)) / len(h), 1e-30) * _RIDGE
     wanted = np.moveaxis(rows, 1, 2).reshape(-1, len(h))  # [outputs x window, inputs]
     free = ~np.moveaxis(mask, 1, 2).reshape(wanted.shape)
+    many = max(1, _TOGETHER // len(h))
+    parts = [_fitted(wanted[i : i + many], free[i : i + many], h) for i in range(0, len(wanted), many)]
+    outputs, inputs, window = rows.shape
+    return np.moveaxis(np.concatenate(parts).reshape(outputs, window, inputs), 2, 1)
+
+
+def _fitted(wanted: np.ndarray, free: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Conjugate gradients for all rows of `wanted` at once."""
+    import numpy as np
+
     scale = 1 / h.diagonal()
     w = np.where(free, wanted, 0.0)
     residual = (wanted - w) @ h * free
@@ -133,5 +153,4 @@ def _refit(rows: np.ndarray, mask: np.ndarray, moment: Moment) -> np.ndarray:
         now = (residual * better).sum(1, keepdims=True)
         step = better + now / np.maximum(power, 1e-300) * step
         power = now
-    outputs, inputs, window = rows.shape
-    return np.moveaxis(w.reshape(outputs, window, inputs), 2, 1)
+    return w

@@ -26,7 +26,7 @@ from portolan.errors import ModelError, UsageError
 from portolan.passes import _lowbits
 from portolan.passes._calibration import divided
 from portolan.passes._dynamic import dynamic
-from portolan.passes._graphs import open_graph, save_graph
+from portolan.passes._graphs import header, open_graph, save_graph
 from portolan.passes._nncf import nncf
 from portolan.passes._products import PRODUCTS, WEIGHTED, weighted
 from portolan.passes._slimming import slim
@@ -186,18 +186,18 @@ def quantize(
     if mode in _lowbits.MODES:
         return _lowbits.apply(model, context, asked)
     fit, select = divided(model, context.calibration) if mode == "static" else ([], [])
-    original = open_graph(model)
-    modern = _modern(original, model.name)
+    graph = open_graph(model)
+    original, graph = header(graph), _modern(graph, model.name)
     kind = kind_for(context.target) if weight_type == "auto" else weight_type
     if method == "nncf":
-        _check_weights(modern, WEIGHTED, model.name)
-        result = nncf(modern, fit, model.name)
+        _check_weights(graph, WEIGHTED, model.name)
+        result = nncf(graph, fit, model.name)
     elif mode == "dynamic":
-        graph = slim(modern, model.name, grow=True)
+        graph = slim(graph, model.name, grow=True)
         _check_weights(graph, PRODUCTS, model.name)
         result = dynamic(graph, per_channel=per_channel, reduce_range=kind == "s7", name=model.name)
     else:
-        graph = slim(modern, model.name, grow=True)
+        graph = slim(graph, model.name, grow=True)
         _check_weights(graph, WEIGHTED, model.name)
         options = Options(per_channel, calibrator, signed, smooth, keep_cosine, kind)
         result = static(graph, fit, select, options, model.name)
