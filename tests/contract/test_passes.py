@@ -168,6 +168,76 @@ class TestPruneShapes(PassContract):
         return [(pictures, {"kind": "heads"}), (quantized(folder), {"kind": "neurons"})]
 
 
+def weighted(folder: Path, name: str, text: str, sizes: Mapping[str, tuple[int, ...]], *shape: int) -> Case:
+    """A graph with weights of these sizes, and inputs for three and for five samples of `shape`."""
+    graph, random = onnx.parser.parse_model(text).graph, np.random.default_rng(0)
+    for weight, size in sizes.items():
+        values = (random.standard_normal(size) / np.sqrt(np.prod(size[1:]))).astype(np.float32)
+        graph.initializer.append(onnx.numpy_helper.from_array(values, weight))
+    few, many = ({"x": random.standard_normal((rows, *shape)).astype(np.float32)} for rows in (3, 5))
+    return case(folder, name, graph, few, many)
+
+
+def pictures(folder: Path) -> Case:
+    """Two convolutions and a classifier."""
+    text = """
+    <ir_version: 8, opset_import: ["": 18]>
+    net (float[n,4,8,8] x) => (float[n,5] y) {
+      a = Conv <pads=[1,1,1,1]> (x, k1, c1)  b = Relu (a)  c = Conv <pads=[1,1,1,1]> (b, k2, c2)  d = Relu (c)
+      e = GlobalAveragePool (d)  f = Flatten (e)  y = Gemm (f, w)
+    }"""
+    sizes = {"k1": (16, 4, 3, 3), "c1": (16,), "k2": (16, 16, 3, 3), "c2": (16,), "w": (16, 5)}
+    return weighted(folder, "pictures", text, sizes, 4, 8, 8)
+
+
+def attention(folder: Path) -> Case:
+    """Four heads over six tokens of 32 numbers, and what was there before added to it."""
+    text = """
+    <ir_version: 8, opset_import: ["": 18]>
+    net (float[n,6,32] x) => (float[n,6,32] y)
+    <int64[4] split = {-1, 6, 4, 8}, int64[3] merge = {-1, 6, 32}, float scale = {0.35}> {
+      q0 = MatMul (x, wq)  q1 = Reshape (q0, split)  q = Transpose <perm=[0,2,1,3]> (q1)
+      k0 = MatMul (x, wk)  k1 = Reshape (k0, split)  k = Transpose <perm=[0,2,3,1]> (k1)
+      v0 = MatMul (x, wv)  v1 = Reshape (v0, split)  v = Transpose <perm=[0,2,1,3]> (v1)
+      s0 = MatMul (q, k)  s = Mul (s0, scale)  p = Softmax <axis=-1> (s)  c = MatMul (p, v)
+      t = Transpose <perm=[0,2,1,3]> (c)  m = Reshape (t, merge)  o = MatMul (m, wo)  y = Add (o, x)
+    }"""
+    return weighted(folder, "attention", text, {f"w{name}": (32, 32) for name in "qkvo"}, 6, 32)
+
+
+class TestPruneChannels(PassContract):
+    pass_ = prune
+    options = ({"kind": "channels", "ratio": 0.25, "align": 1}, {"kind": "channels", "score": "magnitude"})
+    evidence = {"shape:pruned": always}
+    loose = 0.99
+
+    def cases(self, folder: Path) -> list[Case]:
+        return [pictures(folder)]
+
+    def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
+        return [(load_model(perceptron(folder).model.path), {"kind": "channels"})]
+
+
+class TestPruneHeads(PassContract):
+    pass_ = prune
+    options = ({"kind": "heads", "ratio": 0.25}, {"kind": "heads", "ratio": 0.5, "score": "magnitude"})
+    evidence = {"shape:pruned": always}
+    loose = 0.9
+
+    def cases(self, folder: Path) -> list[Case]:
+        return [attention(folder)]
+
+
+class TestDecomposeConvolutions(PassContract):
+    pass_ = decompose
+    options = ({"method": "tucker", "keep": 0.8, "align": 1}, {"method": "cp", "keep": 0.8, "align": 1})
+    evidence = {"shape:tucker": always, "shape:cp": always}
+    loose = 0.99
+
+    def cases(self, folder: Path) -> list[Case]:
+        return [pictures(folder)]
+
+
 class TestDecompose(PassContract):
     pass_ = decompose
     options = ({"keep": 0.9, "align": 1}, {"score": "magnitude", "keep": 0.9, "align": 1}, {"method": "tt", "align": 1})

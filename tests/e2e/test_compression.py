@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
+from onnx import numpy_helper as nh
+
+from portolan.reports import render
+from portolan.search.payoff import Payoff
+from portolan.study import payoffs
+from portolan.targets.local import local
+from portolan.worker.environments import backends
+from support.studies import Lab, matmul
 
 PASSES = '''
 from portolan.core.passes import compression
@@ -62,8 +75,8 @@ def env(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": path, "PORTOLAN_WORKER_MEMORY": str(2**30)}
 
 
-def optimize(env: dict[str, str], folder: Path, *args: str) -> Any:
-    command = [sys.executable, "-m", "portolan", "optimize", "demo:digits", "--json", *args]
+def optimize(env: dict[str, str], folder: Path, *args: str, model: str = "demo:digits") -> Any:
+    command = [sys.executable, "-m", "portolan", "optimize", model, "--json", *args]
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
@@ -93,3 +106,67 @@ def test_bad_passes_lose_their_own_trials(env: dict[str, str], tmp_path: Path) -
     judged = [t for t in found["spoil"] if "accuracy_drop" in t["metrics"]]
     assert judged[0]["metrics"]["accuracy_drop"]["value"] > 0.2
     assert study["best"]["recipe"]["passes"] == []
+    # Who reads the report finds each of them with what became of it.
+    rows = dict(re.findall(r"<tr[^>]*>.*?(hungry|spoil|useless)(.*?)</tr>", render([study]), re.S))
+    assert "out of memory during `apply`" in html.unescape(re.sub("<[^>]+>", "`", rows["hungry"])).replace("``", "`")
+    assert "has nothing for it" in rows["useless"]
+    assert ">accuracy drop missed<" in rows["spoil"]
+
+
+def test_a_pass_that_needs_more_memory_than_there_is(env: dict[str, str], tmp_path: Path) -> None:
+    """A real one: what `decompose` sums up of 12,288 inputs takes more than a worker may have; `quantize` does not."""
+    weight = np.random.default_rng(0).standard_normal((12288, 16)).astype(np.float32)
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", s]) for n, s in (("x", 12288), ("y", 16))]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "wide", ends[:1], ends[1:], [nh.from_array(weight, "w")]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "w.onnx")
+    np.savez(tmp_path / "rows.npz", x=np.random.default_rng(1).standard_normal((48, 12288)).astype(np.float32))
+    recipe = "passes = [{ name = 'decompose' }]\noptions = { graph_optimization = 'all', threads = 1 }\n"
+    (tmp_path / "recipe.toml").write_text(recipe)
+    study = optimize(
+        env, tmp_path, "-g", "cosine >= 0.9", "-g", "min size", "--backend", "onnxruntime", "--data", "rows.npz",
+        "--recipe", "recipe.toml", model="w.onnx",
+    )  # fmt: skip
+    assert study["met"]
+    failed = next(t for t in study["trials"] if t["recipe"]["passes"])
+    assert failed["status"] == "failed"
+    assert "out of memory during `apply`" in failed["reason"]
+    assert not failed["met"]
+    assert study["best"]["recipe"]["passes"] == []
+
+
+def test_a_search_leaves_out_what_was_measured_to_bring_nothing(lab: Lab) -> None:
+    """What `doctor --bench` kept reaches `optimize`, and it says so; who asks for bytes or by name gets it."""
+    lab.model = matmul(lab.folder / "wide.onnx", inner=64)
+    lab.speeds({"int8:dynamic": 0.25})
+    speed = ["cosine >= 0.9", "min latency_p50"]
+
+    def plan(goals: list[str], **options: Any) -> dict[str, str]:
+        options = {"recipe": None, "passes": ["quantize"], **options}
+        told = lab.optimize(goals=goals, dry_run=True, **options).to_json()
+        return {entry["passes"]: entry["reason"] for entry in told["refusals"]} | dict.fromkeys(told["chains"], "")
+
+    target = local.detect()
+    here = backends(target, ["fake", "onnxruntime"])
+    assert plan(speed)["quantize(mode=dynamic)"] == ""
+    slow = Payoff("quantize(mode=dynamic)", ("int8:dynamic",), "products", "fake", 0.5, 0.48, 0.52)
+    payoffs.keep(target, here, [slow])
+    why = "int8:dynamic does not pay on `fake` here: products run 0.50x as fast, as `portolan doctor --bench` measured"
+    assert plan(speed)["quantize(mode=dynamic)"] == why
+    assert plan(["cosine >= 0.9", "min size"])["quantize(mode=dynamic)"] == ""
+    pinned = {"passes": [{"name": "quantize", "mode": "dynamic"}]}
+    assert plan(speed, recipe=pinned, passes=None)["quantize(mode=dynamic)"] == ""
+
+
+def test_zeros_count_as_the_bytes_that_are_stored(lab: Lab) -> None:
+    """A goal on size means those; what a runtime is given is beside it."""
+    lab.model = matmul(lab.folder / "wide.onnx", inner=8192)
+    pinned = {"passes": [{"name": "prune", "ratio": 0.9, "score": "magnitude"}]}
+    study = lab.optimize(recipe=pinned, goals=["cosine >= 0.1", "min size"], starts=1)
+    best, before = (trial.metrics for trial in (study.best, study.baseline))
+    assert [step.name for step in study.best.recipe.passes] == ["prune"]
+    assert best["size"].value < 0.4 * before["size"].value
+    assert best["resident"].value == pytest.approx(before["resident"].value, rel=0.01)
+    files = [path for path in lab.folder.rglob("*.onnx.xz") if path.is_file()]
+    assert any(best["size"].value == sum(p.stat().st_size for p in f.parent.rglob("*") if p.is_file()) for f in files)

@@ -388,5 +388,6 @@ def test_nncf_is_asked_for_a_transformer(tmp_path: Path, monkeypatch: pytest.Mon
     assert asked == {"model_type": "transformer", "subset_size": 12, "rows": 12}
     assert sys.modules["openvino_telemetry"] is None
     asked["fail"] = True
-    with pytest.raises(ModelError, match="NNCF cannot quantize `m`: RuntimeError: odd graph"):
+    with pytest.raises(ModelError, match="NNCF cannot quantize `m`: RuntimeError: odd graph") as caught:
         apply(model, tmp_path / "r", {"x": normal(16, 6, 16)}, method="nncf")
+    assert caught.value.hint == "use `quantize` with `method=auto`"

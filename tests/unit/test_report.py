@@ -16,6 +16,7 @@ from portolan.reports import render, words, write
 from portolan.reports.html import source_hash
 from portolan.reports.page import asset
 from portolan.reports.reading import read
+from portolan.reports.sections import columns, trials
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -270,6 +271,20 @@ class TestPage:
     def test_refusals_are_counted(self, study: dict[str, Any]) -> None:
         text = render([study])
         assert '<span class="count">3</span> sparsity:2:4 is exploited by no backend on this target' in text
+
+    def test_what_is_stored_and_what_it_becomes(self, study: dict[str, Any]) -> None:
+        """Both sizes stand in the table where weights are stored packed, and only there."""
+        for trial in (*study["trials"], study["baseline"], study["best"]):
+            if size := trial["metrics"].get("size"):
+                trial["metrics"]["resident"] = dict(size)
+        assert "resident" not in columns(read(study))
+        packed = study["best"]
+        packed["metrics"]["resident"]["value"] = 40 * 2**20
+        found = read(study)
+        assert columns(found)[columns(found).index("size") + 1] == "resident"
+        row = re.search(rf'<tr[^>]*data-trial="{packed["id"]}".*?</tr>', trials(found), re.S)
+        assert row is not None
+        assert "40.0 MiB" in row.group()
 
     def test_nothing_refused(self, study: dict[str, Any]) -> None:
         study["trials"] = [t for t in study["trials"] if t["status"] == "ok"]

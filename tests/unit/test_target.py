@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import portolan
 from portolan.core.target import Target
 
 TARGET = Target(
@@ -75,3 +79,24 @@ def test_has_any_of() -> None:
     assert TARGET.has("amx_bf16", "avx512_bf16")
     assert not TARGET.has("amx_bf16")
     assert not TARGET.has("avx")
+
+
+def test_no_rule_reads_a_name_of_a_processor() -> None:
+    """What decides reads features: the name for people is read by nobody, and no text that code holds is one."""
+    names = re.compile(
+        r"xeon|epyc|ryzen|graviton|\bcore i\d|\bzen ?\d|skylake|haswell|icelake|sapphire|\bm[1-4]\b|h100|a100|rtx"
+    )
+    source = Path(portolan.__file__).parent
+    deciding = [
+        f for part in ("core", "passes", "backends", "search", "measure") for f in (source / part).rglob("*.py")
+    ]
+    assert len(deciding) > 100
+    for file in deciding:
+        tree = ast.parse(file.read_text())
+        documented = (n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.FunctionDef | ast.ClassDef))
+        about = {ast.get_docstring(node, clean=False) for node in documented}
+        for found in ast.walk(tree):
+            if isinstance(found, ast.Attribute) and found.attr == "display":
+                assert (file.name, found.value.id if isinstance(found.value, ast.Name) else "") == ("target.py", "self")
+            if isinstance(found, ast.Constant) and isinstance(found.value, str) and found.value not in about:
+                assert not names.search(found.value.lower()), f"{file}: {found.value}"

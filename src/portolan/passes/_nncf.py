@@ -37,6 +37,6 @@ def nncf(graph: onnx.ModelProto, fit: Sequence[Feeds], name: str) -> onnx.ModelP
     except Exception as error:  # third-party code over any graph: whatever it raises is the reason
         raise ModelError(
             f"NNCF cannot quantize `{name}`: {type(error).__name__}: {error}",
-            hint="use `quantize` with `method=portolan`",
+            hint="use `quantize` with `method=auto`",
         ) from error
     return result
