@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from portolan.backends._artefact import KERNELS
+from portolan.backends._openvino_door import LIBRARY
 from portolan.bundle import BundleParts, golden, pack_parts
 from portolan.core.backend import Backend
 from portolan.core.data import sample
@@ -73,8 +75,9 @@ def embed(file: str | Path, source: str, asked: Asked, progress: Progress) -> Js
     """Compiles the kernels of `file` that the model calls, verifies them, and races the model with and without them.
 
     Returns:
-        `{kernels, model, backends: [{name, before, after, ratio, max_error}], bundle, environment}`; `bundle` is null
-        where none was asked for, or the kernels are slower on every runtime.
+        `{kernels, model, backends: [{name, before, after, ratio, max_error, compiled}], bundle, environment}`; `bundle`
+        is null where none was asked for, or the kernels are slower on every runtime; `compiled` is false where calls go
+        through Python.
 
     Raises:
         UsageError: the model calls none of the kernels.
@@ -101,6 +104,8 @@ def embed(file: str | Path, source: str, asked: Asked, progress: Progress) -> Js
             for name in backends:
                 progress(f"racing the model in {name} with the kernels and without")
                 lines.append(_raced(name, before, after, feeds, asked))
+                if not lines[-1]["compiled"]:
+                    progress(f"{name} calls the kernels through Python: no C++ compiler made its extension")
             bundle = None
             gaining = [row for row in lines if row["ratio"]["verdict"] != "slower"]
             if asked.out is not None and gaining:  # what is known to be slower is not shipped
@@ -211,6 +216,7 @@ def _raced(name: str, before: Builder, after: Builder, feeds: list[dict[str, np.
         "ratio": ratio,
         "noise": outcome.noise.to_json(),
         "max_error": error,
+        "compiled": name != "openvino" or (arms["kernels"].folder / KERNELS / LIBRARY).is_file(),
     }
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from portolan.core.running import CompilerError, CompilerLate
 from portolan.errors import NoBackend, NoResult, UsageError, VerificationFailed, WorkerCrashed
 from portolan.kernels import place
 from portolan.kernels.arrays import narrowed, result_shapes
@@ -23,7 +24,6 @@ from portolan.kernels.compiler import Compiler, find
 from portolan.kernels.decorated import Kernel
 from portolan.kernels.embed.empty import may_be_empty
 from portolan.kernels.lower.nest import groups
-from portolan.kernels.running import CompilerError, CompilerLate
 from portolan.kernels.tune import source, tune
 from portolan.kernels.turned import orders, turned
 from portolan.kernels.verify import AGENT, TOLERANCE, Case, Judge, difference, odd_cases, random_arrays, real_case

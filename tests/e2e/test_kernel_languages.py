@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from portolan import kernels
+from portolan.core.running import CompilerError
 from portolan.errors import PortolanError
 from portolan.kernels import elsewhere
 from portolan.kernels.language import Here, language, languages
 from portolan.kernels.languages.cuda import cuda
-from portolan.kernels.running import CompilerError
 from portolan.testing.kit import kernels as kit
 from portolan.testing.languages import layouts
 

@@ -14,6 +14,7 @@ import pytest
 
 import portolan
 from portolan.core import registry
+from portolan.core.files import write_whole
 from portolan.errors import UsageError, VerificationFailed, WorkerError
 from portolan.kernels import export, place
 from portolan.kernels.compiler import find
@@ -72,7 +73,7 @@ def test_onnx_runtime_takes_the_library_where_it_is_and_the_body_where_it_is_not
     """The compiled kernel of another function under the same name: who answers is seen by the answer."""
     program = operators.tropical.program
     wrong = place.folder() / "wrong.c"
-    place.write_whole(wrong, b"")
+    write_whole(wrong, b"")
     code = operators.matmul.code({"i": 40, "k": 40, "j": 40}) + door(operators.matmul.program, name="tropical")
     impostor = find().build(code)
     made = model(program).SerializeToString()

@@ -20,10 +20,10 @@ from onnx import TensorProto, helper
 
 from portolan import embedding
 from portolan.core import carried
+from portolan.core.running import plus
 from portolan.errors import PortolanError
 from portolan.kernels import export, kernel
 from portolan.kernels.compiler import Compiler
-from portolan.kernels.embed import jax_
 from portolan.kernels.embed.find import sites
 from portolan.kernels.embed.function import DOMAIN
 from support import operators
@@ -88,7 +88,7 @@ def swapped(tmp: Path) -> None:
 def no_plus(tmp: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "which", lambda name: None)
-        jax_._plus()
+        plus("XLA's interface")
 
 
 def hanging(tmp: Path) -> None:

@@ -20,7 +20,8 @@ from portolan.errors import ModelError, PortolanError, UnsupportedOperator
 from portolan.targets.local import local
 
 _SIGNATURE = "signature.json"
-_KERNELS = "kernels"
+#: Where compiled kernels are in a saved folder.
+KERNELS = "kernels"
 _LONGEST_REASON = 300
 #: Features of weights that hold many zeros, which pack well.
 _ZEROS = "sparsity:"
@@ -62,7 +63,7 @@ class Artefact:
                 side: tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in data[side])
                 for side in ("inputs", "outputs")
             }
-            kernels = folder / _KERNELS if (folder / _KERNELS).is_dir() else None
+            kernels = folder / KERNELS if (folder / KERNELS).is_dir() else None
             return cls(folder / name, Signature(**sides), tuple(data["features"]), kernels)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
@@ -99,7 +100,7 @@ class Artefact:
         }
         (folder / _SIGNATURE).write_text(json.dumps(data))
         if self.kernels is not None:
-            shutil.copytree(self.kernels, folder / _KERNELS)
+            shutil.copytree(self.kernels, folder / KERNELS)
 
     def _save(self, path: Path, folder: Path) -> None:
         beside = external_files(path) if path.suffix == ".onnx" else []

@@ -1,13 +1,16 @@
-"""Compiled kernels as operators of OpenVINO: an extension for each, in Python, that calls the library.
+"""Compiled kernels as operators of OpenVINO: through a library of C++, or in Python where no compiler makes one.
 
-The call itself costs some microseconds; the kernel runs without the interpreter's lock. OpenVINO lends none of its
-threads to operators in Python, so the kernel's helpers are its own; they sleep while there is nothing to do.
+The library shares a kernel's tasks among the threads that infer. In Python a call costs some ten microseconds more, the
+kernel runs without the interpreter's lock, and since OpenVINO lends none of its threads to operators in Python, the
+kernel's helpers are its own; they sleep while there is nothing to do.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+from portolan.backends._openvino_door import Door, opened
 from portolan.core.carried import Carried, Folder
 from portolan.core.native import Library, Pool
 from portolan.core.silence import runtime
@@ -15,16 +18,41 @@ from portolan.core.silence import runtime
 _TYPES = {"f32": "f32", "f16": "f16", "bf16": "bf16", "i8": "i8", "i32": "i32"}
 
 
-def extend(core: Any, folder: Folder, threads: int) -> tuple[tuple[str, str], ...]:
-    """Adds the kernels of a folder to a core; domain and name of each."""
-    kernels = folder.kernels()
-    pool = Pool(threads) if kernels else None
-    for kernel in kernels:
-        core.add_extension(_extension(kernel, folder.library(kernel), pool))
-    return tuple((k.domain, k.name) for k in kernels)
+@dataclass(frozen=True)
+class Extended:
+    """What a core was given.
+
+    Attributes:
+        names: domain and name of each operator.
+        door: the library that they came through; without kernels None, in Python the reason.
+    """
+
+    names: tuple[tuple[str, str], ...] = ()
+    door: Door | str | None = None
+
+    @property
+    def way(self) -> str:
+        """How kernels are called."""
+        return "compiled" if isinstance(self.door, Door) else f"python: {self.door}"
 
 
-def _extension(kernel: Carried, library: Library, pool: Pool | None) -> Any:
+def extend(core: Any, folder: Folder, threads: int) -> Extended:
+    """Adds the kernels of a folder to a core."""
+    kernels = [(kernel, folder.library(kernel)) for kernel in folder.kernels()]
+    if not kernels:
+        return Extended()
+    runtime("openvino.frontend.onnx")
+    door = opened(folder.path)
+    if isinstance(door, Door):
+        door.add(core, kernels)
+    else:
+        pool = Pool(threads)
+        for kernel, library in kernels:
+            core.add_extension(_extension(kernel, library, pool))
+    return Extended(tuple((k.domain, k.name) for k, _ in kernels), door)
+
+
+def _extension(kernel: Carried, library: Library, pool: Pool) -> Any:
     openvino = runtime("openvino")
     frontend = runtime("openvino.frontend.onnx")
     operator = _operator(openvino, kernel, library, pool)
@@ -36,7 +64,7 @@ def _extension(kernel: Carried, library: Library, pool: Pool | None) -> Any:
     return frontend.ConversionExtension(kernel.name, kernel.domain, convert)
 
 
-def _operator(openvino: Any, kernel: Carried, library: Library, pool: Pool | None) -> Any:
+def _operator(openvino: Any, kernel: Carried, library: Library, pool: Pool) -> Any:
     types = [getattr(openvino.Type, _TYPES[o.dtype]) for o in kernel.outputs]
 
     class Call(openvino.Op):  # type: ignore[misc]

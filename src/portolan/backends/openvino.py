@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from portolan.backends._artefact import Artefact, all_cores, demand, explained, external_files
-from portolan.backends._openvino_kernels import extend
+from portolan.backends._artefact import KERNELS, Artefact, all_cores, demand, explained, external_files
+from portolan.backends._openvino_door import Door
+from portolan.backends._openvino_kernels import Extended, extend
 from portolan.core import protos
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
 from portolan.core.carried import Folder
@@ -68,8 +69,9 @@ class Compiled(Executable):
         }
         with explained("openvino", artefact.path, *_LACKS), artefact.unpacked() as path:
             core = runtime("openvino").Core()
-            carried = () if artefact.kernels is None else extend(core, Folder(artefact.kernels), threads or cores)
-            with _flat(path, carried) as flat:
+            kernels = artefact.kernels
+            self._extended = Extended() if kernels is None else extend(core, Folder(kernels), threads or cores)
+            with _flat(path, self._extended.names) as flat:
                 self._compiled = _compiled(core, flat, settings)
         self._artefact = artefact
         self._ports = _ports(self._compiled.inputs, artefact)
@@ -98,6 +100,8 @@ class Compiled(Executable):
     def save(self, folder: Path) -> None:
         """Writes the graph: a compiled blob would hold the weights again and be tied to this machine."""
         self._artefact.save(folder)
+        if isinstance(self._extended.door, Door):
+            self._extended.door.save(folder / KERNELS)
 
     def facts(self) -> dict[str, Any]:
         """What the compiled model answers when asked for its properties."""
@@ -110,6 +114,7 @@ class Compiled(Executable):
             "hint": str(ask("PERFORMANCE_HINT")).rpartition(".")[2].lower(),
             "streams": ask("NUM_STREAMS"),
             "outputs": len(self._compiled.outputs),
+            **({"kernels": self._extended.way} if self._extended.names else {}),
         }
 
     def close(self) -> None:

@@ -76,6 +76,15 @@ class Library:
             found = self._bound[key] = Bound(self, numbers, tasks, space)
         return found
 
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Where the function, its number of tasks and its workspace are, for callers that are not Python."""
+        entry = self._entry
+        run, tasks, space = (
+            ctypes.cast(f, ctypes.c_void_p).value or 0 for f in (entry.run, entry.tasks, entry.workspace)
+        )
+        return run, tasks, space
+
     def part(self, places: Any, numbers: Any, space: int, first: int, last: int) -> None:
         """Runs some of the tasks, in this thread."""
         self._entry.run(places, numbers, self._workspace(space), first, last)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from portolan.core import registry
+from portolan.core.files import write_whole
 from portolan.core.target import Target
 from portolan.errors import UnknownName, UsageError
 from portolan.kernels.compiler import Compiler, find
@@ -15,7 +16,6 @@ from portolan.kernels.decorated import Kernel
 from portolan.kernels.elsewhere import built, here, readiness
 from portolan.kernels.language import language as language_of
 from portolan.kernels.language import languages
-from portolan.kernels.place import write_whole
 from portolan.kernels.source import read_file
 from portolan.kernels.tune import Tuned, recalled, source, tune
 from portolan.kernels.work import flops, traffic

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from portolan.core.files import write_whole
+from portolan.core.running import CompilerError, run
 from portolan.core.target import Target
 from portolan.errors import NoBackend
 from portolan.kernels.candidates import candidates
 from portolan.kernels.lower.nest import Group, lower
 from portolan.kernels.lower.schedule import Schedule
-from portolan.kernels.place import digest, folder, write_whole
+from portolan.kernels.place import digest, folder
 from portolan.kernels.printers.c import CPrinter, prelude
-from portolan.kernels.running import CompilerError, run
 from portolan.kernels.tree import Program
 
 #: No -ffast-math: it breaks infinities and NaN, and linked into a library it turns denormals off for the whole process.

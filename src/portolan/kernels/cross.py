@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from portolan.core.files import write_whole
+from portolan.core.running import CompilerError, run
 from portolan.core.target import Target
 from portolan.errors import NoBackend, VerificationFailed
 from portolan.kernels.arrays import dtype_of, result_shapes, widened
@@ -24,9 +26,7 @@ from portolan.kernels.candidates import default
 from portolan.kernels.compiler import FLAGS
 from portolan.kernels.lower.nest import groups
 from portolan.kernels.oracle import evaluate
-from portolan.kernels.place import write_whole
 from portolan.kernels.printers.c import function_name
-from portolan.kernels.running import CompilerError, run
 from portolan.kernels.tree import Program
 from portolan.kernels.tune import source
 from portolan.kernels.verify import TOLERANCE, Case, difference, odd_cases

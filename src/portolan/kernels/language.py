@@ -17,11 +17,12 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from portolan.core import registry
+from portolan.core.files import write_whole
 from portolan.core.target import Target
 from portolan.kernels.lower.nest import Group, lower
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.lower.shared import contraction
-from portolan.kernels.place import digest, folder, write_whole
+from portolan.kernels.place import digest, folder
 from portolan.kernels.plan import Plan
 from portolan.kernels.printers.threads import Printer
 from portolan.kernels.tree import Program, Reduce, walk

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from portolan.core.interpreters import python_for
+from portolan.core.running import CompilerLate
 from portolan.core.target import Target
 from portolan.errors import NoResult, PortolanError
 from portolan.kernels import place
@@ -21,7 +22,6 @@ from portolan.kernels.compiler import source
 from portolan.kernels.language import Maker
 from portolan.kernels.lower.nest import groups
 from portolan.kernels.lower.schedule import Schedule
-from portolan.kernels.running import CompilerLate
 from portolan.kernels.tree import Program
 from portolan.kernels.verify import AGENT, Judge, odd_cases, real_case, specs
 from portolan.measure.lock import measuring

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from portolan.core.files import write_whole
 from portolan.errors import UsageError
 from portolan.kernels.lower.schedule import Schedule
-from portolan.kernels.place import write_whole
 from portolan.kernels.source import read_file
 from portolan.kernels.tree import Program
 from portolan.kernels.verify import AGENT, Judge, odd_cases

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from portolan.core.files import write_whole
+from portolan.core.running import compiled, plus
 from portolan.core.silence import runtime
-from portolan.errors import NoBackend
 from portolan.kernels.compiler import find
 from portolan.kernels.decorated import Kernel
 from portolan.kernels.derive.gradient import Gradient
 from portolan.kernels.embed.tables import tables
-from portolan.kernels.place import digest, folder, write_whole
-from portolan.kernels.running import CompilerError, run
+from portolan.kernels.place import digest, folder
 from portolan.kernels.tree import Program, extents_of
 from portolan.kernels.trouble import KernelError
 from portolan.kernels.tune import source
@@ -102,29 +100,14 @@ def built(program: Program, kernel: Kernel, include: str) -> Path:
     Raises:
         NoBackend, CompilerError: as `operator`.
     """
-    compiler, plus = find(), _plus()
+    compiler, argv = find(), plus("XLA's interface")
     code = source(program, kernel.schedules(kernel.usual()))
     head = tables(program, _TYPES, {"NAME": program.name}) + f"#define HANDLER {_handler(program)}\n"
     door = "#include <cstdint>\n" + head + (Path(__file__).parent / "xla_door.cc").read_text(encoding="utf-8")
-    path = folder() / "lib" / f"{digest(code, door, plus, compiler.version, include)}.so"
+    path = folder() / "lib" / f"{digest(code, door, argv, compiler.version, include)}.so"
     if not path.is_file():
         kernel_library = compiler.build(code)
-        with tempfile.TemporaryDirectory(prefix="portolan-jax-") as name:
-            text, made = Path(name) / "door.cc", Path(name) / "door.so"
-            text.write_text(door, encoding="utf-8")
-            flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-w", f"-I{include}"]
-            command = [plus, *flags, "-o", str(made), str(text), str(kernel_library)]
-            command.append(f"-Wl,-rpath,{kernel_library.parent}")
-            ended, heard = run(command, _SECONDS, plus)
-            if ended:
-                said = next((line for line in heard.splitlines() if "error" in line), heard[-300:])
-                raise CompilerError(f"`{plus}` ended with code {ended}: {said}")
-            write_whole(path, made.read_bytes())
+        flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-w", f"-I{include}"]
+        linked = [str(kernel_library), f"-Wl,-rpath,{kernel_library.parent}"]
+        write_whole(path, compiled([*argv, *flags, *linked], door, ".cc", _SECONDS))
     return path
-
-
-def _plus() -> str:
-    for name in ("g++", "clang++", "c++"):
-        if (path := shutil.which(name)) is not None:
-            return path
-    raise NoBackend("no C++ compiler was found, which XLA's interface needs", hint="apt install g++ (or clang)")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from portolan.core.extensions import place as place_of
+from portolan.core.files import write_whole
 from portolan.core.target import Target
 from portolan.errors import DiskFull, OutOfMemory, PortolanError, WorkerTimeout
 from portolan.kernels import place
@@ -124,7 +125,7 @@ class _Race:
             # A kernel that cannot be compiled, is wrong or crashes is no candidate; the nodes stay.
             ratio, reason = 0.0, error.message
         else:
-            place.write_whole(library, path.read_bytes())
+            write_whole(library, path.read_bytes())
         place.remember(
             place.RACED, key, {"chain": [n.op_type for n in one.chain.nodes], "ratio": ratio, "reason": reason}
         )

@@ -13,12 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from portolan.core.running import CompilerError, run
 from portolan.errors import NoBackend
 from portolan.kernels.device import Array, OnDevice
 from portolan.kernels.language import Here, Language
 from portolan.kernels.plan import Plan
 from portolan.kernels.printers.cuda import BLOCK, CUDAPrinter
-from portolan.kernels.running import CompilerError, run
 
 _SECONDS = 120.0
 #: Machine code for Hopper, and PTX that the driver of any GPU since Ampere compiles when it loads it.

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from portolan.core.running import CompilerError
 from portolan.errors import NoBackend
 from portolan.kernels.device import Array, OnDevice
 from portolan.kernels.language import Here, Language
 from portolan.kernels.lower.shared import THREADS
 from portolan.kernels.plan import Plan
 from portolan.kernels.printers.opencl import OpenCLPrinter
-from portolan.kernels.running import CompilerError
 
 _FIX = "pip install 'portolan[opencl]'"
 

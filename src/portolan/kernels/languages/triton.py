@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from portolan.core.interpreters import python_for
+from portolan.core.running import CompilerError
 from portolan.errors import UsageError
 from portolan.kernels.device import Array, OnDevice
 from portolan.kernels.language import Here, Language, Loaded
 from portolan.kernels.plan import Plan
 from portolan.kernels.printers.triton import TritonPrinter
-from portolan.kernels.running import CompilerError
 from portolan.worker.session import Worker, patience
 
 #: Tasks of a program: few for a GPU, many for the interpreter, whose costs are per program.

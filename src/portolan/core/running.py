@@ -1,15 +1,17 @@
-"""Compilers as processes: each in a group of its own, so that one that hangs ends with all that it started."""
+"""Compilers as processes, each in a group of its own, so that one that hangs ends with all that it started."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from portolan.errors import PortolanError
+from portolan.errors import NoBackend, PortolanError
 
 
 class CompilerError(PortolanError):
@@ -65,3 +67,37 @@ def _ended(process: subprocess.Popen[str]) -> None:
     process.wait()
     if process.stderr is not None:
         process.stderr.close()
+
+
+def plus(what: str) -> list[str]:
+    """The C++ compiler that PORTOLAN_CXX names, else the first of g++, clang++ and c++.
+
+    Args:
+        what: needs it, for the error.
+
+    Raises:
+        NoBackend: there is none.
+    """
+    asked = os.environ.get("PORTOLAN_CXX", "").split()
+    if asked and shutil.which(asked[0]) is None:
+        raise NoBackend(f"the compiler `{asked[0]}` that PORTOLAN_CXX names is not there", hint="unset PORTOLAN_CXX")
+    for argv in [asked] if asked else [["g++"], ["clang++"], ["c++"]]:
+        if (path := shutil.which(argv[0])) is not None:
+            return [path, *argv[1:]]
+    raise NoBackend(f"no C++ compiler was found, which {what} needs", hint="apt install g++ (or clang)")
+
+
+def compiled(command: Sequence[str], source: str, suffix: str, seconds: float) -> bytes:
+    """What a compiler makes of a program: `command`, then `-o`, the result and the source, whose name ends in `suffix`.
+
+    Raises:
+        CompilerError: it ended with an error; as `run`.
+    """
+    with tempfile.TemporaryDirectory(prefix="portolan-compiled-") as name:
+        text, result = Path(name) / f"source{suffix}", Path(name) / "made.so"
+        text.write_text(source, encoding="utf-8")
+        code, heard = run([command[0], "-o", str(result), str(text), *command[1:]], seconds)
+        if code or not result.is_file():
+            said = next((line for line in heard.splitlines() if "error" in line), heard[-300:])
+            raise CompilerError(f"`{command[0]}` ended with code {code}: {said}")
+        return result.read_bytes()
