@@ -21,12 +21,12 @@ from portolan.core import registry
 from portolan.core.graph import load_model
 from portolan.core.model import Model
 from portolan.errors import VerificationFailed
-from portolan.kernels.arrays import random_arrays
 from portolan.kernels.compiler import find
 from portolan.kernels.decorated import Kernel
 from portolan.kernels.embed.carry import carry
 from portolan.kernels.embed.function import DOMAIN, function, model
 from portolan.kernels.embed.ort import library
+from portolan.kernels.verify import random_arrays
 from portolan.targets.local import local
 from support import operators
 
