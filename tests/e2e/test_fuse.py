@@ -11,8 +11,11 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+import portolan
 from portolan.backends.onnxruntime import onnxruntime
-from portolan.core.extensions import libraries, place
+from portolan.bundle import open_bundle
+from portolan.core import registry
+from portolan.core.extensions import folders, place
 from portolan.core.graph import load_model
 from portolan.core.passes import Context
 from portolan.errors import UsageError, WorkerTimeout
@@ -73,11 +76,11 @@ def test_every_operator_with_the_libraries_and_without(tmp_path: Path) -> None:
     fused = fuse(load_model(path), Context(empty(tmp_path / "out"), local.detect()), gain=0.0)
     names = operators(fused.path)
     assert len(names) == 3
-    assert len(libraries(fused.path, local.detect())) == 3
+    assert len(folders(fused.path, local.detect())) == 3
     for batch, there in ((1, True), (5, True), (5, False)):
         if not there:
             for name in names:
-                place(name, local.detect()).unlink()
+                shutil.rmtree(place(name, local.detect()))
         sides = {"x": (batch, 3, 4, 20), "z": (batch, 3, 4, 20), "mask": (4, 20), "one": (batch, 1, 1, 20)}
         feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in sides.items()}
         found = ran(fused, feeds)
@@ -108,6 +111,47 @@ def test_a_chain_stays_one_piece(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         ran(fused, {"x": x})["y"], ReferenceEvaluator(str(path)).run(None, {"x": x})[0], rtol=1e-5
     )
+
+
+def misled(path: Path) -> None:
+    """Bodies that are wrong on purpose show who has answered."""
+    proto = onnx.load(path)
+    for function in proto.functions:
+        for name in function.output:
+            made = next(n for n in function.node if name in n.output)
+            made.output[list(made.output).index(name)] = f"{name}_right"
+            function.node.append(onnx.helper.make_node("Neg", [f"{name}_right"], [name]))
+    onnx.save(proto, path)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_bundle_carries_the_kernels_to_another_user(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not registry.backend(backend).probe(local.detect()).ready:
+        pytest.skip(f"`{backend}` is not installed")
+    text = """
+    <ir_version: 10, opset_import: ["": 18]>
+    net (float[b,16] x) => (float[b,16] y) <float[16,16] w> {
+      a = Exp (x)  b = Tanh (a)  c = MatMul (b, w)  d = Softmax (c)  y = Sigmoid (d)
+    }"""
+    path = written(text, tmp_path / "in", w=np.eye(16, dtype=np.float32))
+    fused = fuse(load_model(path), Context(empty(tmp_path / "out"), local.detect()), gain=0.0)
+    names = operators(fused.path)
+    misled(fused.path)
+    packed = portolan.pack(str(fused.path), backend=backend, out=tmp_path / "bundle")
+    assert packed.verified
+    held = set(packed.files)
+    assert {f"compiled/kernels/{name}{suffix}" for name in names for suffix in (".so", ".c")} <= held
+    monkeypatch.setenv("PORTOLAN_CACHE", str(tmp_path / "another user"))
+    monkeypatch.setenv("PORTOLAN_CXX", "no-such-compiler")
+    feeds = {"x": np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)}
+    (want,) = ReferenceEvaluator(str(path)).run(None, feeds)
+    with open_bundle(tmp_path / "bundle", native=True) as bundle:
+        assert bundle.verify()
+        np.testing.assert_allclose(bundle.run(feeds)["y"], want, rtol=1e-5)
+    with open_bundle(tmp_path / "bundle") as bundle, pytest.raises(UsageError, match="holds compiled code"):
+        bundle.run(feeds)
 
 
 def test_a_kernel_that_is_slower_or_wrong_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,4 +223,4 @@ def test_a_model_cannot_name_a_library(tmp_path: Path) -> None:
         onnx.save(
             onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:])), tmp_path / "m.onnx"
         )
-        assert libraries(tmp_path / "m.onnx", local.detect()) == []
+        assert folders(tmp_path / "m.onnx", local.detect()) == []

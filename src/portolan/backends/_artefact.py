@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portolan.core import external, storage
+from portolan.core import carried, extensions, external, storage
+from portolan.core.carried import Carried
 from portolan.core.model import Model
 from portolan.core.signature import Signature, TensorSpec
 from portolan.errors import ModelError, PortolanError, UnsupportedOperator
@@ -25,6 +26,9 @@ KERNELS = "kernels"
 _LONGEST_REASON = 300
 #: Features of weights that hold many zeros, which pack well.
 _ZEROS = "sparsity:"
+
+#: A compiled kernel, and the folder that it lies in.
+Operator = tuple[Carried, carried.Folder]
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,21 @@ class Artefact:
             storage.unpack(self.path.parent, Path(scratch))
             yield Path(scratch) / self.path.name
 
-    def save(self, folder: Path) -> None:
+    def operators(self, path: Path) -> list[Operator]:
+        """Compiled kernels of the graph's operators, with their folders: what came with it, then this user's own."""
+        folders = [] if self.kernels is None else [carried.Folder(self.kernels)]
+        if path.suffix == ".onnx":
+            folders += extensions.folders(path, local.detect())
+        found: dict[tuple[str, str], Operator] = {}
+        for folder in folders:
+            for kernel in folder.kernels():
+                found.setdefault((kernel.domain, kernel.name), (kernel, folder))
+        return list(found.values())
+
+    def save(self, folder: Path, operators: Sequence[Operator] = ()) -> None:
         """Puts the file, its external data and the signature into `folder`; packed where that makes them smaller.
 
+        Compiled kernels that the runtime took go along, so that what was saved runs anywhere as it did here.
         The file is a hard link where the file system can: twenty recipes may share one graph. Its external data is
         copied, because ONNX refuses data with several links, and would refuse the user's own file from then on.
         """
@@ -99,8 +115,8 @@ class Artefact:
             "features": list(self.features),
         }
         (folder / _SIGNATURE).write_text(json.dumps(data))
-        if self.kernels is not None:
-            shutil.copytree(self.kernels, folder / KERNELS)
+        if operators:
+            carried.write(folder / KERNELS, [(kernel, *home.contents(kernel)) for kernel, home in operators])
 
     def _save(self, path: Path, folder: Path) -> None:
         beside = external_files(path) if path.suffix == ".onnx" else []

@@ -64,14 +64,14 @@ class Door:
         (folder / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True), encoding="utf-8")
 
 
-def opened(folder: Path) -> Door | str:
+def opened(folder: Path | None) -> Door | str:
     """The door for the OpenVINO of this process: the one that came with the kernels, or one compiled here; or why not.
 
     Raises:
         VerificationFailed: the one that came is not the one that was written.
     """
     version = str(runtime("openvino").__version__)
-    return _brought(folder, version) or _made(version)
+    return (None if folder is None else _brought(folder, version)) or _made(version)
 
 
 def _brought(folder: Path, version: str) -> Door | None:

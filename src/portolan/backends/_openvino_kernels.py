@@ -7,11 +7,14 @@ kernel's helpers are its own; they sleep while there is nothing to do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from portolan.backends._artefact import Operator
 from portolan.backends._openvino_door import Door, opened
-from portolan.core.carried import Carried, Folder
+from portolan.core.carried import Carried
 from portolan.core.native import Library, Pool
 from portolan.core.silence import runtime
 
@@ -23,12 +26,17 @@ class Extended:
     """What a core was given.
 
     Attributes:
-        names: domain and name of each operator.
+        operators: the kernels.
         door: the library that they came through; without kernels None, in Python the reason.
     """
 
-    names: tuple[tuple[str, str], ...] = ()
+    operators: tuple[Operator, ...] = ()
     door: Door | str | None = None
+
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """Domain and name of each operator."""
+        return tuple((kernel.domain, kernel.name) for kernel, _ in self.operators)
 
     @property
     def way(self) -> str:
@@ -36,20 +44,27 @@ class Extended:
         return "compiled" if isinstance(self.door, Door) else f"python: {self.door}"
 
 
-def extend(core: Any, folder: Folder, threads: int) -> Extended:
-    """Adds the kernels of a folder to a core."""
-    kernels = [(kernel, folder.library(kernel)) for kernel in folder.kernels()]
-    if not kernels:
+def extend(core: Any, operators: Sequence[Operator], brought: Path | None, threads: int) -> Extended:
+    """Adds kernels to a core.
+
+    Args:
+        core: of OpenVINO.
+        operators: the kernels, each with its folder.
+        brought: the folder that came with the model, which may hold a door too.
+        threads: for calls through Python.
+    """
+    if not operators:
         return Extended()
     runtime("openvino.frontend.onnx")
-    door = opened(folder.path)
+    kernels = [(kernel, folder.library(kernel)) for kernel, folder in operators]
+    door = opened(brought)
     if isinstance(door, Door):
         door.add(core, kernels)
     else:
         pool = Pool(threads)
         for kernel, library in kernels:
             core.add_extension(_extension(kernel, library, pool))
-    return Extended(tuple((k.domain, k.name) for k, _ in kernels), door)
+    return Extended(tuple(operators), door)
 
 
 def _extension(kernel: Carried, library: Library, pool: Pool) -> Any:

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
-from portolan.core.carried import Folder
-from portolan.core.extensions import FEATURE, libraries
+from portolan.core.extensions import FEATURE
 from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
 from portolan.core.target import Target
-from portolan.targets.local import local
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,14 +38,11 @@ class Session(Executable):
         name = "DISABLE_ALL" if level == "disabled" else f"ENABLE_{level.upper()}"
         settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{name}")
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        if artefact.kernels is not None:
-            carried = Folder(artefact.kernels)
-            for kernel in carried.kernels():
-                settings.register_custom_ops_library(str(carried.file(kernel)))
         settings.log_severity_level = 3  # errors; warnings about the graph's style would fill a worker's log
         with explained("onnxruntime", artefact.path, *_LACKS), artefact.unpacked() as path:
-            for library in libraries(path, local.detect()):
-                settings.register_custom_ops_library(str(library))
+            self._operators = artefact.operators(path)
+            for kernel, home in self._operators:
+                settings.register_custom_ops_library(str(home.file(kernel)))
             self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDER])
         self._artefact = artefact
         self._names = list(artefact.outputs)
@@ -60,7 +55,7 @@ class Session(Executable):
 
     def save(self, folder: Path) -> None:
         """Writes the graph: an optimised file would be tied to this machine and loads no faster."""
-        self._artefact.save(folder)
+        self._artefact.save(folder, self._operators)
 
     def facts(self) -> dict[str, Any]:
         """What the session answers when asked for its providers and options."""

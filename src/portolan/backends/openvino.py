@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from portolan.backends._artefact import KERNELS, Artefact, all_cores, demand, explained, external_files
 from portolan.backends._openvino_door import Door
-from portolan.backends._openvino_kernels import Extended, extend
+from portolan.backends._openvino_kernels import extend
 from portolan.core import protos
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
-from portolan.core.carried import Folder
+from portolan.core.extensions import FEATURE
 from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
@@ -69,8 +69,7 @@ class Compiled(Executable):
         }
         with explained("openvino", artefact.path, *_LACKS), artefact.unpacked() as path:
             core = runtime("openvino").Core()
-            kernels = artefact.kernels
-            self._extended = Extended() if kernels is None else extend(core, Folder(kernels), threads or cores)
+            self._extended = extend(core, artefact.operators(path), artefact.kernels, threads or cores)
             with _flat(path, self._extended.names) as flat:
                 self._compiled = _compiled(core, flat, settings)
         self._artefact = artefact
@@ -99,7 +98,7 @@ class Compiled(Executable):
 
     def save(self, folder: Path) -> None:
         """Writes the graph: a compiled blob would hold the weights again and be tied to this machine."""
-        self._artefact.save(folder)
+        self._artefact.save(folder, self._extended.operators)
         if isinstance(self._extended.door, Door):
             self._extended.door.save(folder / KERNELS)
 
@@ -114,7 +113,7 @@ class Compiled(Executable):
             "hint": str(ask("PERFORMANCE_HINT")).rpartition(".")[2].lower(),
             "streams": ask("NUM_STREAMS"),
             "outputs": len(self._compiled.outputs),
-            **({"kernels": self._extended.way} if self._extended.names else {}),
+            **({"kernels": self._extended.way} if self._extended.operators else {}),
         }
 
     def close(self) -> None:
@@ -205,6 +204,7 @@ class OpenVino(Backend):
         Exploit("weights:int4", _DOT),
         Exploit("float16", gain="size"),
         Exploit("bfloat16", gain="size"),
+        Exploit(FEATURE),
     )
 
     def refuse(self, model: Model, target: Target) -> str | None:

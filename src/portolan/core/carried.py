@@ -102,6 +102,10 @@ class Folder:
         """The library's file."""
         return self.path / Path(kernel.library).name
 
+    def contents(self, kernel: Carried) -> tuple[bytes, bytes]:
+        """The library and its source."""
+        return self.file(kernel).read_bytes(), (self.path / Path(kernel.source).name).read_bytes()
+
     def library(self, kernel: Carried) -> Library:
         """The library, loaded into this process: a worker."""
         return Library(self.file(kernel), kernel.entry, kernel.symbols)

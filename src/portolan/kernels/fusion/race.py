@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from portolan.core.extensions import place as place_of
-from portolan.core.files import write_whole
+from portolan.core.extensions import there
 from portolan.core.target import Target
 from portolan.errors import DiskFull, OutOfMemory, PortolanError, WorkerTimeout
 from portolan.kernels import place
 from portolan.kernels.candidates import default
 from portolan.kernels.compiler import find
+from portolan.kernels.embed.carry import carry
 from portolan.kernels.embed.ort import door
 from portolan.kernels.fusion.chains import Chain, Finder
 from portolan.kernels.fusion.programs import Fused, fused, sizes
 from portolan.kernels.fusion.rewriting import domain, replaced
 from portolan.kernels.fusion.spaces import Shape, shapes
 from portolan.kernels.lower.nest import groups
+from portolan.kernels.tree import Program
 from portolan.kernels.tune import source
 from portolan.kernels.verify import AGENT, TOLERANCE, Judge, difference, odd_cases
 from portolan.measure.lock import measuring
@@ -109,8 +111,8 @@ class _Race:
         schedules = [default(one.program, g, self.target, self._sizes(one)) for g in groups(one.program)]
         code = source(one.program, schedules) + "\n" + door(one.program, domain(one.program.name))
         key = place.digest("fused", code, self._sizes(one), self.target.fingerprint, compiler.version, _runtime())
-        library = place_of(one.program.name, self.target)
-        if (known := place.recall(place.RACED, key)) is not None and library.is_file():
+        name = one.program.name
+        if (known := place.recall(place.RACED, key)) is not None and there(name, self.target):
             return float(known["ratio"])
         try:
             path = compiler.build(code)
@@ -125,7 +127,7 @@ class _Race:
             # A kernel that cannot be compiled, is wrong or crashes is no candidate; the nodes stay.
             ratio, reason = 0.0, error.message
         else:
-            write_whole(library, path.read_bytes())
+            _kept(one.program, path, place_of(name, self.target))
         place.remember(
             place.RACED, key, {"chain": [n.op_type for n in one.chain.nodes], "ratio": ratio, "reason": reason}
         )
@@ -193,6 +195,16 @@ class _Race:
         for path, made in zip(paths, (plain, kernel), strict=True):
             path.write_bytes(made.SerializeToString())
         return paths
+
+
+def _kept(program: Program, library: Path, folder: Path) -> None:
+    """Puts a compiled kernel where runtimes look for it, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
+        made = carry(Path(scratch) / folder.name, [(program, library)], domain(program.name)).path
+        if folder.is_dir():  # compiled again, by another compiler or for another race
+            folder.rename(Path(scratch) / "old")
+        made.rename(folder)
 
 
 def _runtime() -> str:
