@@ -7,7 +7,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from portolan.kernels.decorated import Kernel
 from portolan.kernels.embed.empty import may_be_empty
 from portolan.kernels.lower.nest import groups
 from portolan.kernels.tune import source, tune
-from portolan.kernels.turned import orders, turned
+from portolan.kernels.turned import _order, orders, turned
 from portolan.kernels.verify import AGENT, TOLERANCE, Case, Judge, difference, odd_cases, random_arrays, real_case
 from portolan.targets.local import local
 from portolan.worker.session import Worker
@@ -169,6 +169,54 @@ def test_large_transposed_arrays_are_read_where_they_are() -> None:
         kernel(a, b, out=a.transpose(2, 0, 1).reshape(-1)[: 3 * 260 * 40].reshape(3, 260, 40))
     gaps = np.zeros((3, 520, 1040), np.float32)[:, :, ::2].transpose(0, 2, 1)
     assert orders(kernel.program, (gaps, b)) == {}
+
+
+def test_columns_of_a_larger_array_are_read_where_they_are() -> None:
+    """As the parts of one projection to queries, keys and values are."""
+    kernel = Kernel(operators.matmul.program)
+    rng = np.random.default_rng(0)
+    whole, b = rng.standard_normal((700, 3, 520), np.float32), rng.standard_normal((520, 40), np.float32)
+    for part in (0, 2):
+        a = whole.reshape(700, -1)[:, part * 520 : (part + 1) * 520]
+        assert orders(kernel.program, (a, b)) == {"A": (0, -3, 1)}
+        out = np.empty((700, 40), np.float32)
+        assert kernel(a, b, out=out) is out
+        np.testing.assert_allclose(out, a @ b, rtol=1e-4, atol=1e-4)
+    assert list(kernel._turned) == [(("A", (0, -3, 1)),)]
+    assert not kernel._ready  # nothing was copied
+    many = np.zeros((17, 8, 128, 128), np.float32)
+    turned_ = [many[:, : n + 1].transpose(0, 1, 3, 2) for n in range(7)]
+    assert {_order(a) for a in turned_} == {(0, -8, 1, 3, 2)} | {(0, -4, 1, 3, 2), (0, -2, 1, 3, 2)} | {None}
+
+
+GAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "every second column": lambda a: a[:, ::2],
+    "columns": lambda a: a[:, 5:525],
+    "columns, a multiple": lambda a: a[:, 520:],
+    "rows": lambda a: a[::3, :520],
+    "backwards": lambda a: a[::-1, 519::-1],
+    "transposed": lambda a: a.T[:520].copy().T,
+    "transposed columns": lambda a: a.reshape(520, 1400)[:, :700].T,
+    "one row again and again": lambda a: np.broadcast_to(a[3, :520], (700, 520)),
+    "overlapping windows": lambda a: np.lib.stride_tricks.sliding_window_view(a.reshape(-1), 520)[:700],
+    "one row of a larger array": lambda a: a[:1, :520],
+}
+
+
+@pytest.mark.parametrize("name", GAPS)
+@pytest.mark.parametrize("worth", [1 << 20, pytest.param(1, marks=pytest.mark.slow)])
+def test_arrays_with_gaps_give_the_right_answers(name: str, worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portolan.kernels.turned.WORTH", worth)
+    rng = np.random.default_rng(0)
+    a = GAPS[name](rng.standard_normal((700, 1040), np.float32))
+    b = rng.standard_normal((520, 120), np.float32)[:, 40:80]
+    np.testing.assert_allclose(operators.matmul(a, b), a @ b, rtol=1e-4, atol=1e-4)
+
+
+def test_results_with_gaps_are_refused() -> None:
+    a, whole = np.zeros((40, 40), np.float32), np.zeros((40, 80), np.float32)
+    with pytest.raises(UsageError, match="has to be a contiguous array"):
+        operators.matmul(a, a, out=whole[:, :40])
 
 
 def test_empty_arrays() -> None:

@@ -26,7 +26,7 @@ from portolan.kernels.printers.text import text
 from portolan.kernels.source import complete, from_function
 from portolan.kernels.tree import Program
 from portolan.kernels.tune import recalled, shape_class, source
-from portolan.kernels.turned import Order, orders, turned
+from portolan.kernels.turned import Order, laid, orders, turned
 from portolan.kernels.verify import AGENT, Judge, odd_cases
 from portolan.kernels.work import flops
 from portolan.worker.session import Worker
@@ -39,6 +39,8 @@ Shapes = tuple[tuple[int, ...], ...]
 _MOST_THREADS = 1024
 #: Sets of shapes that a kernel remembers.
 _MOST_CALLS = 256
+#: Ways of lying in memory that a kernel is compiled for; further ones are copied.
+_MOST_TURNED = 16
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ class Kernel:
         """The results.
 
         Args:
-            arrays: one for each argument, of the annotated type. Large transposed ones are read where they are, by a
-                kernel compiled for that; others that are not contiguous are copied.
+            arrays: one for each argument, of the annotated type. Large ones that are transposed, or columns of a larger
+                array, are read where they are, by a kernel compiled for that; others that are not contiguous are
+                copied once. Arguments may overlap each other and themselves.
             out: arrays for the results, contiguous and apart from all others.
             threads: to share the work among.
 
@@ -88,16 +91,17 @@ class Kernel:
         given = arguments(self.program, arrays)
         if not 1 <= threads <= _MOST_THREADS:
             raise UsageError(f"`threads` is {threads}, and has to be from 1 to {_MOST_THREADS}")
+        kernel, arrays = self, tuple(given)
         if not all(a.flags.c_contiguous for a in given):
-            if by := orders(self.program, given):
-                pairs = zip(self.program.inputs, given, strict=True)
-                whole = [a.transpose(by[t.name]) if t.name in by else a for t, a in pairs]
-                return self._other(by)(*whole, out=out, threads=threads)
-            given = list(map(contiguous, given))
-        call = self._call(tuple([a.shape for a in given]))
+            by = orders(self.program, given)
+            kernel = self._other(by) if by else self
+            places = [None if kernel is self else by.get(t.name) for t in self.program.inputs]
+            pairs = zip(given, places, strict=True)
+            arrays = tuple(contiguous(a) if order is None else laid(a, order) for a, order in pairs)
+        call = kernel._call(tuple([a.shape for a in arrays]))
         made = call.results.made() if out is None else call.results.checked(out, given)
         if call.bound is not None:
-            call.bound([*given, *made], self._pool(threads))
+            call.bound([*arrays, *made], self._pool(threads))
         elif not call.results.empty:  # there is nothing to read, and the result is what a reduction over nothing gives
             for array, value, tensor in zip(made, self.oracle(*given), self.program.outputs, strict=True):
                 array[...] = narrowed(tensor, value)
@@ -154,10 +158,12 @@ class Kernel:
         return f"kernel {self.name}({inputs})"
 
     def _other(self, by: Mapping[str, Order]) -> Kernel:
-        """The same kernel for arguments whose axes lie in other orders."""
+        """The same kernel for arguments that lie otherwise; this one, where there are many such already."""
         key = tuple(sorted(by.items()))
         with self._lock:
             if key not in self._turned:
+                if len(self._turned) >= _MOST_TURNED:
+                    return self
                 self._turned[key] = Kernel(turned(self.program, by))
             return self._turned[key]
 
