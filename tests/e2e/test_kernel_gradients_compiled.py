@@ -50,6 +50,14 @@ def mean_shift(x: Any, y: Any, v: Any) -> Any:
     return w @ v / w.sum(1, keepdim=True)
 
 
+def butterfly(x: Any, w: Any) -> Any:
+    for s in range(len(w)):
+        pairs = x.reshape(len(x), -1, 2, 1 << s)
+        weights = w[s].reshape(-1, 1 << s, 2, 2)
+        x = torch.einsum("bmor,mrio->bmir", pairs, weights).reshape(x.shape)
+    return x
+
+
 THEIRS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
     "matmul": (lambda a, b: a @ b, {"i": 33, "k": 17, "j": 50}),
     "tropical": (lambda a, b: (a[:, :, None] + b[None]).amax(1), {"i": 21, "k": 18, "j": 37}),
@@ -57,11 +65,12 @@ THEIRS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
     "selective_scan": (selective_scan, {"t": 19, "c": 35, "n": 5}),
     "mean_shift": (mean_shift, {"i": 20, "d": 6, "j": 23, "c": 18}),
     "softmax": (lambda x: x.softmax(-1), {"i": 7, "d": 40}),
+    "butterfly": (butterfly, {"b": 19, "i": 32, "s": 5, "m": 16}),
     "layer_norm": (lambda x, g, b: torch.nn.functional.layer_norm(x, x.shape[1:], g, b), {"i": 9, "d": 50}),
 }
 
 
-QUICK = ("tropical",)
+QUICK = ("tropical", "butterfly")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in THEIRS])

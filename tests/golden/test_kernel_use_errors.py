@@ -108,7 +108,6 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "a runtime that takes no kernels": lambda tmp: embedding.embed(
         file(tmp), "net.onnx", embedding.Asked(backends=("reference",)), print
     ),
-    "stages": lambda tmp: operators.butterfly.grad(),
     "integers": lambda tmp: operators.integers.grad(),
     "a reduced state": folded,
     "a state without axes of its own": shared_axis,

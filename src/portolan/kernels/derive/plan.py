@@ -38,6 +38,8 @@ from portolan.kernels.trouble import KernelError, Place
 FLOATS = ("f32", "f16", "bf16")
 #: Before the name of an argument that is given again for its sizes alone.
 LIKE = "like_"
+#: Before the name of an argument to whose derivative is added.
+SUM = "sum_"
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,19 @@ class Plan:
     wanted: tuple[str, ...]
 
 
-def plan(program: Program) -> Plan:
-    """The kernels that make up the gradient of `program`, in reverse mode.
+def plan(program: Program, *, added: frozenset[str] = frozenset(), every: frozenset[str] = frozenset()) -> Plan:
+    """The kernels that make up the gradient of `program`, which has no stages, in reverse mode.
+
+    Args:
+        program: the kernel.
+        added: arguments to whose derivatives the last kernel adds what it is given as `sum_NAME`.
+        every: arguments that get a derivative although nothing depends on them: zeros. Where either names any, all
+            derivatives are f32, to be added up.
 
     Raises:
         KernelError: it has a part without a derivative here.
     """
-    return _Maker(program).made()
+    return _Maker(program, added, every).made()
 
 
 @dataclass
@@ -74,6 +82,8 @@ class _Group:
 @dataclass
 class _Maker:
     program: Program
+    added: frozenset[str] = frozenset()
+    every: frozenset[str] = frozenset()
     groups: list[_Group] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     kept: dict[Expr, Tensor] = field(default_factory=dict)
@@ -81,11 +91,6 @@ class _Maker:
     def made(self) -> Plan:
         """The plan."""
         p = self.program
-        if p.stages:
-            raise KernelError(
-                f"kernel `{p.name}`: there is no gradient through a loop over stages",
-                hint="differentiate one stage, and call it in a loop",
-            )
         self.values, self.ranges = distinct(p)
         self.axes = frozenset(str(a) for o in p.outputs for a in o.axes)
         self.taken = {t.name for t in p.inputs} | set(self.ranges)
@@ -94,7 +99,8 @@ class _Maker:
         wanted = tuple(t.name for t in p.inputs if t.dtype in FLOATS)
         reverse = Reverse(p.name, self.ranges, frozenset(wanted), self._scan, self._places)
         reverse.run([(v, Term((), (s,))) for v, (_, s) in zip(self.values, seeds, strict=True) if v.kind == "f"])
-        used = tuple(w for w in wanted if any(load.tensor == w for load in reverse.loads))
+        reached = {load.tensor for load in reverse.loads}
+        used = tuple(w for w in wanted if w in reached | self.every)
         if not used:
             raise KernelError(f"kernel `{p.name}`: no argument changes its results smoothly")
         last = _Group(f"{p.name}_grad", [], [])
@@ -102,8 +108,13 @@ class _Maker:
             tensor = p.tensor(name)
             axes = self._own_axes(tensor)
             found = [(load, self._kept_in(terms)) for load, terms in reverse.loads.items() if load.tensor == name]
-            last.outputs.append(Tensor(f"grad_{name}", axes, tensor.dtype))
-            last.values.append(total([self._placed(load, term, axes, tensor) for load, term in found]))
+            value = total([self._placed(load, term, axes, tensor) for load, term in found])
+            if name in self.added:
+                before = Tensor(f"{SUM}{name}", axes, "f32")
+                self.tensors.append(before)
+                value = op("add", Load(before.name, tuple(map(Idx, axes)), "f"), value)
+            last.outputs.append(Tensor(f"grad_{name}", axes, "f32" if self.added | self.every else tensor.dtype))
+            last.values.append(value)
         self.groups.append(last)
         return Plan(tuple(self._built(g) for g in self.groups), used)
 
@@ -170,7 +181,7 @@ class _Maker:
                 f"kernel `{self.program.name}`: there is no gradient where what is kept has no axes of its own",
                 hint="give every index that a scan or an inner reduction mentions an axis of its own name",
             )
-        name = _new(f"{stem}{len(self.kept)}", self.taken)
+        name = fresh(f"{stem}{len(self.kept)}", self.taken)
         self.taken.add(name)
         value = _moved(apart(value, frozenset(named.values())), named)
         dtype = "i32" if value.kind == "i" else "f32"
@@ -198,17 +209,9 @@ class _Maker:
     def _built(self, group: _Group) -> Program:
         pairs = zip(group.values, group.outputs, strict=True)
         values = [apart(v, frozenset(str(a) for a in o.axes)) for v, o in pairs]
-        used = {x.tensor for v in values for x in walk(v) if isinstance(x, Load)}
-        inputs = [t for t in self.tensors if t.name in used]
-        needed = {a for o in group.outputs for a in o.axes if isinstance(a, str)} | {
-            s for v in values for s in _symbols(v)
-        }
-        for tensor in self.tensors:
-            lacking = needed - {str(a) for t in inputs for a in t.axes}
-            if tensor not in inputs and lacking & {str(a) for a in tensor.axes}:
-                inputs.append(tensor)
         own = self.program
-        made = Program(group.name, tuple(inputs), tuple(group.outputs), (), tuple(values), "", own.path, own.line)
+        inputs = read(self.tensors, values, group.outputs)
+        made = Program(group.name, inputs, tuple(group.outputs), (), tuple(values), "", own.path, own.line)
         try:
             check(made, Place(own.path, group.name), own.line)
         except KernelError as error:
@@ -253,7 +256,7 @@ class _Maker:
 
     def _placed(self, load: Load, term: Term, axes: tuple[str, ...], tensor: Tensor) -> Term:
         """What one load adds to each element: its indices solved for the element's place, the others summed."""
-        names = {n: _new(f"{n}_at", self.taken | set(axes)) for n in sorted(free(load))}
+        names = {n: fresh(f"{n}_at", self.taken | set(axes)) for n in sorted(free(load))}
         ranges = {new: self.ranges[old] for old, new in names.items()}
         keep = frozenset((*axes, *names.values()))
         parts = [apart(e, keep) for e in (*term.where, *term.factors, *load.index)]
@@ -326,6 +329,18 @@ def _moved(e: Expr, names: Mapping[str, str]) -> Expr:
     return e
 
 
+def read(tensors: Sequence[Tensor], values: Sequence[Expr], outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Those of the arrays that values read, and those that give the sizes of what they mention."""
+    used = {x.tensor for v in values for x in walk(v) if isinstance(x, Load)}
+    inputs = [t for t in tensors if t.name in used]
+    needed = {a for o in outputs for a in o.axes if isinstance(a, str)} | {s for v in values for s in _symbols(v)}
+    for tensor in tensors:
+        lacking = needed - {str(a) for t in inputs for a in t.axes}
+        if tensor not in inputs and lacking & {str(a) for a in tensor.axes}:
+            inputs.append(tensor)
+    return tuple(inputs)
+
+
 def _symbols(e: Expr) -> set[str]:
     found: set[str] = set()
     for x in walk(e):
@@ -343,10 +358,11 @@ def _symbols(e: Expr) -> set[str]:
 
 def seed_name(program: Program, output: Tensor) -> str:
     """The argument that brings the derivative of a result."""
-    return _new(f"d_{output.name}", {t.name for t in program.inputs})
+    return fresh(f"d_{output.name}", {t.name for t in program.inputs})
 
 
-def _new(stem: str, taken: set[str]) -> str:
+def fresh(stem: str, taken: set[str]) -> str:
+    """A name like `stem` that is not taken."""
     name = stem
     while name in taken:
         name += "_"
