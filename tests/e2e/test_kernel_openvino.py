@@ -90,22 +90,36 @@ def test_operators_agree_with_the_oracle_at_any_size(name: str, way: str, tmp_pa
             np.testing.assert_allclose(found, want, rtol=2e-4, atol=2e-5 * float(np.abs(want).max() or 1))
 
 
-@pytest.mark.parametrize("way", WAYS, indirect=True)
-def test_kernels_of_the_same_arguments_stay_two(way: str, tmp_path: Path) -> None:
-    """OpenVINO joins nodes that it takes for equal."""
+def two_calls(folder: Path) -> Model:
+    """A model that calls two kernels on the same arguments."""
     both = [operators.tropical, operators.matmul]
     nodes = [helper.make_node(k.name, ["a", "b"], [k.name], domain=DOMAIN) for k in both]
     sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [8, 8]) for n in ("a", "b", *(k.name for k in both))]
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
     graph = helper.make_graph(nodes, "two", sides[:2], sides[2:])
-    made = helper.make_model(graph, opset_imports=opsets, functions=[function(k.program) for k in both], ir_version=10)
-    onnx.save(made, str(tmp_path / "two.onnx"))
-    executable = compiled(carrying(tmp_path / "two.onnx", tmp_path / "kernels", *both))
+    functions = [function(k.program) for k in both]
+    made = helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
+    onnx.save(made, str(folder / "two.onnx"))
+    return carrying(folder / "two.onnx", folder / "kernels", *both)
+
+
+def agrees(executable: Any) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((8, 8), np.float32), rng.standard_normal((8, 8), np.float32)
     found = executable.run({"a": a, "b": b})
-    for kernel in both:
+    for kernel in (operators.tropical, operators.matmul):
         np.testing.assert_allclose(found[kernel.name], kernel.oracle(a, b)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_kernels_of_the_same_arguments_stay_two(way: str, tmp_path: Path) -> None:
+    """OpenVINO joins nodes that it takes for equal."""
+    agrees(compiled(two_calls(tmp_path)))
+
+
+def test_two_kernels_of_one_model_in_onnx_runtime(tmp_path: Path) -> None:
+    """Both are of one domain."""
+    agrees(registry.backend("onnxruntime").compile(two_calls(tmp_path), local.detect()))
 
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)

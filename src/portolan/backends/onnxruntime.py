@@ -9,6 +9,7 @@ from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.core.backend import Backend, Executable, Exploit, Tensors
 from portolan.core.extensions import FEATURE
 from portolan.core.model import Model
+from portolan.core.native import registered
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
 from portolan.core.target import Target
@@ -41,8 +42,7 @@ class Session(Executable):
         settings.log_severity_level = 3  # errors; warnings about the graph's style would fill a worker's log
         with explained("onnxruntime", artefact.path, *_LACKS), artefact.unpacked() as path:
             self._operators = artefact.operators(path)
-            for kernel, home in self._operators:
-                settings.register_custom_ops_library(str(home.file(kernel)))
+            registered(settings, [(kernel.domain, home.file(kernel)) for kernel, home in self._operators])
             self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDER])
         self._artefact = artefact
         self._names = list(artefact.outputs)

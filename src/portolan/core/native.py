@@ -208,3 +208,24 @@ class _Helper:
 def _closed(helpers: Sequence[_Helper]) -> None:
     for helper in helpers:
         helper.begin(None)
+
+
+def registered(options: Any, libraries: Sequence[tuple[str, Path]]) -> None:
+    """Registers custom-op libraries with ONNX Runtime's session options, each with the domain of its operator.
+
+    A session takes a domain once: of several libraries for one, the first is told of the others.
+
+    Raises:
+        OSError: one cannot be loaded.
+    """
+    groups: dict[str, list[Path]] = {}
+    for domain, path in libraries:
+        groups.setdefault(domain, []).append(path)
+    for first, *others in groups.values():
+        if others:
+            join = ctypes.CDLL(str(first)).portolan_join
+            join.argtypes, join.restype = [ctypes.c_void_p], ctypes.c_int
+            for path in others:
+                if not join(ctypes.cast(ctypes.CDLL(str(path)).portolan_operator, ctypes.c_void_p)):
+                    raise OSError(f"{path}: one more operator than a domain takes")
+        options.register_custom_ops_library(str(first))

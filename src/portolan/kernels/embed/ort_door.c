@@ -190,10 +190,35 @@ static const OrtCustomOp operator_ = {
   .GetVariadicOutputMinArity = op_one, .GetVariadicOutputHomogeneity = op_one,
   .CreateKernelV2 = create, .KernelComputeV2 = compute};
 
-__attribute__((visibility("default"))) OrtStatus *RegisterCustomOps(void *options, const OrtApiBase *base) {
+#define EXPORTED __attribute__((visibility("default")))
+
+/* A session takes a domain once, so of several libraries of one domain the first is registered, and told of the others
+   before, in the same thread. */
+typedef const OrtCustomOp *(*Offer)(const OrtApiBase *);
+enum { MOST_JOINED = 1024 };
+static _Thread_local Offer joined[MOST_JOINED];
+static _Thread_local int joins;
+
+EXPORTED const OrtCustomOp *portolan_operator(const OrtApiBase *base) {
+  return (ort_api = base->GetApi(API_VERSION)) ? &operator_ : 0;
+}
+
+EXPORTED int portolan_join(Offer offer) {
+  if (joins == MOST_JOINED) return 0;
+  joined[joins++] = offer;
+  return 1;
+}
+
+EXPORTED OrtStatus *RegisterCustomOps(void *options, const OrtApiBase *base) {
   void *domain;
-  if (!(ort_api = base->GetApi(API_VERSION))) return 0;
+  int others = joins;
+  joins = 0;
+  if (!portolan_operator(base)) return 0;
   TRY(CREATE_DOMAIN(DOMAIN_NAME, &domain));
   TRY(DOMAIN_ADD(domain, &operator_));
+  for (int n = 0; n < others; n++) {
+    const OrtCustomOp *other = joined[n](base);
+    if (other) TRY(DOMAIN_ADD(domain, other));
+  }
   return ADD_DOMAIN(options, domain);
 }
