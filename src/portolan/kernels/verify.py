@@ -15,6 +15,7 @@ from portolan.kernels.arrays import dtype_of as held_as
 from portolan.kernels.build_tree import KIND_OF_DTYPE
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.oracle import evaluate
+from portolan.kernels.sampled import MOST_SHIFTED, places, shifts
 from portolan.kernels.tree import Op, Program, Scan, Tensor, extents_of, walk
 from portolan.worker.session import Worker, patience
 
@@ -47,7 +48,13 @@ def random_arrays(program: Program, sizes: Mapping[str, int], rng: np.random.Gen
     """
     steep = any(isinstance(e, Op) and e.name == "exp" for v in program.values for e in walk(v))
     scale = 0.5 * min(1.0, (_SHORT / max([1, *sizes.values()])) ** 0.5 if steep else 1.0)
-    return tuple(_random(t, [size_of(a, sizes) for a in t.axes], sizes, scale, rng) for t in program.inputs)
+    shifted = shifts(program)
+    return tuple(
+        _random(t, [size_of(a, sizes) for a in t.axes], sizes, scale, rng)
+        if t.name not in shifted
+        else rng.integers(0, MOST_SHIFTED, [size_of(a, sizes) for a in t.axes]).astype(held_as(t))
+        for t in program.inputs
+    )
 
 
 def _random(
@@ -86,8 +93,11 @@ def _shrunk(program: Program, sizes: dict[str, int], rng: np.random.Generator) -
 
 
 def real_case(program: Program, sizes: Mapping[str, int], rng: np.random.Generator) -> Case:
-    """The sizes that count, compared at some places of each result's axes (all along a scan)."""
-    arrays = random_arrays(program, sizes, rng)
+    """The sizes that count, compared at some places of each result's axes (all along a scan).
+
+    Gathers read inside of their arrays, as they do in use: what is outside costs nothing, and would decide a race.
+    """
+    arrays = _inside(program, sizes, random_arrays(program, sizes, rng), rng)
     if program.stages:
         return Case(sizes, arrays)
     scans = {e.axis for v in program.values for e in walk(v) if isinstance(e, Scan)}
@@ -101,6 +111,19 @@ def real_case(program: Program, sizes: Mapping[str, int], rng: np.random.Generat
         picks = {0, size - 1, size // 2, *rng.integers(0, size, max(0, min(each, 24) - 3)).tolist()}
         at[axis] = tuple(sorted(picks))[: max(each, 2)] if len(picks) > each else tuple(sorted(picks))
     return Case(sizes, arrays, at)
+
+
+def _inside(
+    program: Program, sizes: Mapping[str, int], arrays: Sequence[Array], rng: np.random.Generator
+) -> tuple[Array, ...]:
+    """The arguments, but where one says where another is read, with places that are there."""
+    ranges, fixed = places(program, sizes), shifts(program)
+    made = list(arrays)
+    for number, tensor in enumerate(program.inputs):
+        if tensor.name in ranges and tensor.name not in fixed and tensor.dtype != "i8":
+            low, high = ranges[tensor.name]
+            made[number] = narrowed(tensor, np.asarray(rng.uniform(low, high, arrays[number].shape), np.float32))
+    return tuple(made)
 
 
 class Judge:
