@@ -37,6 +37,11 @@ def main() -> int:
     parser.add_argument("zoo", type=Path)
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     parser.add_argument("--backend", action="append", help="only this backend; all that are ready without")
+    parser.add_argument("--model", action="append", choices=MODELS, help="only this model")
+    parser.add_argument("--numbers", action="append", choices=VARIANTS, help="only these")
+    parser.add_argument(
+        "--rows", type=int, default=ROWS, help=f"samples, of which some three quarters are compared; {ROWS}"
+    )
     parser.add_argument("--write", action="store_true", help="write the table into the docs")
     given = parser.parse_args()
     kept = given.zoo / "elsewhere.json"
@@ -44,11 +49,11 @@ def main() -> int:
     for name in given.targets or ([] if given.write else _added.names()):
         target = _added.find(name)
         for backend in given.backend or ready(target):
-            for model in MODELS:
-                for variant in VARIANTS:
+            for model in given.model or MODELS:
+                for variant in given.numbers or VARIANTS:
                     key = f"{name} {backend} {model} {variant}"
                     if key not in rows:
-                        rows[key] = asked(given.zoo, model, variant, target, backend)
+                        rows[key] = asked(given.zoo, model, variant, target, backend, given.rows)
                         kept.write_text(json.dumps(rows, indent=1))
                     print(key, rows[key].get("reason") or f"{rows[key]['error']:.2g}", flush=True)
     if given.write:
@@ -61,12 +66,12 @@ def ready(target: Target) -> list[str]:
     return [n for n, b in backends(target, None).items() if b.probe(target).ready and n not in ("reference", "fake")]
 
 
-def asked(zoo: Path, model: str, variant: str, target: Target, backend: str) -> dict[str, Any]:
-    """One model on one backend there: how far its answers are from those here."""
-    data = zoo / f"elsewhere-{model}.npz"
+def asked(zoo: Path, model: str, variant: str, target: Target, backend: str, count: int = ROWS) -> dict[str, Any]:
+    """One model on one backend there, on `count` samples: how far its answers are from those here."""
+    data = zoo / f"elsewhere-{model}-{count}.npz"
     if not data.is_file():
         with np.load(zoo / f"{model}.npz") as arrays:
-            np.savez(data, **{key: arrays[key][:ROWS] for key in arrays.files})
+            np.savez(data, **{key: arrays[key][:count] for key in arrays.files})
     path = zoo / f"{model}.onnx"
     if variant == "int8":
         path = zoo / f"elsewhere-{model}-int8.onnx"
@@ -86,6 +91,7 @@ def asked(zoo: Path, model: str, variant: str, target: Target, backend: str) -> 
         return row | {"reason": arm["reason"]}
     metrics: Mapping[str, Any] = arm["metrics"]
     found = {name: metrics[name]["value"] for name in ("agreement", "cosine") if name in metrics}
+    found["n"] = metrics["max_rel_error"].get("n") or metrics.get("agreement", {}).get("n")
     return row | {"same": arm["same"], "error": metrics["max_rel_error"]["value"], **found}
 
 
@@ -102,7 +108,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "[targets that are not this machine](../guides/emulated-targets.md).", "",
         f"Found on {' and '.join(dates)} by `python benchmarks/answers_elsewhere.py ZOO --write`, with the targets of",
         "`portolan target add NAME --emulate KIND`; ZOO is made by `python benchmarks/models.py ZOO`.", "",
-        "| target | backend | model | numbers | largest difference | answers |", "|---|---|---|---|---|---|",
+        "| target | backend | model | numbers | samples | largest difference | answers |",
+        "|---|---|---|---|---|---|---|",
         *(_line(row) for row in rows if not row.get("reason")),
     ]  # fmt: skip
     if refused := [_refusal(row) for row in rows if row.get("reason")]:
@@ -120,7 +127,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 def _line(row: Mapping[str, Any]) -> str:
     word = "as here" if row["same"] else "**change**"
     place = f"{row['display']} | {row['backend']} {row['version']} | {row['model']} | {row['variant']}"
-    return f"| {place} | {row['error']:.1e} | {word} |"
+    return f"| {place} | {row.get('n') or '8 or more'} | {row['error']:.1e} | {word} |"
 
 
 def _refusal(row: Mapping[str, Any]) -> str:

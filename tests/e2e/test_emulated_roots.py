@@ -21,6 +21,8 @@ import portolan
 from portolan.emulation.kinds import KINDS
 from portolan.errors import NoBackend
 from portolan.targets import _added
+from portolan.testing.models import convolutions
+from support.envs import made_environment
 
 NEEDS = {
     "arm": ("aarch64", ("apt-get", "dpkg-deb")),
@@ -138,6 +140,14 @@ def test_what_was_found_for_the_web_is_packed_and_becomes_a_folder_for_pages(tar
     (folder / "node_modules").symlink_to(root / target / "node_modules")
     done = subprocess.run(["node", "check.mjs"], cwd=folder, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, "answers as packed\n"), done.stderr
+
+
+@pytest.mark.parametrize("target", ["arm"], indirect=True)
+def test_what_its_converter_made_here_runs_there(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_environment("ncnn", monkeypatch)
+    case = convolutions(tmp_path, rows=1)
+    (arm,) = portolan.bench(case.model.path, target=target, backend=["ncnn"]).arms
+    assert arm.get("same"), arm
 
 
 #: Real models, where PORTOLAN_TEST_ZOO names the folder of `benchmarks/models.py`: f32 answers are those from here.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from portolan.core import environments, registry
+from portolan.core.target import Target
 from portolan.errors import UnknownName, UsageError
 from portolan.testing.models import cases, this_machine
 from portolan.worker import Worker
-from portolan.worker.environments import backends, python_for
+from portolan.worker.environments import backends, python_for, python_for_compiling
 
 
 @pytest.fixture
@@ -136,3 +140,67 @@ def test_a_variable_that_is_no_command_line_is_said(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PORTOLAN_PYTHON_ONNXRUNTIME", "python3 'unclosed")
     with pytest.raises(UsageError, match="`PORTOLAN_PYTHON_ONNXRUNTIME` is no command line"):
         python_for("onnxruntime")
+
+
+REACH = ("qemu", "-L", "root", "/root/python3")
+
+
+class There:
+    """A worker on a target that has every backend in its first version."""
+
+    def __init__(self, **_: Any) -> None:
+        self.fields: dict[str, Any] = {"support": {"ready": True, "version": "1.0"}}
+
+    def __enter__(self) -> There:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+    def ask(self, op: str, *, timeout: float, backend: str, target: Any) -> There:
+        del op, timeout, target
+        self.fields["versions"] = {backend: "1.0"}
+        return self
+
+
+@pytest.fixture
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """A target with an interpreter of its own; this machine has no environments yet."""
+    monkeypatch.setenv("PORTOLAN_ENVS", str(tmp_path / "envs"))
+    monkeypatch.setattr("portolan.worker.environments.Worker", There)
+    return dataclasses.replace(this_machine(), id="arm", kind="emulated", reach=REACH)
+
+
+def whole(name: str, root: Path) -> Path:
+    """What a look at a whole environment sees."""
+    site = root / "envs" / name / "lib" / "python3.11" / "site-packages"
+    (site / name).mkdir(parents=True)
+    for pin in environments.plan(name).pins:
+        (site / f"{pin.name.replace('-', '_')}-{pin.version}.dist-info").mkdir()
+    python = root / "envs" / name / "bin" / "python"
+    python.parent.mkdir()
+    python.touch()
+    (root / "envs" / name / environments.STAMP).write_text('{"size": 1}')
+    return python
+
+
+def test_a_target_without_the_converter_takes_what_is_converted_here(far: Target, tmp_path: Path) -> None:
+    support = backends(far, ["ncnn"])["ncnn"].probe(far)
+    assert (support.ready, support.fix) == (False, "portolan env add ncnn")
+    assert support.reason == "`ncnn` is converted on this machine: the package `ncnn` is not installed"
+    python = whole("ncnn", tmp_path)
+    found = backends(far, ["ncnn", "onnxruntime"])
+    assert found["ncnn"].probe(far).ready
+    pins = {pin.name: pin.version for pin in environments.plan("ncnn").pins}
+    assert found["ncnn"].versions() == {"ncnn": "1.0", "pnnx": pins["pnnx"]}
+    assert found["onnxruntime"].versions() == {"onnxruntime": "1.0"}
+    assert python_for_compiling(far, found["ncnn"]) == [str(python)]
+
+
+def test_what_is_not_portable_is_compiled_where_it_runs(far: Target, tmp_path: Path) -> None:
+    whole("ncnn", tmp_path)
+    assert python_for_compiling(far, registry.backend("onnxruntime")) == list(REACH)
+    same = dataclasses.replace(far, reach=("qemu", sys.executable))  # an older processor with this interpreter
+    here = str(tmp_path / "envs" / "ncnn" / "bin" / "python")
+    assert python_for_compiling(same, registry.backend("ncnn")) == ["qemu", here]
+    assert python_for_compiling(this_machine(), registry.backend("ncnn")) == [here]

@@ -85,6 +85,7 @@ class Ncnn(Backend):
     distributions = ("ncnn", "pnnx")
     module = "ncnn"
     fix = "portolan env add ncnn"
+    portable = True
 
     def refuse(self, model: Model, target: Target) -> str | None:
         """Besides the features: batches, free sizes, other types than floats, and operators that pnnx drops."""

@@ -94,6 +94,9 @@ class Backend(ABC):
     simulated: ClassVar[bool] = False
     #: Whether it is for targets of WebAssembly: no other backend runs there, and it is searched there.
     web: ClassVar[bool] = False
+    #: Whether what it compiles runs on every processor: a target with an interpreter of its own is then given what was
+    #: compiled here, since converters exist for few processors.
+    portable: ClassVar[bool] = False
 
     def probe(self, target: Target) -> Support:
         """Whether this backend can run on `target`, without importing the runtime."""

@@ -34,7 +34,7 @@ from portolan.errors import (
 from portolan.study.budget import Left, ask, unlimited
 from portolan.study.workspace import Workspace
 from portolan.worker import Worker, default_memory_limit, patience
-from portolan.worker.environments import python_for, python_on
+from portolan.worker.environments import python_for, python_for_compiling, python_on
 
 _SECONDS = 600.0
 _LOG = 2000
@@ -223,7 +223,7 @@ class Builder:
 
     def _compile(self, recipe: Recipe, model: Model, out: Path) -> dict[str, Any]:
         slow = FAR_PATIENCE if self._target.reach else 1.0
-        with self._worker(python_on(self._target, recipe.backend)) as worker:
+        with self._worker(python_for_compiling(self._target, self._backends[recipe.backend])) as worker:
             reply = ask(
                 worker,
                 "compile",

@@ -19,9 +19,10 @@ from portolan.core.backend import Backend, Support
 from portolan.core.interpreters import named, python_for, variable
 from portolan.core.target import Target
 from portolan.errors import PortolanError
+from portolan.targets.local import local
 from portolan.worker.session import Worker
 
-__all__ = ["backends", "elsewhere", "python_for", "python_on"]
+__all__ = ["backends", "elsewhere", "python_for", "python_for_compiling", "python_on"]
 
 _PROBE_SECONDS, _FAR_SECONDS = 60.0, 300.0
 _EMULATOR = "qemu-user"
@@ -34,6 +35,18 @@ def python_on(target: Target, name: str) -> list[str] | None:
     *prefix, python = target.reach
     own = python_for(name) if python == sys.executable else None
     return [*prefix, *(own or [python])]
+
+
+def python_for_compiling(target: Target, backend: Backend) -> list[str] | None:
+    """The argv of the interpreter that compiles for `target`: this machine's where what it makes runs anywhere."""
+    if backend.portable and _own_interpreter(target):
+        return python_for(backend.name)
+    return python_on(target, backend.name)
+
+
+def _own_interpreter(target: Target) -> bool:
+    """Whether another interpreter than this one runs there."""
+    return bool(target.reach) and target.reach[-1] != sys.executable
 
 
 def backends(target: Target, names: Sequence[str] | None = None) -> dict[str, Backend]:
@@ -67,7 +80,7 @@ def _there(target: Target, names: Sequence[str]) -> dict[str, Backend]:
     try:
         with Worker(python=target.reach) as worker:
             for name in (name for name in names if name not in answers):
-                answers[name] = _probed(worker, name, target, _FAR_SECONDS)
+                answers[name] = _with_converter(_probed(worker, name, target, _FAR_SECONDS), found[name], target)
     except (PortolanError, OSError) as error:
         lost = Support(False, reason=f"`{target.id}` does not answer: {error}", fix=f"portolan target show {target.id}")
         answers |= {name: (lost, {}) for name in names if name not in answers}
@@ -86,10 +99,25 @@ def _there(target: Target, names: Sequence[str]) -> dict[str, Backend]:
 def _probed(worker: Worker, name: str, target: Target, seconds: float) -> tuple[Support, dict[str, str]]:
     fields = worker.ask("probe", timeout=seconds, backend=name, target=target.to_json()).fields
     support = Support(**fields["support"])
-    if target.reach and target.reach[-1] != sys.executable:
+    if _own_interpreter(target):
         # What is missing in an interpreter of its own is not mended by a command for this one.
         support = replace(support, fix=None)
     return support, dict(fields["versions"])
+
+
+def _with_converter(
+    answer: tuple[Support, dict[str, str]], backend: Backend, target: Target
+) -> tuple[Support, dict[str, str]]:
+    """What a target says of a backend, and of its converter here where it has one: both decide the answers."""
+    support, versions = answer
+    if not (support.ready and backend.portable and _own_interpreter(target)):
+        return answer
+    here = backends(local.detect(), [backend.name])[backend.name]
+    converter = here.probe(local.detect())
+    if not converter.ready:
+        reason = f"`{backend.name}` is converted on this machine: {converter.reason}"
+        return Support(False, support.version, reason, converter.fix), versions
+    return support, here.versions() | versions
 
 
 def _answering(backend: Backend, support: Support, versions: dict[str, str]) -> Backend:
