@@ -24,6 +24,7 @@ from portolan.kernels.fusion import race
 from portolan.kernels.fusion.chains import Finder
 from portolan.kernels.fusion.spaces import shapes
 from portolan.targets.local import local
+from support.serving import serving
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler")
 
@@ -124,34 +125,51 @@ def misled(path: Path) -> None:
     onnx.save(proto, path)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+CHAINS = """
+<ir_version: 10, opset_import: ["": 18]>
+net (float[b,16] x) => (float[b,16] y) <float[16,16] w> {
+  a = Exp (x)  b = Tanh (a)  c = MatMul (b, w)  d = Softmax (c)  y = Sigmoid (d)
+}"""
+FEEDS = {"x": np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)}
+
+
+def shipped(backend: str, folder: Path, patch: pytest.MonkeyPatch) -> tuple[Path, set[str], np.ndarray]:
+    """A bundle of two chains as kernels, whose bodies are wrong, for a user who compiled nothing; and the answer."""
+    if not registry.backend(backend).probe(local.detect()).ready:
+        pytest.skip(f"`{backend}` is not installed")
+    path = written(CHAINS, folder / "in", w=np.eye(16, dtype=np.float32))
+    fused = fuse(load_model(path), Context(empty(folder / "out"), local.detect()), gain=0.0)
+    misled(fused.path)
+    packed = portolan.pack(str(fused.path), backend=backend, out=folder / "bundle")
+    assert packed.verified
+    names = {f"compiled/kernels/{name}{suffix}" for name in operators(fused.path) for suffix in (".so", ".c")}
+    assert names <= set(packed.files)
+    patch.setenv("PORTOLAN_CACHE", str(folder / "another user"))
+    patch.setenv("PORTOLAN_CXX", "no-such-compiler")
+    return folder / "bundle", names, ReferenceEvaluator(str(path)).run(None, FEEDS)[0]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_a_bundle_carries_the_kernels_to_another_user(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not registry.backend(backend).probe(local.detect()).ready:
-        pytest.skip(f"`{backend}` is not installed")
-    text = """
-    <ir_version: 10, opset_import: ["": 18]>
-    net (float[b,16] x) => (float[b,16] y) <float[16,16] w> {
-      a = Exp (x)  b = Tanh (a)  c = MatMul (b, w)  d = Softmax (c)  y = Sigmoid (d)
-    }"""
-    path = written(text, tmp_path / "in", w=np.eye(16, dtype=np.float32))
-    fused = fuse(load_model(path), Context(empty(tmp_path / "out"), local.detect()), gain=0.0)
-    names = operators(fused.path)
-    misled(fused.path)
-    packed = portolan.pack(str(fused.path), backend=backend, out=tmp_path / "bundle")
-    assert packed.verified
-    held = set(packed.files)
-    assert {f"compiled/kernels/{name}{suffix}" for name in names for suffix in (".so", ".c")} <= held
-    monkeypatch.setenv("PORTOLAN_CACHE", str(tmp_path / "another user"))
-    monkeypatch.setenv("PORTOLAN_CXX", "no-such-compiler")
-    feeds = {"x": np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)}
-    (want,) = ReferenceEvaluator(str(path)).run(None, feeds)
-    with open_bundle(tmp_path / "bundle", native=True) as bundle:
+    made, names, want = shipped(backend, tmp_path, monkeypatch)
+    assert len(names) == 4
+    with open_bundle(made, native=True) as bundle:
         assert bundle.verify()
-        np.testing.assert_allclose(bundle.run(feeds)["y"], want, rtol=1e-5)
-    with open_bundle(tmp_path / "bundle") as bundle, pytest.raises(UsageError, match="holds compiled code"):
-        bundle.run(feeds)
+        np.testing.assert_allclose(bundle.run(FEEDS)["y"], want, rtol=1e-5)
+    with open_bundle(made) as bundle, pytest.raises(UsageError, match="holds compiled code"):
+        bundle.run(FEEDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_bundle_with_fused_kernels_is_served(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _, want = shipped(backend, tmp_path, monkeypatch)
+    with open_bundle(made, native=True) as bundle:
+        name = bundle.manifest.name
+    with serving(made, "--native") as server:
+        np.testing.assert_allclose(server.answer(name, FEEDS)["y"], want, rtol=1e-5)
 
 
 def test_a_kernel_that_is_slower_or_wrong_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

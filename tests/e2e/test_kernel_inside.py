@@ -205,17 +205,11 @@ def test_a_bundle_whose_library_was_swapped_fails_its_checksum(packed: dict[str,
 
 @pytest.mark.slow
 def test_a_bundle_with_kernels_is_served(packed: dict[str, Any]) -> None:
-    import urllib.request
-
     x = np.random.default_rng(1).standard_normal((3, 48), np.float32)
-    body = {"inputs": [{"name": "x", "shape": [3, 48], "datatype": "FP32", "data": x.ravel().tolist()}]}
     with serving(packed["bundle"]["bundle"], "--native") as server:
-        url = f"http://{server.address}/v2/models/net/infer"
-        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            (out,) = json.loads(reply.read())["outputs"]
+        found = server.answer("net", {"x": x})
     rng = np.random.default_rng(0)
     w = [rng.standard_normal((48, 48), np.float32) for _ in range(2)]
     first = np.maximum(operators.tropical.oracle(x, w[0])[0], 0).astype(np.float32)
     want = operators.tropical.oracle(first, w[1])[0]
-    np.testing.assert_allclose(np.reshape(out["data"], (3, 48)), want, rtol=1e-5)
+    np.testing.assert_allclose(found["y"], want, rtol=1e-5)

@@ -1,8 +1,8 @@
 """Compiled kernels as operators of OpenVINO: through a library of C++, or in Python where no compiler makes one.
 
-The library shares a kernel's tasks among the threads that infer. In Python a call costs some ten microseconds more, the
-kernel runs without the interpreter's lock, and since OpenVINO lends none of its threads to operators in Python, the
-kernel's helpers are its own; they sleep while there is nothing to do.
+The library shares a kernel's tasks among the threads that infer. In Python a call waits for the interpreter and for
+helper threads to wake up, since OpenVINO lends none of its own to operators in Python. The kernel itself runs without
+the interpreter's lock.
 """
 
 from __future__ import annotations
