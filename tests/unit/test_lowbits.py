@@ -157,7 +157,7 @@ def test_gptq_beats_rounding_and_hqq_the_p_norm() -> None:
 
         assert error("gptq") < 0.5 * error("rtn")
         norms = {m: (np.abs(rounded(w, bits, 32, m).matrix() - w) ** 0.7).sum() for m in ("rtn", "hqq")}
-        assert norms["hqq"] <= norms["rtn"]
+        assert norms["hqq"] < norms["rtn"]
 
 
 def test_moments_that_say_nothing_or_are_singular() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -111,6 +113,26 @@ def test_answers_that_are_no_floats_show_no_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no output of `m` is float32") as caught:
         apply(load_model(tmp_path / "m.onnx"), tmp_path / "q", {"x": normal(16, 8)})
     assert "mode=weights" in str(caught.value.hint)
+
+
+def test_bits_are_chosen_on_samples_that_nothing_was_fitted_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[bytes]] = {}
+
+    def noted(name: str, place: int) -> None:
+        used = getattr(module, name)
+
+        def call(*given: Any) -> Any:
+            seen[name] = {run["x"].tobytes() for run in given[place]}
+            return used(*given)
+
+        monkeypatch.setattr(module, name, call)
+
+    module = sys.modules["portolan.passes.mixed_precision"]
+    noted("hessians", 2)
+    noted("Switchboard", 3)
+    apply(branches(tmp_path / "m.onnx"), tmp_path / "q", {"x": normal(64, 64, seed=9)}, group=32)
+    assert min(len(seen["hessians"]), len(seen["Switchboard"])) >= 8
+    assert not seen["hessians"] & seen["Switchboard"]
 
 
 def test_fitting_and_choosing_see_different_samples() -> None:

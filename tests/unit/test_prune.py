@@ -71,7 +71,8 @@ def test_magnitude_drops_the_smallest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("score", ["activation", "magnitude"])
 def test_two_of_four_along_the_summed_axis(tmp_path: Path, score: str) -> None:
     data = IMAGES if score == "activation" else None
-    result = apply(prune, residual(tmp_path / "m.onnx"), tmp_path / "p", data, kind="2:4", score=score)
+    original = residual(tmp_path / "m.onnx")
+    result = apply(prune, original, tmp_path / "p", data, kind="2:4", score=score)
     assert result.features == ("sparsity:2:4",)
     found = constants(result)
     products = [n.input[1] for n in onnx.load(result.path).graph.node if n.op_type in ("Conv", "Gemm")]
@@ -79,7 +80,12 @@ def test_two_of_four_along_the_summed_axis(tmp_path: Path, score: str) -> None:
     for name in (products[1], products[2], products[4], products[5]):  # outputs, inputs, window
         w = found[name]
         rows = np.moveaxis(w.reshape(w.shape[0], w.shape[1], -1), 1, 2)
-        assert ((rows.reshape(-1, 4) == 0).sum(1) >= 2).all(), name
+        fours = rows.reshape(-1, 4)
+        assert ((fours == 0).sum(1) >= 2).all(), name
+        if score == "magnitude" and name in ("k1", "k2"):
+            old = np.abs(np.moveaxis(constants(original)[name].reshape(*w.shape[:2], -1), 1, 2).reshape(-1, 4))
+            gone, left = np.where(fours == 0, old, 0).max(1), np.where(fours == 0, np.inf, old).min(1)
+            assert (gone <= left).all(), "the two smaller of each four go"
     assert (found["stem"] != 0).all(), "3 inputs are no multiple of 4"
     assert (found["dw"] != 0).all(), "each of a depthwise convolution's few weights counts"
     model = perceptron(tmp_path / "p.onnx")
@@ -120,6 +126,18 @@ def test_neurons_go_with_their_biases_and_inputs(tmp_path: Path, ratio: float, a
         found = shapes(result)
         assert (found["w1"], found["b1"], found["w2"], found["b2"]) == ((32, left), (left,), (left, 32), (32,))
         assert run(result, {"x": normal(3, 5, 32)})["y"].shape == (3, 5, 32)
+
+
+def test_what_dropped_neurons_gave_is_taken_over(tmp_path: Path) -> None:
+    """Every neuron is there twice: without one of each pair nothing has to be lost."""
+    half = normal(32, 24) / 5
+    nodes = [node("MatMul", ["x", "w1"], ["u"]), node("Relu", ["u"], ["h"]), node("MatMul", ["h", "w2"], ["y"])]
+    weights = {"w1": np.concatenate([half, half], 1), "w2": normal(48, 32, seed=4) / 7}
+    model = save(tmp_path / "m.onnx", nodes, weights, {"x": ["n", 32]}, {"y": ["n", 32]})
+    data = {"x": normal(200, 32, seed=8)}
+    result = apply(prune, model, tmp_path / "p", data, kind="neurons", ratio=0.5, align=8)
+    assert constants(result)["w1"].shape == (32, 24)
+    assert error(model, result, {"x": normal(50, 32, seed=77)}) < 0.2
 
 
 def test_channels_go_through_a_residual_and_a_depthwise_convolution(tmp_path: Path) -> None:

@@ -121,6 +121,22 @@ def test_weights_get_a_scale_per_output_channel(digits: Model, images: dict, tmp
         assert all((list(scale.dims) == [weight.dims[0]]) == per_channel for weight, scale in weights)
 
 
+def test_dynamic_weights_get_a_scale_per_output_channel(tmp_path: Path) -> None:
+    """One scale for all costs MiniLM three points of cosine."""
+    w, x = normal(16, 24) * np.geomspace(0.01, 1, 24, dtype="f4"), normal(9, 16)
+    nodes = [oh.make_node("MatMul", ["x", "w"], ["y"])]
+    model = save(tmp_path / "m.onnx", nodes, {"w": w}, {"x": ["n", 16]}, {"y": ["n", 24]})
+    right, off = run(model, {"x": x})["y"], {}
+    for per_channel in (True, False):
+        result = apply(model, tmp_path / str(per_channel), per_channel=per_channel)
+        scales = [nh.to_array(t) for t in onnx.load(result.path).graph.initializer if t.name.endswith("_scale")]
+        assert [scale.size for scale in scales] == [24 if per_channel else 1]
+        quiet = slice(0, 6)  # the channels of small weights
+        moved = run(result, {"x": x})["y"][:, quiet] - right[:, quiet]
+        off[per_channel] = float(np.linalg.norm(moved) / np.linalg.norm(right[:, quiet]))
+    assert off[True] < 0.03 < off[False]
+
+
 def test_dynamic_leaves_convolutions_alone(digits: Model, tmp_path: Path) -> None:
     result = apply(digits, tmp_path / "d")
     assert result.operators["Conv"] == digits.operators["Conv"]

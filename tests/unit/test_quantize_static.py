@@ -73,6 +73,10 @@ def test_each_calibrator_does_what_it_says() -> None:
     for calibrator in ("percentile", "entropy", "mse"):
         lo, hi = _ranges.choose(seen(values), calibrator)
         assert lo < 0 < hi < 60, calibrator
+    tails = np.percentile(values, [0.005, 99.995])
+    assert _ranges.choose(seen(values), "percentile") == pytest.approx(tuple(tails))
+    entropy, mse = (_ranges.choose(seen(values), calibrator) for calibrator in ("entropy", "mse"))
+    assert entropy == _ranges._entropy(values.ravel(), *whole) != mse
     least = _ranges.error(values, *_ranges.choose(seen(values), "mse"))
     for calibrator in ("minmax", "percentile", "entropy"):
         assert least <= _ranges.error(values, *_ranges.choose(seen(values), calibrator)) * 1.001, calibrator
@@ -204,6 +208,16 @@ def test_migration_keeps_products(alpha: float, seed: int) -> None:
     assert np.isfinite(scale).all()
     right = rows.astype("f8") @ weight
     assert np.abs((rows / scale).astype("f8") @ (weight * scale[:, None]) - right).max() <= 1e-4 * np.abs(right).max()
+
+
+def test_a_migration_is_chosen_where_a_channel_needs_it() -> None:
+    rows, weight = normal(2000, 8), normal(8, 16, seed=4)
+    assert _smooth.choose(seen(rows), [weight], None, free=False) is None
+    rows[:, 3] *= 100
+    scale = _smooth.choose(seen(rows), [weight], None, free=False)
+    assert scale is not None
+    assert scale.argmax() == 3
+    assert _smooth.choose(seen(rows), [weight], 0.0, free=True) is None
 
 
 def test_migration_brings_a_huge_channel_back(tmp_path: Path) -> None:
