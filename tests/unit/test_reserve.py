@@ -49,8 +49,8 @@ class Bench:
         self.spending = Spending(Budget.parse(text), clock=lambda: self.now)
         self.now = 1000.0 - left
         self.tried = tried
-        found: Any = Waiting(self.trials)
-        self.reserve = Reserve(self.spending, found, self.trials, self.entrants if raced else None)
+        self.searcher: Any = Waiting(self.trials)
+        self.reserve = Reserve(self.spending, self.searcher, self.trials, self.entrants if raced else None)
 
     def entrants(self) -> list[Candidate]:
         return [c for c in ALL if c.key in self.trials]
@@ -64,7 +64,9 @@ def test_it_does_not_wait_for_backends_whose_turn_has_not_come() -> None:
     assert not bench.reserve.due
     bench.now = 1000.0 - MARGIN * bench.race(FEWEST) + 0.1
     assert bench.reserve.due
-    assert bench.reserve.untried == [{"recipe": ALL[3].recipe.to_json(), "reason": NO_TURN}]
+    (row,) = bench.reserve.untried
+    assert (row["recipe"], row["reason"]) == (ALL[3].recipe.to_json(), NO_TURN)
+    assert row["label"] == {"passes": "-", "backend": "tvm"}
 
 
 def test_once_all_were_tried_the_whole_race_is_kept() -> None:
@@ -109,7 +111,13 @@ def test_what_was_cut_short_is_named_unless_it_was_measured_before() -> None:
     for candidate in (ALL[1], ALL[3]):
         with pytest.raises(BudgetOver), bench.reserve.kept(candidate):
             raise BudgetOver
-    assert bench.reserve.untried == [{"recipe": ALL[3].recipe.to_json(), "reason": CUT}]
+    assert [(row["recipe"], row["reason"]) for row in bench.reserve.untried] == [(ALL[3].recipe.to_json(), CUT)]
+
+
+def test_the_baseline_is_measured_before_the_search_asks_for_it() -> None:
+    bench = Bench(tried=1, left=1.0)
+    bench.searcher.waiting = lambda: list(ALL)  # type: ignore[method-assign]
+    assert [row["recipe"]["backend"] for row in bench.reserve.untried] == ["openvino", "litert", "tvm"]
 
 
 class Slow:

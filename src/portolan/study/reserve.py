@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from portolan.core.labels import label
 from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
 from portolan.study import finals
@@ -85,10 +86,11 @@ class Reserve:
     @property
     def untried(self) -> list[dict[str, Any]]:
         """The recipe of each trial that was cut short and of each backend whose turn did not come, with the reason."""
+        # The baseline was measured before the searcher was asked anything.
         cut = [c for c in self._cut if c.key not in self._trials]
-        waiting = [c for c in self._searcher.waiting() if c not in cut]
+        waiting = [c for c in self._searcher.waiting() if c not in cut and c.key not in self._trials]
         return [
-            {"recipe": c.recipe.to_json(), "reason": why}
+            {"recipe": c.recipe.to_json(), "label": label(c.recipe), "reason": why}
             for why, some in ((CUT, cut), (NO_TURN, waiting))
             for c in some
         ]
