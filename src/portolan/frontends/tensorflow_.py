@@ -7,6 +7,7 @@ any Python class: what an ordinary model has no need of is refused before anythi
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -32,6 +33,33 @@ _SIGNATURE = "serving_default"
 #: Sizes of free axes that a model is compared at.
 _SIZES = (2, 3)
 Call = Callable[..., Any]
+
+
+class _Keras:
+    """A Keras model as a function of its inputs by name, whose weights may be arguments too."""
+
+    def __init__(self, model: Any, inputs: Sequence[str]) -> None:
+        self._model, self._inputs = model, inputs
+
+    def __call__(self, **tensors: Any) -> Any:
+        return self._model(self._values(tensors), training=False)
+
+    def stateless(self, weights: Sequence[Any], **tensors: Any) -> Any:
+        """What it computes with these numbers in the place of its `weights`."""
+        trained = len(self._model.trainable_variables)
+        answer, _ = self._model.stateless_call(
+            weights[:trained], weights[trained:], self._values(tensors), training=False
+        )
+        return answer
+
+    @property
+    def weights(self) -> list[Any]:
+        """Its variables, those that training changes first."""
+        return [*self._model.trainable_variables, *self._model.non_trainable_variables]
+
+    def _values(self, tensors: Mapping[str, Any]) -> Any:
+        values = [tensors[key] for key in self._inputs]
+        return values[0] if len(values) == 1 else values
 
 
 class TensorFlow(FrontEnd):
@@ -86,12 +114,7 @@ class TensorFlow(FrontEnd):
                 f"`{made.source}` names {len(called)} inputs and has {len(inputs)}", hint="give one name per input"
             )
         axes: files.Axes = {key: (str(t.dtype), tuple(t.shape)) for key, t in zip(called, inputs, strict=True)}
-
-        def call(**tensors: Any) -> Any:
-            values = [tensors[key] for key in called]
-            return model(values[0] if len(values) == 1 else values, training=False)
-
-        return _exported(call, axes, shapes or {}, out, name or made.called, made.source)
+        return _exported(_Keras(model, called), axes, shapes or {}, out, name or made.called, made.source)
 
 
 def _quiet() -> None:
@@ -143,22 +166,27 @@ def _converted(
     import tensorflow as tf
     import tf2onnx
 
+    held = _held_apart(call)
     specs = [
         tf.TensorSpec([None if isinstance(size, str) else size for size in sized[key]], types[key], name=f"input_{i}")
         for i, key in enumerate(sized)
-    ]
+    ] + [tf.TensorSpec(weight.shape, weight.dtype, name=name) for name, weight in held.items()]
 
     def outputs(*tensors: Any) -> list[Any]:
-        return list(_flat(call(**dict(zip(sized, tensors, strict=True)))).values())
+        feeds, weights = dict(zip(sized, tensors, strict=False)), tensors[len(sized) :]
+        answer = call.stateless(weights, **feeds) if isinstance(call, _Keras) and weights else call(**feeds)
+        return list(_flat(answer).values())
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             names = list(_flat(call(**{k: tf.zeros([_SIZES[0] if isinstance(s, str) else s for s in sized[k]], types[k])
                                        for k in sized})))  # fmt: skip
-            proto, _ = tf2onnx.convert.from_function(
-                tf.function(outputs, input_signature=specs), input_signature=specs, opset=OPSET
-            )
+            function = tf.function(outputs, input_signature=specs)
+            _check_size(function.get_concrete_function(*specs), source)
+            proto, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=OPSET)
+    except ModelError:
+        raise
     except Exception as error:  # tf2onnx raises ValueErrors and whatever tracing raises
         text = str(error)
         if "not supported" in text or "Custom" in text:
@@ -170,7 +198,59 @@ def _converted(
             f"`{source}` cannot be written as ONNX by tf2onnx: {first_line(error)}",
             hint="try `python -m tf2onnx.convert` on its own for the whole message",
         ) from error
+    _bind(proto, held)
     return proto, names
+
+
+def _held_apart(call: Call) -> dict[str, Any]:
+    """Weights of a model that is too large for one message, by names for them; none where it is not, or none can be.
+
+    tf2onnx holds many copies of what it converts: it is given a function of the weights, and they join later.
+    """
+    if not isinstance(call, _Keras) or sum(_bytes(w.shape, w.dtype) for w in call.weights) <= graphs.LARGEST:
+        return {}
+    return {f"weight_{i}": weight for i, weight in enumerate(call.weights)}
+
+
+def _bind(proto: Any, weights: Mapping[str, Any]) -> None:
+    """Makes initializers of those inputs that are weights."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    for value in list(proto.graph.input):
+        weight = weights.get(value.name.partition(":")[0])
+        if weight is not None:
+            proto.graph.initializer.append(numpy_helper.from_array(np.asarray(weight), value.name))
+            proto.graph.input.remove(value)
+
+
+def _check_size(function: Any, source: str) -> None:
+    """Refuses what a function holds in itself beyond the size of one message, as the functions of a SavedModel do.
+
+    Raises:
+        ModelError: before anything is converted.
+    """
+    import tensorflow as tf
+
+    size = 0
+    for tensor in function.captured_inputs:
+        if tensor.dtype != tf.resource:
+            size += _bytes(tensor.shape, tensor.dtype)
+        elif tensor._handle_data is not None:
+            size += sum(_bytes(tf.TensorShape(one.shape), one.dtype) for one in tensor._handle_data.shape_and_type)
+    if size > graphs.LARGEST:
+        raise ModelError(
+            f"`{source}` has {size / 2**30:.1f} GiB of weights, and tf2onnx writes at most 2 GiB of a SavedModel",
+            hint="give the Keras model that it was made from: a `.keras` file, or `file.py:factory`",
+        )
+
+
+def _bytes(shape: Any, dtype: Any) -> int:
+    import tensorflow as tf
+
+    if tf.TensorShape(shape).rank is None:
+        return 0
+    return math.prod(int(size or 1) for size in shape) * int(tf.as_dtype(dtype).size)
 
 
 def _flat(answer: Any) -> dict[str, Any]:
