@@ -310,7 +310,12 @@ def test_deadlines_count_from_when_a_call_came_and_not_from_when_it_was_read(
         await models.add(source(tmp_path, 2.0))
         assert await answer(models, 1.0, timeout=5.0) == 2.0
         monkeypatch.setattr("portolan.serving.turns.Turns.waited", lambda self, now: 10.0)
-        with pytest.raises(Refusal, match="cannot be met"):
-            await models.infer(call(1.0, timeout=5.0))
+        version = models.versions()[0]
+        came = version.queue.came
+        with pytest.raises(Refusal, match="the deadline of 5000 ms cannot be met"):
+            models.infer(call(1.0, timeout=5.0))
+        assert version.queue.came == came, "it was refused before it was let wait"
+        assert version.counters.request_failure["REJECTED"] == 1
+        assert await answer(models, 1.0, timeout=15.0) == 2.0
 
     run(work)

@@ -103,19 +103,22 @@ class Version:
         checker = self.checker
         if checker is None or self.state != "ready":
             raise Refusal("not_ready", f"the model `{self.source.name}` is not ready", 1.0)
+        now = self._loop.time()
+        came = now - self._turns.waited(now)
+        timeout = call.timeout
         try:
             layout = checker.check(call)
             self._check_room(layout.size)
+            deadline = came + (self._patience() if timeout is None else min(timeout, _LONGEST_TIMEOUT))
+            if deadline < now + self.cost(1):  # it would be refused when it is its turn, which costs more
+                raise self._late(deadline - came)
         except Refusal as refusal:
-            reason = "REJECTED" if refusal.kind == "overloaded" else "OTHER"
+            reason = "OTHER" if refusal.kind == "invalid" else "REJECTED"
             self.counters.request_failure[reason] += 1
             raise
+        self._last = now
         if self.queue.rows >= self.cap and self.pool.free() is not None:
             self._dispatch()  # a turn that reads many calls is long, and a full batch does not wait for its end
-        now = self._last = self._loop.time()
-        came = now - self._turns.waited(now)
-        timeout = call.timeout
-        deadline = came + (self._patience() if timeout is None else min(timeout, _LONGEST_TIMEOUT))
         ticket = Ticket(call, done, layout, came, deadline)
         self.queue.push(ticket)
         self._kick()
@@ -136,7 +139,7 @@ class Version:
         if self.state == "gone":
             return
         for ticket in self.queue.expire(self._loop.time()):
-            self._refuse(ticket, self._late(ticket), "REJECTED")
+            self._refuse(ticket, self._late(ticket.deadline - ticket.arrived), "REJECTED")
         self.pool.tick(lambda batch: self.cost(batch.rows))
         self._kick()
         self._check_empty()
@@ -306,7 +309,7 @@ class Version:
             if chosen:
                 self._run(instance, chosen, now)
             for ticket in refused:
-                self._refuse(ticket, self._late(ticket), "REJECTED")
+                self._refuse(ticket, self._late(ticket.deadline - ticket.arrived), "REJECTED")
 
     def _place(self, now: float) -> tuple[Instance | None, float]:
         """Which replica takes the next batch, and when it will start. One that is busy gets a second batch only if that
@@ -354,10 +357,9 @@ class Version:
         self._give(batch)
         self._check_empty()
 
-    def _late(self, ticket: Ticket) -> Refusal:
+    def _late(self, had: float) -> Refusal:
         if not self.pool.running and self.pool.failure:
             return Refusal("overloaded", f"no replica of `{self.source.name}` runs: {self.pool.failure}", 5.0)
-        had = ticket.deadline - ticket.arrived
         said = f"the deadline of {had * 1e3:.4g} ms cannot be met: {self.queue.length:,} calls wait"
         return Refusal("late", said, max(self.wait_seconds(), 0.1))
 
