@@ -21,6 +21,7 @@ from portolan.core.graph import load_model
 from portolan.core.model import Model
 from portolan.core.passes import Context, Pass, misplaced
 from portolan.errors import ModelError, PortolanError, UnsupportedOperator, UsageError
+from portolan.passes import _training
 from portolan.passes._training import divide
 from portolan.passes.distill import distill
 from portolan.passes.finetune import finetune
@@ -249,6 +250,24 @@ def test_recovery_stands_between_structure_and_precision() -> None:
     assert misplaced("structure", "recovery") is None
     assert misplaced("recovery", "precision") is None
     assert misplaced("precision", "recovery")
+
+
+def test_a_run_steps_on_other_rows_than_it_chooses_by(
+    digits: Data, original: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped, chosen = set[int](), set[int]()
+    step = _training._Run._step
+
+    def noted(run: Any, optimizer: Any, rows: np.ndarray, rate: float) -> None:
+        stepped.update(rows.tolist())
+        chosen.update(run._select)
+        step(run, optimizer, rows, rate)
+
+    monkeypatch.setattr(_training._Run, "_step", noted)
+    sparse = changed(original, tmp_path / "sparse", smallest_dropped(0.8))
+    trained(finetune, sparse, original, digits, tmp_path / "out", True, steps=4)
+    assert min(len(stepped), len(chosen)) >= 32
+    assert not stepped & chosen
 
 
 @settings(max_examples=30, deadline=None)
