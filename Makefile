@@ -1,6 +1,7 @@
 # make demo      optimize demo:digits on a fresh clone: environment, table, report, verified bundle
 # make test      lint, types and the default tests (under 15 minutes on 2 cores)
 # make conformance  ONNX's node tests through every backend
+# make test-gpu  what needs an NVIDIA GPU: the backends' contracts on it, and kernels in CUDA; says what is missing
 # make bench     every benchmark whose figures the docs quote
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STUDY := .demo
 
-.PHONY: demo demo-minilm envs test test-all conformance bench lint browser clean
+.PHONY: demo demo-minilm envs test test-all test-gpu conformance bench lint browser clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -93,6 +94,14 @@ targets: $(VENV)/core
 test-all: lint browser $(VENV)/ray $(VENV)/languages envs targets
 	PORTOLAN_PYTHON_TRITON=$(abspath $(VENV)/triton-env/bin/python) \
 	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python PORTOLAN_TEST_ENVS=$(ENVS) PORTOLAN_TEST_WEB=$(TARGETS) $(PYTEST) -m "not hardware"
+
+# For a machine with a GPU. It installs nothing for GPUs, since that replaces packages and takes gigabytes: what is missing
+# is skipped with the command that adds it, and `portolan doctor` comes first, with the same words.
+test-gpu: $(VENV)/test
+	PORTOLAN_ENVS=$(ENVS) $(BIN)/portolan doctor
+	PORTOLAN_TEST_ENVS=$(ENVS) $(BIN)/python -m pytest -m hardware -rs \
+	  tests/contract/test_gpu_backends.py tests/e2e/test_kernel_languages.py
+	PORTOLAN_TEST_ENVS=$(ENVS) $(BIN)/python -m pytest -rs tests/contract/test_languages.py -k "TestCUDA"
 
 # ONNX's node tests through every backend that is ready (`make envs` makes more so); `CONFORMANCE=--update` keeps what is
 # found.

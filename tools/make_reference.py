@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reference"
 EXCEPTIONS = ROOT / "tests" / "conformance"
 SHAPES = ROOT / "tests" / "contract" / "json_shapes.py"
+_ON_GPUS = "never run on a GPU by us yet: `make test-gpu` where one is; [the guide](../guides/gpus.md)"
 NOTE = "<!-- Written by tools/make_reference.py: change the code, then run it. -->\n\n"
 
 
@@ -160,6 +161,7 @@ def backends() -> str:
             ("starts from", "the exported torch program" if backend.needs_program else "the ONNX graph"),
             ("exploits", "; ".join(exploits) or "no feature that a pass produces"),
             ("searched", "yes" if backend.searched else "only when `--backend` names it"),
+            *([("on GPUs", _ON_GPUS)] if "device" in backend.schema.parameters else []),
         ]
         parts += [_table(("", ""), facts), _schema(backend.schema)]
     return "\n".join(parts)

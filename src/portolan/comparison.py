@@ -20,7 +20,7 @@ import numpy as np
 from portolan.bundle import Bundle, is_bundle, open_bundle
 from portolan.core import registry, storage
 from portolan.core.analysis import analyse
-from portolan.core.backend import Backend
+from portolan.core.backend import Backend, on_processor
 from portolan.core.data import sample
 from portolan.core.frontend import Shapes
 from portolan.core.measurement import Measurement
@@ -203,7 +203,8 @@ class _Line:
                 self.simulated[entry.name] = dict(compiled.facts.get("estimate", {}))
             else:
                 self.arms.append(Arm(entry.name, partial(Session, compiled, feeds)))
-                if bundle is None and (flops := self._count(entry, feeds[0])):
+                here = on_processor(entry.options or {})  # what a GPU can do at most, nobody measured
+                if bundle is None and here and (flops := self._count(entry, feeds[0])):
                     self._flops[entry.name] = flops, quantized(self._model(entry))
 
     def unbelievable(self, outcome: Race) -> dict[str, str]:

@@ -82,9 +82,10 @@ def examination(data: Any, *, bench: bool = False) -> None:
     _want(data, "$", {"target": Mapping, "backends": list, "passes": list})
     _want(data["target"], "$.target", {"id": str, "fingerprint": str, "kind": str, "arch": str, "features": list})
     _want(data["target"], "$.target", {"cores": int, "ram": int, "accelerators": list})
+    _want(data["target"], "$.target", {"devices": list})
     for i, row in enumerate(data["backends"]):
         _want(row, f"$.backends[{i}]", {"name": str, "ready": bool, "version": TEXT_OR_NONE, "reason": TEXT_OR_NONE})
-        _want(row, f"$.backends[{i}]", {"fix": TEXT_OR_NONE})
+        _want(row, f"$.backends[{i}]", {"fix": TEXT_OR_NONE, "devices": Mapping})
         if not row["ready"] and not row["reason"]:
             raise Misshapen(f"$.backends[{i}] is not ready without a reason")
     for i, row in enumerate(data["passes"]):

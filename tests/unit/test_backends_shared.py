@@ -165,7 +165,7 @@ def test_a_saved_model_takes_the_cores_of_the_place_it_is_loaded_in(
     target, saved = this_machine(), tmp_path / "saved"
     saved.mkdir()
     onnxruntime.compile(perceptron(tmp_path).model, target).save(saved)
-    monkeypatch.setattr(Local, "detect", lambda self: replace(target, cores=3))
+    monkeypatch.setattr(Local, "processor", lambda self: replace(target, cores=3))
     assert onnxruntime.load(saved).facts()["threads"] == 3
     assert onnxruntime.load(saved, threads=1).facts()["threads"] == 1
 

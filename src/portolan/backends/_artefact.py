@@ -93,7 +93,7 @@ class Artefact:
         """Compiled kernels of the graph's operators, with their folders: what came with it, then this user's own."""
         folders = [] if self.kernels is None else [carried.Folder(self.kernels)]
         if path.suffix == ".onnx":
-            folders += extensions.folders(path, local.detect())
+            folders += extensions.folders(path, local.processor())
         found: dict[tuple[str, str], Operator] = {}
         for folder in folders:
             for kernel in folder.kernels():
@@ -152,7 +152,7 @@ def external_files(path: Path) -> list[str]:
 
 def all_cores() -> int:
     """How many threads "all cores" are where this process runs: a saved model may have moved."""
-    return local.detect().cores
+    return local.processor().cores
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from portolan.backends import _torch_gpu
 from portolan.backends._artefact import Artefact, demand, explained
-from portolan.core.backend import Executable, Tensors
+from portolan.backends._torch_gpu import Device
+from portolan.core.backend import CPU, Executable, Tensors
 from portolan.core.model import Model
 from portolan.core.silence import runtime
 from portolan.errors import ModelError, PortolanError, UnsupportedOperator
@@ -21,26 +23,31 @@ _TRACED = 3
 class Eager(Executable):
     """A graph run by PyTorch operator by operator. Nothing is compiled, so sizes may depend on what inputs hold."""
 
-    def __init__(self, artefact: Artefact, threads: int) -> None:
+    def __init__(self, artefact: Artefact, device: Device, threads: int) -> None:
         from portolan.importers.graphs import program
         from portolan.importers.torch_ import module
 
-        self._torch = runtime("torch")
+        self._torch, self._device = runtime("torch"), device
+        if device != CPU:
+            _torch_gpu.demand_gpu()
+            _torch_gpu.compute_in(self._torch, "f32")
         self._torch.set_num_threads(threads)
         with explained("torch", artefact.path), artefact.unpacked() as path:
-            self._module = module(program(path, path.stem)).train(False)
+            self._module = module(program(path, path.stem)).train(False).to(device)
         self._artefact = artefact
-        demand("torch", {"device": "cpu", "precision": "f32", "threads": threads}, self.facts())
+        demand("torch", {"device": device, "precision": "f32", "threads": threads}, self.facts())
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Runs once; the arrays that come out are the caller's."""
         import numpy as np
 
-        given = [self._torch.from_numpy(np.array(inputs[spec.name])) for spec in self._artefact.signature.inputs]
+        arrays = [np.array(inputs[spec.name]) for spec in self._artefact.signature.inputs]
+        given = [self._torch.from_numpy(array).to(self._device) for array in arrays]
         with self._torch.inference_mode():
             found = self._module(*given)
         return {
-            name: np.array(value.detach().numpy()) for name, value in zip(self._artefact.outputs, found, strict=True)
+            name: np.array(value.detach().cpu().numpy())
+            for name, value in zip(self._artefact.outputs, found, strict=True)
         }
 
     def save(self, folder: Path) -> None:
@@ -49,7 +56,9 @@ class Eager(Executable):
 
     def facts(self) -> dict[str, Any]:
         """Where it runs, in which arithmetic, and torch's thread count."""
-        return {"device": "cpu", "precision": "f32", "threads": self._torch.get_num_threads(), "compiler": "eager"}
+        first = next(iter(self._module.parameters()), None) if self._module is not None else None
+        device = self._device if first is None else first.device.type
+        return {"device": device, "precision": "f32", "threads": self._torch.get_num_threads(), "compiler": "eager"}
 
     def close(self) -> None:
         """Drops the weights."""

@@ -1,12 +1,20 @@
-"""ONNX Runtime: the default backend. It has every operator, and runs the same file everywhere."""
+"""ONNX Runtime: the default backend. It has every operator, and runs the same file everywhere.
+
+On NVIDIA's GPUs it runs where the package `onnxruntime-gpu` is; see `portolan.backends._ort_gpu`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from portolan.backends import _ort_gpu
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
-from portolan.core.backend import Backend, Executable, Exploit, Tensors
+from portolan.backends._cuda import demand_able
+from portolan.backends._ort_gpu import LACKS, Precision
+from portolan.core import interpreters
+from portolan.core.backend import CPU, Backend, Executable, Exploit, Support, Tensors
 from portolan.core.extensions import FEATURE
 from portolan.core.model import Model
 from portolan.core.native import registered
@@ -17,16 +25,16 @@ from portolan.core.target import Target
 if TYPE_CHECKING:
     import numpy as np
 
+Device = Literal["cpu", "cuda", "tensorrt"]
 Level = Literal["all", "extended", "basic", "disabled"]
 #: Without one of these, 8-bit products are emulated and slower than f32.
 _DOT = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
 _STORED = ("weights:int8", "weights:int4", "weights:int2", "float16", "bfloat16")
-_PROVIDER = "CPUExecutionProvider"
-_LACKS = (
-    r"Fatal error: (\S+?)\(-?\d+\) is not a registered function/op",
-    r"No Op registered for (\S+)",
-    r"Could not find an implementation for (\S+?)\(",
-)
+_PROVIDER = _ort_gpu.PROVIDERS[CPU]
+#: The same runtime, with code for GPUs too. Where both are installed, the files are those that came last; which they
+#: are changes nothing on the processor.
+_FLAVOURS = ("onnxruntime-gpu", "onnxruntime")
+_PRECISIONS = {"cpu": ("f32",), "cuda": ("f32", "tf32"), "tensorrt": ("f32", "tf32", "f16")}
 
 
 class Session(Executable):
@@ -36,11 +44,11 @@ class Session(Executable):
         ort = runtime("onnxruntime")
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = threads
-        name = "DISABLE_ALL" if level == "disabled" else f"ENABLE_{level.upper()}"
+        name = _level(level)
         settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{name}")
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         settings.log_severity_level = 3  # errors; warnings about the graph's style would fill a worker's log
-        with explained("onnxruntime", artefact.path, *_LACKS), artefact.unpacked() as path:
+        with explained("onnxruntime", artefact.path, *LACKS), artefact.unpacked() as path:
             self._operators = artefact.operators(path)
             registered(settings, [(kernel.domain, home.file(kernel)) for kernel, home in self._operators])
             self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDER])
@@ -73,47 +81,104 @@ class Session(Executable):
         self._session = None
 
 
+def _level(level: Level) -> str:
+    return "DISABLE_ALL" if level == "disabled" else f"ENABLE_{level.upper()}"
+
+
 class OnnxRuntime(Backend):
-    """ONNX Runtime's CPU provider."""
+    """ONNX Runtime: its CPU provider, and on NVIDIA's GPUs CUDA's and TensorRT's. On a GPU we never ran it yet."""
 
     name = "onnxruntime"
-    distributions = ("onnxruntime",)
     module = "onnxruntime"
     fix = "pip install onnxruntime"
     exploits = (
         Exploit("int8:dynamic", _DOT),
         Exploit("int8:static", _DOT),
+        # A GPU computes in floats of 16 bits; a processor only unpacks them.
+        Exploit("float16", ("cuda_f16",)),
         # Products stay in codes (MatMulNBits). Few rows gain speed by it, many lose, and convolutions are unpacked on
         # every run: what is sure is the size. Floats of 16 bits are unpacked when the file is loaded.
         *(Exploit(feature, gain="size") for feature in _STORED),
         Exploit(FEATURE),
     )
 
+    @property
+    def distributions(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The package that is installed here: with code for GPUs, or without."""
+        return next(((name,) for name in _FLAVOURS if interpreters.distribution(self.name, name)), _FLAVOURS[-1:])
+
+    def devices(self, target: Target) -> Mapping[str, Support]:
+        """By the package's files: whether it has code for GPUs, for which CUDA, and finds TensorRT."""
+        return _ort_gpu.devices(self.name, target)
+
+    def lacks(self, options: Mapping[str, Any], target: Target) -> Support | None:
+        """Besides the device: only TensorRT makes f16 of f32, and a processor computes in f32."""
+        device, precision = options["device"], options["precision"]
+        if precision not in _PRECISIONS[device]:
+            return Support(False, reason=f"precision `{precision}` is not of device `{device}`")
+        return super().lacks(options, target)
+
     def compile(
         self,
         model: Model,
         target: Target,
         *,
+        device: Annotated[
+            Device,
+            Knob(
+                needs={"cuda": ("cuda",), "tensorrt": ("cuda",)},
+                help="What it runs on: the processor, or the first GPU by CUDA or TensorRT.",
+            ),
+        ] = "cpu",
+        precision: Annotated[
+            Precision,
+            Knob(
+                needs={"tf32": ("cuda_tf32",), "f16": ("cuda_f16",)},
+                when={"device": ("cuda", "tensorrt")},
+                help="A GPU's arithmetic: tf32 and f16 (TensorRT alone) are not exact.",
+            ),
+        ] = "f32",
         graph_optimization: Annotated[
             Level,
             Knob(
+                when={"device": ("cpu", "cuda")},
                 values=("all", "basic", "disabled"),
                 help="How much the graph is rewritten: convolutions need all, some transformers are faster with less.",
             ),
         ] = "all",
-        threads: Annotated[int, Knob(values=cores, help="Threads of one inference; 0 means all cores.")] = 0,
+        threads: Annotated[
+            int,
+            Knob(values=cores, when={"device": ("cpu",)}, help="Threads of one inference; 0 means all cores."),
+        ] = 0,
         spinning: Annotated[
             bool, Knob(search=False, help="Whether idle threads spin; turn it off where processes share cores.")
         ] = True,
-    ) -> Session:
-        """Loads `model` for `target`'s cores."""
-        return Session(Artefact.of(model), threads or target.cores, graph_optimization, spinning)
+    ) -> Session | _ort_gpu.Session:
+        """Loads `model` for `target`'s cores, or its GPU.
+
+        Raises:
+            NoBackend: the device is not there, or the package has no code for it.
+        """
+        demand_able(self, {"device": device, "precision": precision}, target)
+        if device == CPU:
+            return Session(Artefact.of(model), threads or target.cores, graph_optimization, spinning)
+        return _ort_gpu.compiled(Artefact.of(model), device, precision, _level(graph_optimization))
 
     def load(
-        self, folder: Path, *, graph_optimization: Level = "all", threads: int = 0, spinning: bool = True
-    ) -> Session:
-        """Loads what was saved, for this machine's cores."""
-        return Session(Artefact.open(folder), threads or all_cores(), graph_optimization, spinning)
+        self,
+        folder: Path,
+        *,
+        device: Device = "cpu",
+        precision: Precision = "f32",
+        graph_optimization: Level = "all",
+        threads: int = 0,
+        spinning: bool = True,
+    ) -> Session | _ort_gpu.Session:
+        """Loads what was saved, for this machine's cores, or its GPU."""
+        artefact = Artefact.open(folder)
+        if device == CPU:
+            return Session(artefact, threads or all_cores(), graph_optimization, spinning)
+        return _ort_gpu.opened(folder, artefact, device, precision, _level(graph_optimization))
 
 
 onnxruntime = OnnxRuntime()

@@ -1,6 +1,7 @@
 """PyTorch's AOTInductor: native code from the exported program beside the graph, or else from the graph itself.
 
-Compiling takes 10 to 25 s and a C++ compiler. The option `compiler=eager` compiles nothing.
+Compiling takes 10 to 25 s and a C++ compiler. The option `compiler=eager` compiles nothing. On NVIDIA's GPUs
+(`device=cuda`) a run starts and ends with arrays in the processor's memory, so its time holds both copies.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from portolan.backends import _torch_gpu
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
+from portolan.backends._cuda import demand_able
 from portolan.backends._exported import read_program
+from portolan.backends._torch_gpu import Device
 from portolan.backends._torch_graph import Eager, free_axes, imported
-from portolan.core.backend import Backend, Executable, Support, Tensors
+from portolan.core.backend import CPU, Backend, Executable, Support, Tensors
 from portolan.core.model import Model
 from portolan.core.schema import Knob
 from portolan.core.silence import environment, runtime
@@ -28,10 +32,11 @@ from portolan.errors import ModelError, PortolanError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "tf32", "bf16"]
 Layout = Literal["channels_last", "contiguous"]
 Compiler = Literal["inductor", "eager"]
 _PACKAGE = "model.pt2"
+_BF16 = {"cpu": ("avx512_bf16", "amx_bf16", "bf16"), "cuda": ("cuda_bf16",)}
 #: Which capabilities run code for an instruction set; the ones that torch's own builds tell apart.
 _RUN_BY = {"AVX512": ("AVX512",), "AVX2": ("AVX2", "AVX512")}
 # Keys of what a package says about itself.
@@ -42,17 +47,29 @@ class Package(Executable):
     """A loaded package. Its runner lets one thread in at a time, so `run` may be called from several."""
 
     def __init__(
-        self, artefact: Artefact, precision: Precision, threads: int, work: tempfile.TemporaryDirectory[str] | None
+        self,
+        artefact: Artefact,
+        device: Device,
+        precision: Precision,
+        threads: int,
+        work: tempfile.TemporaryDirectory[str] | None,
     ) -> None:
         import numpy as np
 
         self._torch = runtime("torch")
+        self._device = "cpu" if device == CPU else "cuda:0"
+        if device != CPU:
+            _torch_gpu.demand_gpu()
+            _torch_gpu.compute_in(self._torch, precision)
         # The code only reads its inputs, so one that arrived in a read-only buffer needs no copy and no warning.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
         with explained("torch", artefact.path):
             # aoti_load_package would first compile seven programs with g++ to learn what this processor can do.
-            self._runner = self._torch._C._aoti.AOTIModelPackageLoader(str(artefact.path), "model", False, 1, -1)
+            place = (str(artefact.path), "model", False, 1, -1 if device == CPU else 0)
+            self._runner = self._torch._C._aoti.AOTIModelPackageLoader(*place)
         self._metadata = self._runner.get_metadata()
+        if device != CPU:
+            _torch_gpu.check_gpu(self._metadata, self._torch.cuda.get_device_capability(0))
         check_processor(self._metadata, platform.machine(), self._torch.backends.cpu.get_cpu_capability())
         self._artefact, self._work = artefact, work
         self._threads = int(self._metadata.get(_THREADS, 0)) or all_cores()
@@ -60,13 +77,15 @@ class Package(Executable):
         self._inputs = tuple(spec.name for spec in artefact.signature.inputs)
         self._names = artefact.outputs
         self._contiguous, self._aliased = np.ascontiguousarray, np.may_share_memory
-        asked = {"device": "cpu", "precision": precision} | ({"threads": threads} if threads else {})
+        asked = {"device": device, "precision": precision} | ({"threads": threads} if threads else {})
         demand("torch", asked, self.facts())
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Runs once. The code takes any array for a contiguous one, and hands back an input that it passes through."""
         arrays = [self._contiguous(inputs[name]) for name in self._inputs]
-        values = [v.numpy() for v in self._runner.run([self._torch.from_numpy(a) for a in arrays])]
+        # Both ways are copies only where there is a GPU, and the way back waits for it.
+        given = [self._torch.from_numpy(a).to(self._device) for a in arrays]
+        values = [v.cpu().numpy() for v in self._runner.run(given)]
         owned = (v.copy() if any(self._aliased(v, a) for a in arrays) else v for v in values)
         return dict(zip(self._names, owned, strict=True))
 
@@ -124,7 +143,7 @@ def check_processor(metadata: Mapping[str, str], machine: str, capability: str) 
 
 
 class Torch(Backend):
-    """AOTInductor on the CPU."""
+    """AOTInductor on the CPU, and on NVIDIA's GPUs, where we never ran it yet."""
 
     name = "torch"
     distributions = ("torch",)
@@ -145,6 +164,19 @@ class Torch(Backend):
         lacking = None if model.program is not None else refusal(self.name, model)
         return lacking or super().refuse(model, target)
 
+    def devices(self, target: Target) -> Mapping[str, Support]:
+        """By the package's files: whether it was built for GPUs, and has what Inductor compiles with."""
+        return _torch_gpu.devices(self.name, target)
+
+    def lacks(self, options: Mapping[str, Any], target: Target) -> Support | None:
+        """Besides the device: what computes in bf16, and that only GPUs have tf32."""
+        device, precision = options["device"], options["precision"]
+        if device == CPU and precision == "tf32":
+            return Support(False, reason="precision `tf32` is not of device `cpu`")
+        if precision == "bf16" and not target.has(*_BF16[device]):
+            return Support(False, reason=f"needs one of {', '.join(_BF16[device])}, which this target lacks")
+        return super().lacks(options, target)
+
     def probe(self, target: Target) -> Support:
         """Besides the package: the C++ compiler that Inductor will call."""
         support = super().probe(target)
@@ -159,11 +191,14 @@ class Torch(Backend):
         model: Model,
         target: Target,
         *,
+        device: Annotated[
+            Device, Knob(needs={"cuda": ("cuda",)}, help="What it runs on: the processor, or the first GPU.")
+        ] = "cpu",
         precision: Annotated[
             Precision,
             Knob(
-                needs={"bf16": ("avx512_bf16", "amx_bf16", "bf16")},
-                help="The arithmetic of matrix products and convolutions; bf16 is not exact.",
+                needs={"tf32": ("cuda_tf32",), "bf16": (*_BF16["cpu"], *_BF16["cuda"])},
+                help="The arithmetic of matrix products and convolutions; tf32 (on GPUs) and bf16 are not exact.",
             ),
         ] = "f32",
         freezing: Annotated[
@@ -184,16 +219,18 @@ class Torch(Backend):
         """Compiles the exported program beside `model`, or its graph where there is none.
 
         Raises:
+            NoBackend: the device is not there, or the package has no code for it.
             UnsupportedOperator: the graph holds what cannot be imported or compiled.
             ModelError: program or graph cannot be read.
         """
         from portolan.importers.reading import demand_readable
 
+        demand_able(self, {"device": device, "precision": precision}, target)
         if compiler == "eager" or model.program is None:
             demand_readable(self.name, model)
         if compiler == "eager":
             _only_f32(precision)
-            return Eager(Artefact.of(model), threads or target.cores)
+            return Eager(Artefact.of(model), device, threads or target.cores)
         torch, count = runtime("torch"), threads or target.cores
         torch.set_num_threads(count)
         with contextlib.ExitStack() as undo:
@@ -214,11 +251,15 @@ class Torch(Backend):
                 explained("torch", model.program or model.path, doing="compile"),
                 torch.no_grad(),  # freezing wants no gradients
             ):
+                if device != CPU:
+                    _torch_gpu.demand_gpu()
+                    _torch_gpu.compute_in(torch, precision)
+                    program = _torch_gpu.moved(program)
                 if precision == "bf16":
-                    program = _reduced(program)
+                    program = _reduced(program, device)
                 torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=settings)
             shutil.rmtree(cache, ignore_errors=True)
-            executable = Package(Artefact.of(model, package), precision, count, work)
+            executable = Package(Artefact.of(model, package), device, precision, count, work)
             undo.pop_all()
         return executable
 
@@ -226,6 +267,7 @@ class Torch(Backend):
         self,
         folder: Path,
         *,
+        device: Device = "cpu",
         precision: Precision = "f32",
         freezing: bool = True,
         layout: Layout = "channels_last",
@@ -235,8 +277,8 @@ class Torch(Backend):
         """Loads what was saved. Inductor's is native code: never load a stranger's."""
         del freezing, layout  # compiled in, as the others are, but the package does not tell
         if compiler == "eager":
-            return Eager(Artefact.open(folder), threads or all_cores())
-        return Package(Artefact.open(folder, _PACKAGE), precision, threads, None)
+            return Eager(Artefact.open(folder), device, threads or all_cores())
+        return Package(Artefact.open(folder, _PACKAGE), device, precision, threads, None)
 
 
 def _only_f32(precision: Precision) -> None:
@@ -244,7 +286,7 @@ def _only_f32(precision: Precision) -> None:
         raise UsageError("`compiler=eager` computes in f32 only", hint="leave `precision` out, or use `inductor`")
 
 
-def _reduced(program: Any) -> Any:
+def _reduced(program: Any, device: Device = "cpu") -> Any:
     """The program with its matrix products and convolutions in bf16; inputs and outputs keep their types."""
     torch = runtime("torch")
     tree = runtime("torch.utils._pytree")
@@ -252,7 +294,7 @@ def _reduced(program: Any) -> Any:
 
     class Reduced(base):  # type: ignore[misc, valid-type]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(device, dtype=torch.bfloat16):
                 outputs = inner(*args, **kwargs)
             return tree.tree_map(lambda v: v.float() if getattr(v, "dtype", None) is torch.bfloat16 else v, outputs)
 

@@ -2,6 +2,9 @@
 
 XLA compiles for fixed sizes. A free size, and a short input that sizes depend on, are part of what is compiled: the
 first call with another one compiles again, and what was compiled is saved.
+
+On NVIDIA's GPUs (`device=cuda`) a run starts and ends with arrays in the processor's memory, so its time holds both
+copies.
 """
 
 from __future__ import annotations
@@ -9,12 +12,15 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from portolan.backends import _xla_gpu
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
-from portolan.core.backend import Backend, Executable, Tensors
+from portolan.backends._cuda import demand_able
+from portolan.core.backend import CPU, Backend, Executable, Support, Tensors
 from portolan.core.model import Model
 from portolan.core.schema import Knob
 from portolan.core.silence import environment, runtime
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
 
     from portolan.importers.program import Program
 
+Device = Literal["cpu", "cuda"]
+Precision = Literal["f32", "tf32"]
 Weights = Literal["constants", "arguments"]
 Width = Literal["256", "512"]
 _INDEX = "compiled.json"
@@ -50,19 +58,30 @@ class Sizes:
     values: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
 
+@dataclass(frozen=True)
+class How:
+    """The options of `compile` that programs depend on."""
+
+    device: Device = "cpu"
+    precision: Precision = "f32"
+    weights: Weights = "constants"
+    width: Width = "256"
+
+
 class Compiled(Executable):
     """A program for each size that it was run with. XLA's executables may be called from several threads."""
 
-    def __init__(self, artefact: Artefact, weights: Weights, width: Width, threads: int, folder: Path | None) -> None:
-        self._jax = _started(threads)
-        self._artefact, self._weights, self._width = artefact, weights, width
-        self._device = self._jax.devices("cpu")[0]
+    def __init__(self, artefact: Artefact, how: How, threads: int, folder: Path | None) -> None:
+        self._jax = _started(how.device, threads)
+        self._artefact, self._how, self._weights = artefact, how, how.weights
+        with _xla_gpu.blamed(how.device):
+            self._device = self._jax.devices(how.device)[0]
         self._programs: OrderedDict[Sizes, Any] = OrderedDict()
         self._lock = threading.Lock()
         self._source: Program | None = None
         self._arguments: list[Any] | None = None
         self._deciding: tuple[str, ...] = ()
-        demand("xla", {"threads": threads or all_cores()}, self.facts())
+        demand("xla", {"device": how.device, "threads": threads or all_cores()}, self.facts())
         if folder is None or not self._reload(folder):
             self._deciding = self._read().deciding
             self._compile_ahead()
@@ -138,8 +157,9 @@ class Compiled(Executable):
         shaped = [self._jax.ShapeDtypeStruct(shapes[name], kinds[name]) for name in shapes]
         held = self._read().constants
         shaped += [self._jax.ShapeDtypeStruct(held[name].shape, held[name].dtype) for name in extra]
-        settings = {"xla_cpu_prefer_vector_width": int(self._width)}
-        with explained("xla", self._artefact.path, doing="compile"):
+        settings = {"xla_cpu_prefer_vector_width": int(self._how.width)} if self._how.device == CPU else {}
+        arithmetic = _xla_gpu.arithmetic(self._jax, self._how.device, self._how.precision)
+        with explained("xla", self._artefact.path, doing="compile"), arithmetic:
             lowered = self._jax.jit(call, keep_unused=True).lower(*shaped)
             made = lowered.compile(compiler_options=settings).runtime_executable()
         if self._weights == "constants":
@@ -157,14 +177,14 @@ class Compiled(Executable):
         for number, (sizes, program) in enumerate(programs):
             (folder / f"program-{number}.xla").write_bytes(program.serialize())
             listed.append({"shapes": sizes.shapes, "values": sizes.values})
-        index = {"made": _made_for(self._jax), "deciding": self._deciding, "programs": listed}
+        index = {"made": self._made_for(), "deciding": self._deciding, "programs": listed}
         (folder / _INDEX).write_text(json.dumps(index))
 
     def _reload(self, folder: Path) -> bool:
         """Loads the saved programs; False where another version, or a processor of other features, made them."""
         try:
             index = json.loads((folder / _INDEX).read_text())
-            if index["made"] != _made_for(self._jax):
+            if index["made"] != self._made_for():
                 return False
             devices = runtime("jaxlib._jax").DeviceList((self._device,))
             for number, listed in enumerate(index["programs"]):
@@ -179,11 +199,16 @@ class Compiled(Executable):
             return False
         return True
 
+    def _made_for(self) -> list[Any]:
+        """What machine code depends on: the compiler's version, the processor's features, and the GPU."""
+        made = [self._jax.__version__, runtime("jaxlib").__version__, sorted(local.processor().features)]
+        return made if self._how.device == CPU else [*made, *_xla_gpu.described(self._device)]
+
     def facts(self) -> dict[str, Any]:
         """The device, and how many threads XLA's pool has."""
         return {
-            "device": self._jax.devices("cpu")[0].platform,
-            "precision": "f32",
+            "device": _xla_gpu.kind(self._device),
+            "precision": self._how.precision,
             "threads": _pool(),
             "programs": len(self._programs),
         }
@@ -194,12 +219,13 @@ class Compiled(Executable):
         self._arguments = self._source = None
 
 
-def _started(threads: int) -> Any:
+def _started(device: Device, threads: int) -> Any:
     """JAX with 64-bit numbers, and a pool of so many threads if this process has none yet."""
     jax = runtime("jax")
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_platforms", "cpu")
-    with environment(NPROC=str(threads or all_cores())):  # read once, as the pool is made
+    jax.config.update("jax_platforms", "cpu" if device == CPU else "cuda,cpu")
+    # The first is read once, as the pool is made; the second keeps XLA from taking most of a GPU's memory at once.
+    with environment(NPROC=str(threads or all_cores()), XLA_PYTHON_CLIENT_PREALLOCATE="false"), _xla_gpu.blamed(device):
         jax.devices("cpu")
     return jax
 
@@ -210,18 +236,23 @@ def _pool() -> int:
     return sum(name.read_text().strip() == _POOL for name in names if name.exists())
 
 
-def _made_for(jax: Any) -> list[Any]:
-    """What machine code depends on: the compiler's version and the processor's features."""
-    return [jax.__version__, runtime("jaxlib").__version__, sorted(local.detect().features)]
-
-
 class Xla(Backend):
-    """XLA on the CPU."""
+    """XLA on the CPU, and on NVIDIA's GPUs, where we never ran it yet."""
 
     name = "xla"
     distributions = ("jaxlib", "jax")
     module = "jax"
     fix = "portolan env add xla"
+
+    def devices(self, target: Target) -> Mapping[str, Support]:
+        """By the packages beside JAX: whether one of them is its plug-in for CUDA."""
+        return _xla_gpu.devices(self.name, target)
+
+    def lacks(self, options: Mapping[str, Any], target: Target) -> Support | None:
+        """Besides the device: only GPUs have tf32."""
+        if options["device"] == CPU and options["precision"] == "tf32":
+            return Support(False, reason="precision `tf32` is not of device `cpu`")
+        return super().lacks(options, target)
 
     def refuse(self, model: Model, target: Target) -> str | None:
         """Besides the features: operators that the importer lacks, and strings."""
@@ -234,27 +265,56 @@ class Xla(Backend):
         model: Model,
         target: Target,
         *,
+        device: Annotated[
+            Device, Knob(needs={"cuda": ("cuda",)}, help="What it runs on: the processor, or the first GPU.")
+        ] = "cpu",
+        precision: Annotated[
+            Precision,
+            Knob(
+                needs={"tf32": ("cuda_tf32",)},
+                when={"device": ("cuda",)},
+                help="A GPU's arithmetic of products and convolutions; tf32 is not exact.",
+            ),
+        ] = "f32",
         weights: Annotated[
             Weights,
             Knob(help="Where weights are: constants are laid out for convolutions; arguments are held once."),
         ] = "constants",
         vector_width: Annotated[
-            Width, Knob(needs={"512": ("avx512f",)}, help="Bits of the vectors that its code prefers.")
+            Width,
+            Knob(
+                needs={"512": ("avx512f",)},
+                when={"device": ("cpu",)},
+                help="Bits of the vectors that its code prefers.",
+            ),
         ] = "256",
         # The pool of threads is made once in a process.
         threads: Annotated[int, Knob(search=False, help="Threads of one inference; 0 means all cores.")] = 0,
     ) -> Compiled:
-        """Compiles `model` for the sizes of its signature, a free one being 1."""
+        """Compiles `model` for the sizes of its signature, a free one being 1.
+
+        Raises:
+            NoBackend: the device is not there, or the packages have no code for it.
+        """
         from portolan.importers.reading import demand_readable
 
+        demand_able(self, {"device": device, "precision": precision}, target)
         demand_readable(self.name, model)
-        return Compiled(Artefact.of(model), weights, vector_width, threads or target.cores, None)
+        how = How(device, precision, weights, vector_width)
+        return Compiled(Artefact.of(model), how, threads or target.cores, None)
 
     def load(
-        self, folder: Path, *, weights: Weights = "constants", vector_width: Width = "256", threads: int = 0
+        self,
+        folder: Path,
+        *,
+        device: Device = "cpu",
+        precision: Precision = "f32",
+        weights: Weights = "constants",
+        vector_width: Width = "256",
+        threads: int = 0,
     ) -> Compiled:
         """Loads the saved machine code; another version of XLA or another processor compiles the graph again."""
-        return Compiled(Artefact.open(folder), weights, vector_width, threads, folder)
+        return Compiled(Artefact.open(folder), How(device, precision, weights, vector_width), threads, folder)
 
 
 xla = Xla()

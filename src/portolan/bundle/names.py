@@ -10,8 +10,12 @@ from portolan.errors import VerificationFailed
 #: What to do about a bundle that is not what it says.
 AGAIN = "nothing of it was run; fetch the bundle again, or pack it again"
 
-#: Endings of files that are programs, or that a loader executes. `.pt2` is a zip with a shared library.
-_CODE = (".so", ".pt2", ".pt", ".pth", ".dll", ".dylib", ".exe", ".py", ".pyc", ".pyd", ".pkl", ".pickle", ".joblib")
+#: Endings of files that are programs, or that a loader executes. `.pt2` is a zip with a shared library, `.engine` is
+#: TensorRT's code for a GPU.
+_CODE = (
+    ".so", ".pt2", ".pt", ".pth", ".dll", ".dylib", ".exe", ".py", ".pyc", ".pyd", ".pkl", ".pickle", ".joblib",
+    ".engine",
+)  # fmt: skip
 _MAGIC = (b"\x7fELF", b"MZ\x90\0", b"\xcf\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xca\xfe\xba\xbe", b"PK\3\4")
 
 _PART = re.compile(r"[A-Za-z0-9_+=@,-][A-Za-z0-9._+=@,-]{0,99}\Z")

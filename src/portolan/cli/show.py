@@ -58,7 +58,7 @@ def examination(data: Json, *, verbose: bool = False) -> Answer:
         ["", f"{found['kind']}, {found['arch']}, {_count(found['cores'], 'core')}, {quantity(found['ram'], 'B')} RAM"],
         ["caches", caches or "unknown"],
         ["features", ""],
-        ["devices", ", ".join(found["accelerators"]) or "no accelerator found"],
+        *_devices(found),
         ["fingerprint", found["fingerprint"]],
     ]
     wrapped = textwrap.wrap(" ".join(features), 96) or ["none that a backend asks for"]
@@ -82,6 +82,32 @@ def examination(data: Json, *, verbose: bool = False) -> Answer:
     return Answer(lines, verdict, next=fixes[:1] or [again], code=0 if ready else 4)
 
 
+def _devices(target: Json) -> list[list[str]]:
+    told = [_device(device) for device in target.get("devices", ())] or list(target["accelerators"])
+    return [["devices" if i == 0 else "", text] for i, text in enumerate(told or ["no accelerator found"])]
+
+
+def _device(device: Json) -> str:
+    driver = f", driver {device['driver']}" if device["driver"] else ""
+    facts = f"compute capability {device['capability']}{driver}, CUDA {device['runtime']} at most"
+    used = "" if device["index"] == 0 else " (backends use the first one)"
+    return f"{device['name']}, {quantity(device['memory'], 'B')}, {facts}{used}"
+
+
+def _on_devices(backend: Json) -> str:
+    """Which devices a backend uses besides the processor, and what keeps it from others; empty where there are none."""
+    devices = backend.get("devices") or {}
+    ready = [name for name, on in devices.items() if on["ready"]]
+    reasons: dict[str, list[str]] = {}
+    for name, on in devices.items():
+        if not on["ready"]:
+            why = ": ".join(filter(None, (on["reason"], on["fix"])))
+            reasons.setdefault(why, []).append(name)
+    told = [f"also on {', '.join(ready)}"] if ready else []
+    told += [f"not on {', '.join(names)}: {why}" for why, names in reasons.items()]
+    return "; ".join(told)
+
+
 def _backend_row(backend: Json) -> list[str]:
     why = backend["reason"] or ""
     if backend["fix"] and not backend["ready"]:
@@ -89,6 +115,8 @@ def _backend_row(backend: Json) -> list[str]:
     own = backend.get("environment")
     if backend["ready"] and own is not None and own["size"] is not None:
         why = f"an environment of its own, {quantity(own['size'], 'B')}"
+    if backend["ready"] and (devices := _on_devices(backend)):
+        why = f"{why}; {devices}" if why else devices
     return [backend["name"], "yes" if backend["ready"] else "no", backend["version"] or "-", why]
 
 

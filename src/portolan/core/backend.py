@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,18 +21,35 @@ Tensors = Mapping[str, "np.ndarray"]
 Gain = Literal["speed", "size"]
 #: Smaller operators of the ordinary kinds (fewer channels, two thin products for one): fast wherever those are.
 _ANYWHERE = "shape:"
+#: The value of an option `device` that every target has.
+CPU = "cpu"
 #: Zeros where they fall. Portolan's own storage packs them; whether anything multiplies less is for a backend to say.
 _STORED = "sparsity:"
 
 
+def on_processor(options: Mapping[str, Any]) -> bool:
+    """Whether a backend with these options runs on the target's processor: what is known of that then holds."""
+    return options.get("device", CPU) == CPU
+
+
 @dataclass(frozen=True)
 class Support:
-    """Whether a backend can run on a target: if not, why, and the command that changes it."""
+    """Whether a backend can run on a target: if not, why, and the command that changes it.
+
+    Attributes:
+        devices: the same for each device of the target, besides the processor, that the backend has code for.
+    """
 
     ready: bool
     version: str | None = None
     reason: str | None = None
     fix: str | None = None
+    devices: Mapping[str, Support] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Support:
+        """Reads what `dataclasses.asdict` made."""
+        return cls(**{**data, "devices": {name: cls.from_json(one) for name, one in data["devices"].items()}})
 
 
 @dataclass(frozen=True)
@@ -100,13 +117,43 @@ class Backend(ABC):
 
     def probe(self, target: Target) -> Support:
         """Whether this backend can run on `target`, without importing the runtime."""
-        del target
         own = interpreters.environment(self.name)
         if own is not None and own.reason is not None:
             return Support(False, reason=own.reason, fix=own.fix)
         if not interpreters.has(self.name, self.module):
             return Support(False, reason=f"the package `{self.distributions[0]}` is not installed", fix=self.fix)
-        return Support(True, version=self.versions().get(self.distributions[0]))
+        return Support(True, version=self.versions().get(self.distributions[0]), devices=self.devices(target))
+
+    def devices(self, target: Target) -> Mapping[str, Support]:
+        """Whether the devices of `target` can be used, by the values of the option `device`; without its processor.
+
+        Empty where the target has none that this backend has code for. Like `probe`, it imports no runtime.
+        """
+        del target
+        return {}
+
+    def lacks(self, options: Mapping[str, Any], target: Target) -> Support | None:
+        """What `target` lacks for these options; None where nothing is missing."""
+        for name, value in options.items():
+            needs = self.schema.parameters[name].knob.needs.get(value, ())
+            if target.has(*needs):
+                continue
+            if name == "device":
+                return Support(False, reason=f"this target has no device `{value}`")
+            return Support(False, reason=f"needs one of {', '.join(needs)}, which this target lacks")
+        if on_processor(options):
+            return None
+        device = options["device"]
+        found = self.devices(target).get(device) or Support(False, reason=f"this target has no device `{device}`")
+        return None if found.ready else found
+
+    def space(self, target: Target, pinned: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """Every combination of options that `target` can run and a search may try, the defaults first.
+
+        Raises:
+            UnknownName, UsageError: what `pinned` says does not fit, see Schema.space.
+        """
+        return (options for options in self.schema.space(target, pinned) if self.lacks(options, target) is None)
 
     @property
     def offered(self) -> bool:

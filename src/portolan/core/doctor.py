@@ -40,6 +40,7 @@ def _searched(name: str) -> bool:
 
 def _backend(name: str, target: Target, elsewhere: Backend | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "ready": False, "version": None, "reason": None, "fix": None}
+    row["devices"] = {}
     own = interpreters.environment(name)
     row["environment"] = None if own is None else own.to_json()
     try:
@@ -49,7 +50,10 @@ def _backend(name: str, target: Target, elsewhere: Backend | None) -> dict[str, 
     except Exception as error:  # someone else's code: what it does wrong is its own row's news
         return row | {"reason": f"its probe failed: {type(error).__name__}: {error}"}
     found = {key: getattr(support, key) for key in ("ready", "version", "reason", "fix")}
-    return row | found
+    devices = {
+        device: {key: getattr(on, key) for key in ("ready", "reason", "fix")} for device, on in support.devices.items()
+    }
+    return row | found | {"devices": devices}
 
 
 def _pass(name: str) -> dict[str, Any]:

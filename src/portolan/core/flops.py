@@ -220,3 +220,5 @@ _RULES = _rules(
         "com.microsoft.MatMulNBits": _nbits,
     },
 )
+#: Operators that do a model's arithmetic, by name and, where it is not ONNX's own, domain.
+COUNTED = frozenset(_RULES)

@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from portolan.core import environments
 from portolan.errors import NoBackend, UsageError
@@ -70,6 +71,20 @@ def has(name: str, module: str) -> bool:
     if found is not None and found.state == "ready":
         return importlib.machinery.PathFinder.find_spec(module.partition(".")[0], [str(found.site)]) is not None
     return importlib.util.find_spec(module) is not None
+
+
+def folder(name: str, module: str) -> Path | None:
+    """Where the package `module` lies where `name` lives, likewise; None where it does not."""
+    found = environment(name)
+    try:
+        if found is not None and found.state == "ready":
+            spec = importlib.machinery.PathFinder.find_spec(module, [str(found.site)])
+        else:
+            spec = importlib.util.find_spec(module)
+    except ValueError:  # a module that somebody made by hand
+        return None
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(places[0]) if places else None
 
 
 def distribution(name: str, package: str) -> str | None:

@@ -126,4 +126,4 @@ def _machine() -> str:
     """What `-march=native` stands for: a cache that moves to another processor must not be believed there."""
     from portolan.targets.local import local
 
-    return local.detect().instructions
+    return local.processor().instructions

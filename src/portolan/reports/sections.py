@@ -266,6 +266,7 @@ def environment(reading: Reading) -> str:
     rows += [(k, v) for k, v in told.items() if k != "versions"]
     accelerators = target.get("accelerators")
     rows += [("accelerators", ", ".join(map(str, accelerators)))] if accelerators else []
+    rows += [("gpu", f"compute capability {d['capability']}, driver {d['driver']}") for d in target.get("devices", ())]
     parts.append(table(["Machine", ""], [[esc(words.title(k)), esc(_fact(k, v))] for k, v in rows], class_="pairs"))
     versions = told.get("versions") or target.get("runtimes")
     if isinstance(versions, Mapping) and versions:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from portolan.core import registry
-from portolan.core.backend import Backend
+from portolan.core.backend import Backend, on_processor
 from portolan.core.passes import Pass
 from portolan.core.recipe import Recipe, digest
 from portolan.errors import PortolanError, UnknownName
@@ -49,7 +49,8 @@ class Candidate:
     def numerics(self) -> str:
         """Hash of what decides the outputs. Candidates that share it share one judgement of quality."""
         recipe = self.recipe
-        return digest([recipe.chain, recipe.backend, recipe.options.get("precision"), self.exact])
+        device = () if on_processor(recipe.options) else (recipe.options["device"],)
+        return digest([recipe.chain, recipe.backend, recipe.options.get("precision"), self.exact, *device])
 
 
 def named(

@@ -23,8 +23,7 @@ from portolan.core.goal import Goals
 from portolan.core.model import Model
 from portolan.core.passes import Pass
 from portolan.core.recipe import Recipe
-from portolan.core.schema import Schema
-from portolan.core.target import Target
+from portolan.core.target import DEVICE_FEATURES, Target
 from portolan.errors import NoBackend, PortolanError, UnknownName
 from portolan.search.candidate import ANY, CHANGES, Candidate, Fixed, named, what_differs
 from portolan.search.chains import Chain, make_chains, selected
@@ -211,33 +210,41 @@ def _options(
     """The option sets to try, the defaults first, and what is refused of them."""
     schema = backend.schema
     mine = {name: value for name, value in pinned.items() if name in schema.parameters}
-    space = list(schema.space(target, mine))
+    able = list(backend.space(target, mine))
     defaults = schema.check({})
-    if not mine and defaults not in space:
-        space.insert(0, defaults)
-    able = [o for o in space if not any(_lacks(schema, target, n, v) for n, v in o.items())]
+    if not mine and defaults not in able and backend.lacks(defaults, target) is None:
+        able.insert(0, defaults)
     allowed = [o for o in able if goals.lossy or backend.exact(o)]
-    told = [Candidate(Recipe((), backend.name, {n: v}), refused=why) for n, v, why in _lacking(schema, target, mine)]
+    told = [Candidate(Recipe((), backend.name, {n: v}), refused=why) for n, v, why in _lacking(backend, target, mine)]
     if len(allowed) < len(able):
         reduced = [o for o in able if o not in allowed]
         told.append(Candidate(Recipe((), backend.name, what_differs(reduced, able)), False, CHANGES))
     return allowed, told
 
 
-def _lacks(schema: Schema, target: Target, name: str, value: Any) -> str | None:
-    needs = schema.parameters[name].knob.needs.get(value, ())
-    return None if target.has(*needs) else f"needs one of {', '.join(needs)}, which this target lacks"
-
-
-def _lacking(schema: Schema, target: Target, pinned: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Option values that the target's features rule out, each with its reason."""
-    for name, parameter in schema.parameters.items():
+def _lacking(backend: Backend, target: Target, pinned: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Option values that the target rules out, each with its reason."""
+    single = {name: value for name, value in pinned.items() if not isinstance(value, (list, tuple))}
+    usual = backend.schema.check({}) | single
+    for name, parameter in backend.schema.parameters.items():
         given = pinned.get(name)
-        searched = parameter.knob.needs if parameter.knob.search else ()
-        asked = searched if given is None else given if isinstance(given, (list, tuple)) else (given,)
+        asked = given if isinstance(given, (list, tuple)) else (given,)
+        if given is None:
+            needs = parameter.knob.needs if parameter.knob.search else {}
+            asked = [value for value, of in needs.items() if _news(name, of, target)]
         for value in asked:
-            if why := _lacks(schema, target, name, value):
-                yield name, value, why
+            if lacking := backend.lacks({**usual, name: value}, target):
+                yield name, value, ": ".join(filter(None, (lacking.reason, lacking.fix)))
+
+
+def _news(name: str, needs: tuple[str, ...], target: Target) -> bool:
+    """Whether it is worth a word that a value cannot be used which nobody asked for.
+
+    A device that is not there is not, but one that is and cannot be used is.
+    """
+    if name == "device":
+        return target.has(*needs)
+    return not target.has(*needs) and not set(needs) <= set(DEVICE_FEATURES)
 
 
 # --- chains on backends

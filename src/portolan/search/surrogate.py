@@ -69,7 +69,8 @@ def rule_of_thumb(
 
     Reduced precision halves the time; int8 nearly thirds it, gains little more from reduced precision, and quarters
     the size; fewer threads cost time; a default is better than what differs from it. What else passes produce is in
-    THUMB. These are rough on purpose: their slope is learned.
+    THUMB. What a device brings depends on the model: nothing is said of it. These are rough on purpose: their slope is
+    learned.
 
     Args:
         candidate: the recipe.
@@ -83,7 +84,7 @@ def rule_of_thumb(
     fewer = 0.0
     if isinstance(threads, int) and 0 < threads < most_threads:  # 0 stands for all
         fewer = math.log(most_threads / threads) / (1 + WAKING / milliseconds)
-    odd = sum(recipe.options.get(n) != v for n, v in defaults.items() if n not in ("precision", "threads"))
+    odd = sum(recipe.options.get(n) != v for n, v in defaults.items() if n not in ("device", "precision", "threads"))
     passes, size = (sum(expected(feature)[i] for feature in candidate.features) for i in range(2))
     time = passes - (0.1 if passes < -INTEGER else 0.7) * reduced + 0.7 * fewer + 0.15 * odd
     return {"time": time, "size": size, "rate": -time}

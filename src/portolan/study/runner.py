@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from portolan.core.backend import on_processor
 from portolan.core.data import sample
 from portolan.core.measurement import METRICS, Measurement, Metrics
 from portolan.core.model import Model
@@ -369,7 +370,7 @@ class Runner:
         return ceilings.known(self.task.target, self.ledger)
 
     def _unbelievable(self, candidate: Candidate, metrics: Metrics) -> str | None:
-        if self.task.flops is None or "latency_p50" not in metrics:
+        if self.task.flops is None or "latency_p50" not in metrics or not on_processor(candidate.recipe.options):
             return None
         model, features = self.task.model, self.task.target.features
         integers = quantized(replace(model, features=(*model.features, *candidate.features)))

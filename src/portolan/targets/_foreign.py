@@ -15,7 +15,7 @@ def emulated(name: str) -> Target:
     Caches and accelerators are those of the machine that emulates, so nothing is said of them; qemu writes
     `/proc/cpuinfo` anew for Arm and RISC-V and not for x86.
     """
-    here = local.detect()
+    here = local.processor()
     features = _cpuid.features() if here.arch == "x86_64" else here.features
     display = here.arch if here.arch == "x86_64" else here.display
     return dataclasses.replace(

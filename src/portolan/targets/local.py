@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from portolan.core import cuda
 from portolan.core.target import Target
 
 #: What hypervisors write into the vendor or product name of the virtual board.
@@ -52,17 +53,34 @@ class Local:
     name = "local"
 
     def detect(self) -> Target:
-        """This machine as a Target. Takes some milliseconds; nothing is cached, since limits change."""
+        """This machine as a Target. Takes some milliseconds; nothing is cached, since limits change.
+
+        Only where a GPU shows itself its driver is asked too, once in a process, in another process.
+        """
+        gpus = cuda.asked() if cuda.visible(Path("/")) else cuda.Found()
+        return self._detect(gpus)
+
+    def processor(self) -> Target:
+        """This machine without its devices, for whoever asks for cores or features: no driver is asked."""
+        return self._detect(cuda.Found())
+
+    def _detect(self, gpus: cuda.Found) -> Target:
         if sys.platform == "darwin":
             return from_sysctl(_sysctl(), platform.machine(), runtimes())
         affinity = sorted(os.sched_getaffinity(0))
-        return from_files(Path("/"), platform.machine(), affinity, runtimes())
+        return from_files(Path("/"), platform.machine(), affinity, runtimes(), gpus)
 
 
 local = Local()
 
 
-def from_files(root: Path, machine: str, affinity: Sequence[int], versions: dict[str, str]) -> Target:
+def from_files(
+    root: Path,
+    machine: str,
+    affinity: Sequence[int],
+    versions: dict[str, str],
+    gpus: cuda.Found = cuda.Found(),  # noqa: B008 - frozen
+) -> Target:
     """A Linux machine.
 
     Args:
@@ -70,6 +88,7 @@ def from_files(root: Path, machine: str, affinity: Sequence[int], versions: dict
         machine: as `uname -m` says it.
         affinity: the processors that this process may use.
         versions: the installed runtimes.
+        gpus: what the driver says of GPUs.
     """
     cpu = parse_cpuinfo(_text(root / "proc/cpuinfo"))
     groups = control_groups(root)
@@ -83,7 +102,8 @@ def from_files(root: Path, machine: str, affinity: Sequence[int], versions: dict
         cores=max(1, cores),
         ram=min(memory),
         caches=caches(root, affinity[0] if affinity else 0),
-        accelerators=accelerators(root),
+        accelerators=accelerators(root, gpus),
+        devices=gpus.devices,
         runtimes=versions,
         display=cpu.display or machine,
     )
@@ -172,8 +192,18 @@ def kind(root: Path, features: Sequence[str]) -> Literal["physical", "vm"]:
     return "vm" if known or _VIRTUAL.search(board) else "physical"
 
 
-def accelerators(root: Path) -> tuple[str, ...]:
-    """Names of NVIDIA devices as the driver lists them; `NVIDIA GPU` where only the device file is visible."""
+def accelerators(root: Path, gpus: cuda.Found) -> tuple[str, ...]:
+    """NVIDIA's devices in words: as the driver describes them, else by what is plugged in, and why nothing can use it.
+
+    `NVIDIA GPU` where only the device file is visible.
+    """
+    if gpus.devices:
+        return tuple(map(str, gpus.devices))
+    names = _plugged(root)
+    return tuple(f"{name} ({gpus.reason})" for name in names) if gpus.reason else names
+
+
+def _plugged(root: Path) -> tuple[str, ...]:
     files = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
     found = [match[1].strip() for f in files if (match := re.search(r"^Model:\s*(.+)$", _text(f), re.MULTILINE))]
     devices = sorted(p for p in (root / "dev").glob("nvidia*") if p.name[6:].isdigit())

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,10 +42,10 @@ _RELOAD = """
 import importlib, json, sys
 from pathlib import Path
 import numpy as np
-module, attribute, folders = json.loads(sys.argv[1])
+module, attribute, folders, options = json.loads(sys.argv[1])
 backend = getattr(importlib.import_module(module), attribute)
 for folder in map(Path, folders):
-    executable = backend.load(folder / "saved", **backend.schema.check({}))
+    executable = backend.load(folder / "saved", **backend.schema.check(options))
     outputs = executable.run(dict(np.load(folder / "inputs.npz")))
     executable.close()
     np.savez(folder / "outputs.npz", **outputs)
@@ -63,14 +63,13 @@ class Built:
         self.refused = [case for case in every if case.name in contract.refused]
         self.cases = [case for case in every if case.name not in contract.refused]
         self.before = hashes(folder / "models")
-        self.backend = contract.backend
+        self.backend, self.options = contract.backend, contract.checked()
         self._executables: dict[str, Executable] = {}
 
     def __iter__(self) -> Iterator[tuple[Case, Executable]]:
         for case in self.cases:
             if case.name not in self._executables:
-                options = self.backend.schema.check({})
-                self._executables[case.name] = self.backend.compile(case.model, self.target, **options)
+                self._executables[case.name] = self.backend.compile(case.model, self.target, **self.options)
             yield case, self._executables[case.name]
 
     def close(self) -> None:
@@ -87,12 +86,18 @@ class BackendContract:
         tolerance: largest error of exact options, as a share of an output's standard deviation.
         loose: the same for options that are not exact.
         refused: names of cases that the backend refuses, such as those with free sizes; they are not compiled.
+        options: those that the tests run with where they are not the defaults, such as another device.
     """
 
     backend: ClassVar[Backend]
     tolerance: ClassVar[float] = 1e-4
     loose: ClassVar[float] = 0.1
     refused: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    def checked(self) -> dict[str, Any]:
+        """Every option with its value."""
+        return self.backend.schema.check(self.options)
 
     def cases(self, folder: Path) -> list[Case]:
         """Models, their inputs and the right outputs; files go into `folder`."""
@@ -223,7 +228,7 @@ class BackendContract:
             written.rename(folder / "saved")
             np.savez(folder / "inputs.npz", **case.inputs)  # type: ignore[arg-type]
             folders.append(str(folder))
-        python(_RELOAD, [*self._place(), folders])
+        python(_RELOAD, [*self._place(), folders, dict(self.options)])
         for case in built.cases:
             with np.load(built.folder / case.name / "outputs.npz") as outputs:
                 case.check(dict(outputs), self.tolerance)
@@ -231,8 +236,8 @@ class BackendContract:
     def test_every_option_of_the_search_works(self, built: Built) -> None:
         """Each combination compiles on this machine, and exact ones are exact."""
         case = built.cases[0]
-        first, *others = self.backend.schema.space(built.target)
-        assert first == self.backend.schema.check({})
+        first, *others = self.backend.space(built.target, self.options)
+        assert first == built.options
         for options in others:
             executable = self.backend.compile(case.model, built.target, **options)
             case.check(executable.run(case.inputs), self.tolerance if self.backend.exact(options) else self.loose)
@@ -242,6 +247,7 @@ class BackendContract:
         """Numbers without the arithmetic they were measured in are worth nothing."""
         for _, executable in built:
             facts = executable.facts()
+            assert facts["device"] == built.options.get("device", facts["device"])
             assert facts["device"]
             assert facts["precision"]
             assert json.loads(json.dumps(facts)) == facts
@@ -250,21 +256,21 @@ class BackendContract:
         """In backticks, with another backend to try."""
         model = self.unsupported(tmp_path)
         with pytest.raises(UnsupportedOperator, match=r"no operator `.*Mystery`") as caught:
-            self.backend.compile(model, self.target(), **self.backend.schema.check({}))
+            self.backend.compile(model, self.target(), **self.checked())
         assert "--backend" in (caught.value.hint or "")
 
     def test_a_corrupt_file_is_a_model_error(self, tmp_path: Path) -> None:
         """Never a runtime's own exception."""
         model = self.corrupt(tmp_path)
         with pytest.raises(ModelError) as caught:
-            self.backend.compile(model, self.target(), **self.backend.schema.check({}))
+            self.backend.compile(model, self.target(), **self.checked())
         assert not isinstance(caught.value, UnsupportedOperator)
         assert caught.value.hint
 
     def test_a_folder_without_a_saved_model_is_a_model_error(self, tmp_path: Path) -> None:
         """A bundle may be damaged."""
         with pytest.raises(ModelError):
-            self.backend.load(tmp_path, **self.backend.schema.check({}))
+            self.backend.load(tmp_path, **self.checked())
 
     def test_features_of_passes_are_refused_unless_exploited(self, built: Built) -> None:
         """A recipe that gains nothing is refused before any time is spent on it."""
@@ -298,7 +304,7 @@ class BackendContract:
             written.mkdir()
             executable.save(written)
             break
-        again = self.backend.load(written, **self.backend.schema.check({}))
+        again = self.backend.load(written, **built.options)
         case.check(again.run(case.inputs), self.tolerance)
         again.close()
         again.close()

@@ -98,7 +98,7 @@ def _there(target: Target, names: Sequence[str]) -> dict[str, Backend]:
 
 def _probed(worker: Worker, name: str, target: Target, seconds: float) -> tuple[Support, dict[str, str]]:
     fields = worker.ask("probe", timeout=seconds, backend=name, target=target.to_json()).fields
-    support = Support(**fields["support"])
+    support = Support.from_json(fields["support"])
     if _own_interpreter(target):
         # What is missing in an interpreter of its own is not mended by a command for this one.
         support = replace(support, fix=None)
@@ -112,8 +112,8 @@ def _with_converter(
     support, versions = answer
     if not (support.ready and backend.portable and _own_interpreter(target)):
         return answer
-    here = backends(local.detect(), [backend.name])[backend.name]
-    converter = here.probe(local.detect())
+    here = backends(local.processor(), [backend.name])[backend.name]
+    converter = here.probe(local.processor())
     if not converter.ready:
         reason = f"`{backend.name}` is converted on this machine: {converter.reason}"
         return Support(False, support.version, reason, converter.fix), versions
@@ -124,6 +124,7 @@ def _answering(backend: Backend, support: Support, versions: dict[str, str]) -> 
     answer = copy.copy(backend)
     answer.probe = lambda target: support  # type: ignore[method-assign]
     answer.versions = lambda: versions  # type: ignore[method-assign]
+    answer.devices = lambda target: support.devices  # type: ignore[method-assign]
     return answer
 
 

@@ -9,14 +9,17 @@ import resource
 #: What runtimes say when they get no memory: each has words of its own.
 _WORDS = (
     "bad_alloc", "memoryerror", "cannot allocate memory", "can't allocate memory", "out of memory", "not enough memory",
-    "failed to allocate",
+    "failed to allocate", "error_out_of_memory", "resource_exhausted", "resource exhausted", "status_alloc_failed",
+    "cudaerrormemoryallocation",
 )  # fmt: skip
 
 
 def limit_memory(limit: int) -> None:
     """Bounds this process's private writable memory to `limit` bytes, and lets it leave no core dump.
 
-    That is what a leak takes; a bound on address space would also count what runtimes only reserve.
+    That is what a leak takes; a bound on address space (RLIMIT_AS) would also count what runtimes only reserve. CUDA
+    reserves a range as large as all memory of the machine and its GPUs together before it does anything, unwritable
+    until it is used, and maps devices as shared: neither counts here. A GPU's own memory nobody bounds but the GPU.
     """
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from portolan.testing.models import cases, sized_by_an_input, this_machine
 
 class TestXla(BackendContract):
     backend = xla
+    options = {"device": os.environ.get("PORTOLAN_TEST_DEVICE", "cpu")}
 
 
 def saved(executable: object, folder: Path) -> Path:

@@ -10,14 +10,27 @@
 #include <sys/mman.h>
 #include <unistd.h>
 typedef void (*launch_t)(void **, unsigned, unsigned);
-int cuInit(unsigned flags) { return flags ? 1 : 0; }
-int cuDeviceGetCount(int *n) { *n = 1; return 0; }
-int cuDeviceGet(int *device, int n) { *device = n; return n ? 101 : 0; }
-int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &cuInit; return device; }
+/* STUB_GPUS is how many there are; STUB_INIT how it starts: an error's number, `hang` or `crash`. */
+static int gpus(void) { return getenv("STUB_GPUS") ? atoi(getenv("STUB_GPUS")) : 1; }
+int cuInit(unsigned flags) {
+  const char *how = getenv("STUB_INIT");
+  if (how && !strcmp(how, "hang")) for (;;) pause();
+  if (how && !strcmp(how, "crash")) abort();
+  return how ? atoi(how) : flags ? 1 : 0;
+}
+int cuDeviceGetCount(int *n) { *n = gpus(); return 0; }
+int cuDeviceGet(int *device, int n) { *device = n; return n < gpus() ? 0 : 101; }
+int cuDeviceTotalMem_v2(size_t *size, int device) { *size = (size_t)(device + 1) << 33; return 0; }
+int cuDeviceGetAttribute(int *value, int what, int device) { *value = what == 75 ? 9 : 0; return what == 75 || what == 76 ? 0 : 1; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &cuInit; return device < gpus() ? 0 : 101; }
 int cuCtxSetCurrent(void *context) { return context == (void *)&cuInit ? 0 : 201; }
-int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "no GPU"); return device; }
+int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, device ? "no GPU either" : "no GPU"); return 0; }
 int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
-int cuGetErrorName(int code, const char **name) { *name = code == 200 ? "CUDA_ERROR_INVALID_IMAGE" : "CUDA_ERROR"; return 0; }
+int cuGetErrorName(int code, const char **name) {
+  *name = code == 100 ? "CUDA_ERROR_NO_DEVICE" : code == 200 ? "CUDA_ERROR_INVALID_IMAGE"
+        : code == 803 ? "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" : "CUDA_ERROR";
+  return 0;
+}
 int cuModuleLoadData(void **module, const void *image) {
   if (memcmp(image, ELFMAG, SELFMAG)) return 200;
   const Elf64_Ehdr *head = image;

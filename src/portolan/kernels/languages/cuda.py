@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from portolan.core.cuda import Driver
 from portolan.core.running import CompilerError, run
 from portolan.errors import NoBackend
 from portolan.kernels.device import Array, OnDevice
@@ -45,10 +46,13 @@ class CUDA(Language):
         version = "nvcc " + (found[1] if (found := re.search(r"release ([\d.]+)", said)) else "?")
         try:
             driver = Driver()
+            if not driver.count():
+                raise NoBackend("the NVIDIA driver sees no GPU")
+            device = driver.name(0)
         except (NoBackend, OSError) as error:
             fix = "run it where an NVIDIA driver and GPU are"
             return Here("compile", version, reason=f"compiled only: {error}", fix=fix)
-        return Here("time", f"{version}, {driver.device}, driver {driver.version}")
+        return Here("time", f"{version}, {device}, driver {driver.version}")
 
     def compile(self, source: Path, out: Path) -> None:
         """By nvcc."""
@@ -75,48 +79,11 @@ def _nvcc() -> str | None:
     return shutil.which(os.environ.get("PORTOLAN_NVCC", "nvcc"))
 
 
-class Driver:
-    """`libcuda`, with the first GPU's context made current.
-
-    Raises:
-        NoBackend: there is no driver, or no GPU.
-    """
-
-    def __init__(self) -> None:
-        try:
-            self.library = ctypes.CDLL(os.environ.get("PORTOLAN_LIBCUDA", "libcuda.so.1"))
-        except OSError as error:
-            raise NoBackend("there is no NVIDIA driver (libcuda.so.1)") from error
-        count, device, context, version = c_int(), c_int(), c_void_p(), c_int()
-        self.call("cuInit", c_uint(0))
-        self.call("cuDeviceGetCount", byref(count))
-        if not count.value:
-            raise NoBackend("the NVIDIA driver sees no GPU")
-        self.call("cuDeviceGet", byref(device), c_int(0))
-        self.call("cuDevicePrimaryCtxRetain", byref(context), device)
-        self.call("cuCtxSetCurrent", context)
-        name = ctypes.create_string_buffer(128)
-        self.call("cuDeviceGetName", name, c_int(128), device)
-        self.call("cuDriverGetVersion", byref(version))
-        self.device = name.value.decode(errors="replace")
-        self.version = f"{version.value // 1000}.{version.value % 1000 // 10}"
-
-    def call(self, name: str, *args: Any) -> None:
-        """Calls a function of the driver.
-
-        Raises:
-            NoBackend: it answered with an error.
-        """
-        code = self.library[name](*args)
-        if code:
-            text = ctypes.c_char_p()
-            self.library["cuGetErrorName"](c_int(code), byref(text))
-            raise NoBackend(f"`{name}` failed: {(text.value or b'?').decode()} ({code})")
-
-
 @lru_cache(maxsize=1)
 def _driver() -> Driver:
-    return Driver()
+    driver = Driver()
+    driver.use(0)
+    return driver
 
 
 class _Loaded(OnDevice):
