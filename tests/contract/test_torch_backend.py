@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from portolan.backends import _torch_gpu
 from portolan.backends._exported import read_program
 from portolan.backends.torch import Package, _reduced, check_processor, torch
 from portolan.core.model import Model
@@ -150,6 +151,13 @@ def test_bf16_is_bf16_inside_and_f32_outside(exported: Path) -> None:
         error = np.abs(outputs[0].detach().numpy() - classes).max() / classes.std()
         assert 1e-4 < error < 0.1
         np.testing.assert_array_equal(outputs[1].numpy(), following)
+
+
+def test_a_program_is_moved_to_where_it_will_run(exported: Path) -> None:
+    """To `meta` here, which has no numbers: every GPU takes the same way."""
+    moved = _torch_gpu.moved(read_program(exported / "net.pt2"), "meta")
+    assert {str(weight.device) for weight in moved.state_dict.values()} == {"meta"}
+    assert {str(example.device) for example in moved.example_inputs[0]} == {"meta"}
 
 
 def test_code_for_another_processor_is_not_run() -> None:

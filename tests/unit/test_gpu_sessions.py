@@ -130,7 +130,7 @@ def test_torch_computes_in_f32_unless_told_otherwise() -> None:
 # --- workers
 
 
-def test_a_worker_may_reserve_more_than_it_may_write(tmp_path: Path) -> None:
+def test_a_worker_may_reserve_more_than_it_may_write() -> None:
     """As CUDA does when it starts: a range as large as all memory. What is written to is bounded all the same."""
     done = subprocess.run(
         [sys.executable, "-c", _RESERVE, str(2**30)], capture_output=True, text=True, check=False, timeout=60

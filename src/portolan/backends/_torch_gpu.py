@@ -89,7 +89,6 @@ def _dotted(capability: str) -> str:
     return f"{capability[:-1]}.{capability[-1]}"
 
 
-def moved(program: Any) -> Any:
-    """An exported program with its weights and constants on the first GPU."""
-    passes = runtime("torch.export.passes")
-    return passes.move_to_device_pass(program, "cuda:0")
+def moved(program: Any, place: str = "cuda:0") -> Any:
+    """An exported program with its weights, constants and examples on a device."""
+    return runtime("torch.export.passes").move_to_device_pass(program, place)
