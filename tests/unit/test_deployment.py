@@ -270,6 +270,14 @@ def test_triton_refuses_what_no_backend_of_its_runs(backend: str, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_what_runs_on_a_gpu_is_not_taken_to_a_processor(tmp_path: Path) -> None:
+    bundle = onnx_bundle(tmp_path, options={"device": "cuda"})
+    with pytest.raises(NoBackend, match="the bundle runs on device `cuda`") as caught:
+        emit(bundle, "docker", tmp_path / "out")
+    assert "portolan serve" in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
 @given(st.text(max_size=30))
 def test_a_quoted_text_is_read_back(text: str) -> None:
     from hypothesis import assume

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from portolan.bundle import Bundle, open_bundle
+from portolan.core.backend import on_processor
 from portolan.core.registry import PLATFORMS
 from portolan.deployment import _files as files
 from portolan.deployment._facts import Choices, Facts
 from portolan.deployment._platform import Emitted, Platform
-from portolan.errors import PortolanError, UsageError
+from portolan.errors import NoBackend, PortolanError, UsageError
 
 __all__ = ["Choices", "Emitted", "Facts", "Platform", "deploy"]
 
@@ -19,11 +20,20 @@ __all__ = ["Choices", "Emitted", "Facts", "Platform", "deploy"]
 def deploy(
     bundle: Path, platforms: Sequence[str], choices: Choices, *, out: Path | None, force: bool, dry_run: bool
 ) -> dict[str, Any]:
-    """Writes a folder per platform; the object of the contract. See `portolan.api.deploy`."""
+    """Writes a folder per platform; the object of the contract. See `portolan.api.deploy`.
+
+    Raises:
+        NoBackend: the bundle's recipe runs on a GPU, which no file of ours asks a platform for.
+    """
     if not platforms:
         raise UsageError("no platform is named", hint=f"name one with `--to`: {', '.join(PLATFORMS.names())}")
     wanted = {name: platform(name) for name in platforms}
     with open_bundle(bundle) as opened:
+        if not on_processor(opened.options):
+            raise NoBackend(
+                f"the bundle runs on device `{opened.options['device']}`, and `deploy` writes files for processors",
+                hint="pack a recipe for the processor (`device=cpu`), or `portolan serve` the bundle where the GPU is",
+            )
         facts = Facts(opened, choices)
         top = out or Path(f"deploy-{facts.label}")
         emitted = {name: found.emit(facts) for name, found in wanted.items()}
