@@ -29,7 +29,7 @@ _STORED = "sparsity:"
 
 def on_processor(options: Mapping[str, Any]) -> bool:
     """Whether a backend with these options runs on the target's processor: what is known of that then holds."""
-    return options.get("device", CPU) == CPU
+    return bool(options.get("device", CPU) == CPU)
 
 
 @dataclass(frozen=True)
