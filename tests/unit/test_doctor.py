@@ -70,6 +70,7 @@ def test_backends(found: dict[str, dict[str, Any]]) -> None:
     rows = found["backends"]
     assert rows["good"] == {
         "name": "good", "ready": True, "version": "1.2", "reason": None, "fix": None, "environment": None,
+        "devices": {},
     }  # fmt: skip
     assert rows["absent"]["fix"] == "pip install x"
     assert rows["broken"]["reason"] == "the backend `broken` cannot be loaded"
