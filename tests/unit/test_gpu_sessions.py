@@ -178,7 +178,7 @@ def test_the_contract_is_kept_as_far_as_it_goes_without_a_gpu(name: str, tmp_pat
     suite = Path(__file__).parents[1] / "contract" / "test_gpu_backends.py"
     env = os.environ | {cuda.VARIABLE: str(library)}
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(portolan.__file__).parents[1])])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "hardware", "-k", name, str(suite)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "hardware", "-k", name, str(suite)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert re.search(r"\b[1-9]\d passed", done.stdout)
