@@ -49,7 +49,7 @@ class Support:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Support:
         """Reads what `dataclasses.asdict` made."""
-        return cls(**{**data, "devices": {name: cls.from_json(one) for name, one in data["devices"].items()}})
+        return cls(**{**data, "devices": {name: cls.from_json(one) for name, one in data.get("devices", {}).items()}})
 
 
 @dataclass(frozen=True)
