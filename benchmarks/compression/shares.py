@@ -29,7 +29,7 @@ from portolan.study.workspace import Workspace
 
 ROUNDS = 60
 MAKERS: dict[str, Callable[[Maker], Model]] = {"portolan": Maker.portolan, "nncf": Maker.nncf}
-#: OpenVINO's word for the products, whatever the layer was.
+#: How OpenVINO's words for products begin.
 PRODUCTS = ("FullyConnected", "Convolution", "MatMul")
 
 
@@ -74,8 +74,8 @@ def kinds(request: Any) -> Counter[str]:
     found: Counter[str] = Counter()
     for node in request.get_profiling_info():
         kind = node.node_type
-        if kind in PRODUCTS:
-            kind += f" ({node.exec_type.rpartition('_')[2].lower()})"
+        if product := next((word for word in PRODUCTS if kind.startswith(word)), None):
+            kind = f"{product} ({node.exec_type.rpartition('_')[2].lower()})"
         found[kind] += node.real_time.total_seconds() * 1e6
     return found
 
