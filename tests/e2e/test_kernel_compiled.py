@@ -31,15 +31,10 @@ from portolan.targets.local import local
 from portolan.worker.session import Worker
 from support import operators
 
-pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("PORTOLAN_CACHE", str(folder))
-        yield folder
+pytestmark = [
+    pytest.mark.usefixtures("cache"),
+    pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,11 @@ from portolan.kernels.printers.c import function_name
 from portolan.kernels.verify import odd_cases, random_arrays
 from support import operators
 
+pytestmark = pytest.mark.usefixtures("cache")
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler (gcc, clang or cc)"
 )
 SIZES = {"tropical": {"i": 21, "k": 9, "j": 37}, "knn": {"i": 11, "d": 5, "j": 40}, "brain": {"i": 7, "k": 20, "j": 33}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("PORTOLAN_CACHE", str(folder))
-        yield folder
 
 
 def made(name: str) -> Any:

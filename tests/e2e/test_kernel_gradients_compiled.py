@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,10 @@ from support import operators
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 pytestmark = [
+    pytest.mark.usefixtures("cache"),
     pytest.mark.torch,
     pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("PORTOLAN_CACHE", str(folder))
-        yield folder
 
 
 def window_attention(q: Any, k: Any, v: Any, bias: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,10 @@ from portolan.targets.local import local
 from support import operators
 from support.serving import serving
 
-pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler")
+pytestmark = [
+    pytest.mark.usefixtures("cache"),
+    pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler"),
+]
 FILE = """from portolan import kernel
 
 
@@ -36,14 +38,6 @@ FILE = """from portolan import kernel
 def tropical(A: "i k", B: "k j") -> "i j":
     return max(A[i, k] + B[k, j] for k in K)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("PORTOLAN_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture

@@ -33,17 +33,10 @@ FILE = """from portolan import kernel
 def tropical(A: "i k", B: "k j") -> "i j":
     return max(A[i, k] + B[k, j] for k in K)
 """
+pytestmark = pytest.mark.usefixtures("cache")
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler (gcc, clang or cc)"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("PORTOLAN_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="module")

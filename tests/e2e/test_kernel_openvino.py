@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,19 +30,12 @@ from portolan.targets.local import local
 from support import operators
 
 pytestmark = [
+    pytest.mark.usefixtures("cache"),
     pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler"),
     pytest.mark.skipif(not registry.backend("openvino").probe(local.detect()).ready, reason="needs `openvino`"),
 ]
 needs_plus = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
 WAYS = [pytest.param("compiled", marks=needs_plus), "python"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("PORTOLAN_CACHE", str(folder))
-        yield folder
 
 
 @pytest.fixture

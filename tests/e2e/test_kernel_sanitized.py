@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,10 @@ from portolan.kernels.tune import source
 from portolan.targets.local import local
 from support import operators
 
-pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler")
+pytestmark = [
+    pytest.mark.usefixtures("cache"),
+    pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler"),
+]
 #: Those for every day: places out of arrays, rankings, masks on both sides of a row.
 DAILY = ("gathered", "knn", "window_attention")
 SANITIZED = """
@@ -55,13 +57,6 @@ def sanitized(name: str, more: int = 0) -> subprocess.CompletedProcess[str]:
     env["PYTHONPATH"] = os.pathsep.join([*sys.path, str(Path(__file__).parents[1])])
     command = [sys.executable, "-c", SANITIZED, name, str(path), str(more)]
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PORTOLAN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.mark.parametrize(

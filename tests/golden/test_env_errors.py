@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import portolan
 from portolan.core import environments
-from portolan.errors import NoBackend, PortolanError
+from portolan.errors import NoBackend
 from portolan.worker import Worker
+from support import errors
 from support.wheels import Shop
 
 GOLDEN = Path(__file__).with_name("env_errors.txt")
@@ -90,13 +91,7 @@ WRONG: dict[str, Callable[[Shop], Any]] = {
 
 
 def told(name: str, shop: Shop) -> str:
-    with pytest.raises(PortolanError) as caught:
-        WRONG[name](shop)
-    error = caught.value
-    lines = [f"# {name}", f"exit {error.exit_code}", f"error: {error.message}"]
-    lines += [f"  at {error.where}"] if error.where else []
-    lines += [f"hint: {error.hint}"] if error.hint else []
-    return "\n".join(lines).replace(str(shop.root), "ENVS") + "\n"
+    return errors.told(name, lambda: WRONG[name](shop), shop.root, "ENVS")
 
 
 def test_every_error_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,8 @@ from portolan.backends.onnxruntime import onnxruntime
 from portolan.backends.torch import torch
 from portolan.backends.xla import xla
 from portolan.core import interpreters
-from portolan.errors import PortolanError
 from portolan.testing.models import free_batch, perceptron, this_machine
-from support import gpus
+from support import errors, gpus
 
 GOLDEN = Path(__file__).with_name("gpu_errors.txt")
 HERE, WITH = replace(this_machine(), devices=()), replace(this_machine(), devices=(gpus.H200,))
@@ -76,13 +75,7 @@ def told(name: str, folder: Path, patch: pytest.MonkeyPatch) -> str:
         gpus.package(packages, cuda=None)
     patch.setattr(interpreters, "folder", lambda _, module: packages / module if (packages / module).is_dir() else None)
     patch.setattr(_cuda, "_LOADER", folder / "none")
-    with pytest.raises(PortolanError) as caught:
-        WRONG[name](folder)
-    error = caught.value
-    lines = [f"# {name}", f"exit {error.exit_code}", f"error: {error.message}"]
-    lines += [f"  at {error.where}"] if error.where else []
-    lines += [f"hint: {error.hint}"] if error.hint else []
-    return "\n".join(lines).replace(str(folder), "FOLDER") + "\n"
+    return errors.told(name, lambda: WRONG[name](folder), folder)
 
 
 def test_every_error_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

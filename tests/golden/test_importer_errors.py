@@ -18,8 +18,9 @@ from portolan.backends.torch import torch
 from portolan.backends.xla import xla
 from portolan.core.graph import load_model
 from portolan.core.model import Model
-from portolan.errors import PortolanError, UnsupportedOperator
+from portolan.errors import UnsupportedOperator
 from portolan.testing.models import corrupt, sized_by_an_input, this_machine, unsupported
+from support import errors
 
 pytestmark = pytest.mark.torch
 GOLDEN = Path(__file__).with_name("importer_errors.txt")
@@ -106,13 +107,7 @@ def recurrent(folder: Path) -> None:
 
 
 def told(name: str, folder: Path) -> str:
-    with pytest.raises(PortolanError) as caught:
-        WRONG[name](folder)
-    error = caught.value
-    lines = [f"# {name}", f"exit {error.exit_code}", f"error: {error.message}"]
-    lines += [f"  at {error.where}"] if error.where else []
-    lines += [f"hint: {error.hint}"] if error.hint else []
-    return "\n".join(lines).replace(str(folder), "FOLDER") + "\n"
+    return errors.told(name, lambda: WRONG[name](folder), folder)
 
 
 def test_every_error_word_for_word(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from portolan.core.goal import parse_goals
-from portolan.errors import PortolanError, WorkerError
+from portolan.errors import WorkerError
 from portolan.measure import load
 from portolan.measure.load import Loaded
 from portolan.search.serving import check_pinned
 from portolan.serving.trial import LoadResult
 from portolan.study.loads import unsustained
 from portolan.study.wanted import checked_goals, checked_price, is_served
+from support import errors
 
 GOLDEN = Path(__file__).with_name("serving_errors.txt")
 
@@ -61,16 +62,7 @@ WRONG: dict[str, Callable[[], Any]] = {
 
 def test_errors_are_those_of_the_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "ready", lambda: False)
-    told = []
-    for name, case in WRONG.items():
-        with pytest.raises(PortolanError) as caught:
-            case()
-        error = caught.value
-        lines = [f"# {name}", f"exit {error.exit_code}", f"error: {error.message}"]
-        lines += [f"  at {error.where}"] if error.where else []
-        lines += [f"hint: {error.hint}"] if error.hint else []
-        told.append("\n".join(lines) + "\n")
-    written = "\n".join(told)
+    written = "\n".join(errors.told(name, case) for name, case in WRONG.items())
     if os.environ.get("PORTOLAN_UPDATE_GOLDEN"):
         GOLDEN.write_text(written, encoding="utf-8")
     assert written == GOLDEN.read_text(encoding="utf-8")

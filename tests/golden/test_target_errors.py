@@ -16,8 +16,8 @@ import pytest
 import portolan
 from portolan.core.target import Target
 from portolan.emulation import debian
-from portolan.errors import PortolanError
 from portolan.targets import _added
+from support import errors
 
 GOLDEN = Path(__file__).with_name("target_errors.txt")
 Place = Path
@@ -114,13 +114,7 @@ WRONG: dict[str, Callable[[Place], Any]] = {
 
 
 def told(name: str, root: Place) -> str:
-    with pytest.raises(PortolanError) as caught:
-        WRONG[name](root)
-    error = caught.value
-    lines = [f"# {name}", f"exit {error.exit_code}", f"error: {error.message}"]
-    lines += [f"  at {error.where}"] if error.where else []
-    lines += [f"hint: {error.hint}"] if error.hint else []
-    return "\n".join(lines).replace(str(root), "HERE") + "\n"
+    return errors.told(name, lambda: WRONG[name](root), root, "HERE")
 
 
 def test_every_error_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
