@@ -42,7 +42,7 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
 
 
 @compression(
-    produces=lambda options: (FEATURE,), refuse=_refuse, stage=lambda options: "precision",
+    produces=lambda options: (FEATURE,), refuse=_refuse, stage=lambda options: "kernels",
     distributions=("onnx", "onnxruntime", "onnxslim", "numpy"),
 )  # fmt: skip
 def fuse(

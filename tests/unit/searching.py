@@ -114,6 +114,7 @@ def simplify(model: Model, context: Context) -> Model:
 @compression(
     needs=lambda p: "calibration" if p["mode"] == "static" else "nothing",
     produces=lambda p: (f"int8:{p['mode']}",),
+    stage=lambda p: "precision",
     lossy=lambda p: True,
 )
 def quantize(model: Model, context: Context, *, mode: Literal["dynamic", "static"] = "dynamic") -> Model:

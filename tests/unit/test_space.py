@@ -294,7 +294,12 @@ def kinds() -> dict[str, Any]:
         """Takes bits."""
         return model
 
-    return {"thin": thin, "zeros": zeros, "fewer": fewer}
+    @compression(stage=lambda p: "kernels", refuse=lambda m, p, t: "its chains are codes" if m.features else None)
+    def blend(model: Model, context: Context) -> Model:
+        """Puts kernels in."""
+        return model
+
+    return {"thin": thin, "zeros": zeros, "fewer": fewer, "blend": blend}
 
 
 SMALL = parse_goals(["cosine >= 0.9", "min size"])
@@ -302,7 +307,24 @@ SMALL = parse_goals(["cosine >= 0.9", "min size"])
 
 def test_two_passes_that_change_outputs_are_combined_in_the_order_of_their_kinds() -> None:
     chains = {str(c.recipe) for c in live(space(SMALL, passes=kinds()))}
-    assert chains == {"-", "thin", "zeros", "fewer", "thin + zeros", "thin + fewer", "zeros + fewer"}
+    changed = {"thin", "zeros", "fewer", "thin + zeros", "thin + fewer", "zeros + fewer"}
+    assert chains == {"-", "blend", *changed}, "a chain that one of its passes refuses is not tried"
+
+
+def test_what_keeps_the_outputs_stands_where_its_kind_does() -> None:
+    @compression(stage=lambda p: "kernels")
+    def blend(model: Model, context: Context) -> Model:
+        """Puts kernels in."""
+        return model
+
+    @compression()
+    def clear(model: Model, context: Context) -> Model:
+        """Simplifies."""
+        return model
+
+    passes = {"blend": blend, "clear": clear, "fewer": kinds()["fewer"]}
+    pairs = {"blend", "clear", "fewer", "clear + blend", "fewer + blend", "clear + fewer"}
+    assert {str(c.recipe) for c in live(space(SMALL, passes=passes))} == {"-", *pairs, "clear + fewer + blend"}
 
 
 def test_a_recipe_in_a_bad_order_is_refused_with_its_reason() -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Need = Literal["nothing", "calibration", "training"]
 Params = Mapping[str, Any]
 #: What kind of change a pass makes, in the order that a search tries them in; see `misplaced`.
-Stage = Literal["graph", "structure", "recovery", "sparsity", "precision"]
-STAGES: tuple[Stage, ...] = ("graph", "structure", "recovery", "sparsity", "precision")
+Stage = Literal["graph", "structure", "recovery", "sparsity", "precision", "kernels"]
+STAGES: tuple[Stage, ...] = ("graph", "structure", "recovery", "sparsity", "precision", "kernels")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,9 @@ def misplaced(before: Stage, after: Stage) -> str | None:
     Returns:
         The reason, as a clause that a refusal can end with.
     """
-    if before == "precision":
+    if before == "kernels":
+        return "a kernel hides the operators that the other passes look for: put kernels in last"
+    if before == "precision" and after != "kernels":
         if after == "precision":
             return "the weights have a reduced precision already, and a second one would lose twice"
         return "weights of reduced precision are on a grid that any later change leaves: reduce the precision last"

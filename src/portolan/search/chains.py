@@ -69,8 +69,8 @@ def make_chains(
 ) -> tuple[list[Chain], list[Candidate]]:
     """The chains to try, the empty one first, and what is refused of them.
 
-    A chain is any of the passes that leave outputs alone, by name, and then at most two that change them, each of
-    another kind and in the order of `STAGES`: first smaller shapes, then zeros, then fewer bits. With `fixed`, a chain
+    A chain is any of the passes that leave outputs alone and at most two that change them, each of another kind, in
+    the order of `STAGES`: smaller shapes before zeros, zeros before fewer bits, kernels last. With `fixed`, a chain
     is what it names, in its order, unless that order is known to be bad.
     """
     told, ready = [], {}
@@ -104,12 +104,19 @@ def make_chains(
     gentle = [(None, *(v for v in row if not v.lossy)) for row in every.values()]
     lossy = [v for row in every.values() for v in row if v.lossy]
     chains = [
-        _chain([v for v in (*before, *last) if v is not None])
-        for last in _combinations(lossy)
-        for before in itertools.product(*gentle)
-        if not {v.step.name for v in before if v is not None} & {v.step.name for v in last}
+        _chain(steps)
+        for changing in _combinations(lossy)
+        for keeping in itertools.product(*gentle)
+        if not {v.step.name for v in keeping if v is not None} & {v.step.name for v in changing}
+        for steps in [_in_order([*(v for v in keeping if v is not None), *changing])]
+        if not disorder([v.step for v in steps], ready, model, target)
     ]
     return sorted(chains, key=lambda c: len(c.steps)), told
+
+
+def _in_order(steps: Sequence[Variant]) -> list[Variant]:
+    """By kind, in the order of `STAGES`."""
+    return sorted(steps, key=lambda v: STAGES.index(v.stage))
 
 
 def _combinations(lossy: Sequence[Variant]) -> Iterator[tuple[Variant, ...]]:
