@@ -162,7 +162,7 @@ def no_space(error: BaseException) -> bool:
 
 
 class Interrupted(PortolanError):
-    """Ctrl-C. Everything measured so far is saved."""
+    """Ctrl-C or SIGTERM. Everything measured so far is saved."""
 
     exit_code = 130
 

@@ -97,6 +97,13 @@ def _three_arms(verdict: str | None = None) -> dict[str, Any]:
     return data
 
 
+def _two_starts() -> dict[str, Any]:
+    data = _with(scripted.COMPARISON)
+    data["ratios"][0] |= {"lo": 1e-5, "hi": 50591.0, "verdict": "no significant difference", "starts": 2}
+    data["noise"] |= {"lo": 0.001, "hi": 1200.0}
+    return data
+
+
 CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
     "optimize": (("optimize", "resnet50.onnx"), "optimize", scripted.STUDY),
     "optimize-not-met": (("optimize", "resnet50.onnx"), "optimize", scripted.UNMET),
@@ -147,6 +154,7 @@ CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
     "bench": (("bench", "m.onnx"), "bench", scripted.COMPARISON),
     "bench-three": (("bench", "m.onnx"), "bench", _three_arms()),
     "bench-three-same": (("bench", "m.onnx"), "bench", _three_arms("no significant difference")),
+    "bench-two-starts": (("bench", "m.onnx"), "bench", _two_starts()),
     "bench-restless": (
         ("bench", "m.onnx"),
         "bench",

@@ -366,14 +366,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(lab: Lab) -> None:
     measured_once(lab.folder / "study")
 
 
-def test_ctrl_c_of_a_race_leaves_nothing(lab: Lab) -> None:
+@pytest.mark.parametrize("ended", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_an_interrupted_race_leaves_nothing(ended: signal.Signals, lab: Lab) -> None:
     place = lab.folder / "temporary"
     place.mkdir()
     process = lab.start("bench", f"{lab.model}@fake", "--budget", "60s", env={"TMPDIR": str(place)})
     assert process.stderr is not None
     assert any(line.startswith("start 1 of") for line in process.stderr)
     assert list(place.glob("portolan-bench-*"))
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, ended)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert "error: interrupted" in err

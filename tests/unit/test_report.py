@@ -119,6 +119,22 @@ class TestVerdict:
         assert "too noisy to claim" in page.text
         assert "The run was noisy, so no speed is claimed." in page.text
 
+    def test_what_the_budget_left_out_is_named_by_reason(self, study: dict[str, Any]) -> None:
+        late, cut = "the budget was over before its turn", "the budget was over while it was being built"
+        study["untried"] = [
+            {"recipe": {"backend": "tvm"}, "reason": late},
+            {"recipe": {"backend": "torch", "passes": [{"name": "simplify"}]}, "reason": cut},
+            {"recipe": {"backend": "<b>iree"}, "label": {"passes": "-", "backend": "<b>iree"}, "reason": late},
+        ]
+        more = "A larger `--budget` has time for more."
+        assert words.verdict(read(study)).notes[-2:] == (
+            f"Not tried, {late}: the untouched model on `tvm`, the untouched model on `<b>iree`. {more}",
+            f"Not tried, {cut}: `simplify` on `torch`. {more}",
+        )
+        page = render([study])
+        assert "&lt;b&gt;iree" in page
+        assert "<b>iree" not in page
+
     def test_unmet_names_the_closest(self, unmet: dict[str, Any]) -> None:
         want = (
             "Goals not met. Closest: `simplify` on `openvino` (precision=bf16): "
@@ -381,6 +397,9 @@ def _edit(study: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("goals", "min size", "`goals` of the study has the wrong type", "$[0].goals"),
         ("goals", [3], "a goal of the study is not text", "$[0].goals[0]"),
         ("trials.1.id", None, "a trial of the study has no `id`", "$[0].trials[1]"),
+        ("untried", {}, "`untried` of the study has the wrong type", "$[0].untried"),
+        ("untried", [{"recipe": {}}], "a recipe that was not tried has no `reason`", "$[0].untried[0]"),
+        ("untried", [{"recipe": {"pass": []}, "reason": ""}], "a recipe has no key `pass`", "$[0].untried[0].recipe"),
         ("trials.1.status", "odd", "a trial's `status` is none of ok, failed, refused", "$[0].trials[1].status"),
         ("trials.1.recipe", {"pass": []}, "a recipe has no key `pass`", "$[0].trials[1].recipe"),
         ("trials.1.metrics.size", 3, "a metric of the study cannot be read", "$[0].trials[1].metrics.size"),

@@ -12,7 +12,7 @@ from portolan.errors import WorkerTimeout
 from portolan.search.candidate import Candidate
 from portolan.study import budget, finals
 from portolan.study.budget import Budget, BudgetOver, Spending
-from portolan.study.reserve import CUT, FEWEST, MARGIN, NO_TURN, Reserve
+from portolan.study.reserve import CUT, FEWEST, MARGIN, MOST, NO_TURN, Reserve
 from portolan.study.trial import Trial
 
 ALL = [Candidate(Recipe((), name)) for name in ("onnxruntime", "openvino", "litert", "tvm")]
@@ -84,10 +84,19 @@ def test_the_baseline_alone_is_no_race_to_stop_for() -> None:
     assert not bench.reserve.due
 
 
-def test_a_budget_without_room_for_a_race_is_spent_on_trying() -> None:
-    bench = Bench(tried=2, left=1.0)
-    assert bench.race(2) > 1.0
+@pytest.mark.parametrize("tried", [2, 4])
+def test_a_race_that_would_take_most_of_the_budget_gets_a_share_of_it(tried: int) -> None:
+    bench = Bench(tried, left=1000.0, text="20s")
+    assert bench.race(tried) > 20.0
+    bench.now = 20.0 * (1 - MOST) - 0.1
     assert not bench.reserve.due
+    assert bench.reserve.spare() == pytest.approx(0.1)
+    bench.now += 0.2
+    assert bench.reserve.due
+
+
+def test_where_nothing_is_left_but_what_is_kept_a_trial_may_take_half() -> None:
+    bench = Bench(tried=2, left=1.0)
     assert bench.reserve.spare() == 0.5
 
 

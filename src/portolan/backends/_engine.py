@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from portolan.core import chromium
+from portolan.core.running import tied
 from portolan.errors import PortolanError
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Node(Engine):
     def __init__(self, found: Web) -> None:
         super().__init__()
         self._process = subprocess.Popen(
-            [found.program, str(_SCRIPTS / "node.mjs"), str(found.folder)],
+            tied([found.program, str(_SCRIPTS / "node.mjs"), str(found.folder)]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -176,7 +177,7 @@ class Browser(Engine):
         self._profile = self._new_profile()
         address = f"http://127.0.0.1:{self._server.server_port}/{self.secret}/page.html"
         self._process = subprocess.Popen(
-            chromium.command(found.program, self._profile, address),
+            tied(chromium.command(found.program, self._profile, address)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -13,6 +13,8 @@ from portolan.core.measurement import METRICS, SAME
 Json = Mapping[str, Any]
 #: Process starts below which a race claims nothing; see `portolan.measure.result`, which is too heavy to import here.
 STARTS = 5
+#: An interval that reaches from x to more than this many times x says nothing, and its ends only look like numbers.
+SPAN = 10
 
 
 def comparison(data: Json, *, arms: Sequence[str] = ()) -> Answer:
@@ -80,17 +82,24 @@ def ratio_text(ratio: Json) -> str:
     """One comparison: `b is 2.81x faster than a (2.78 to 2.84, p95)`; the interval is that of the ratio as measured."""
     metric = LABELS.get(ratio["metric"], ratio["metric"].replace("_", " "))
     span = f"{metric} ratio {ratio['ratio']:.3f}"
-    if ratio.get("lo") is not None and ratio.get("hi") is not None:
-        span += f", {ratio['lo']:.3f} to {ratio['hi']:.3f}"
+    if interval := _interval(ratio):
+        span += f", {interval}"
     if ratio["verdict"] == SAME:
         return f"{ratio['a']} and {ratio['b']}: {SAME} ({span}){_unclaimed(ratio)}"
     return f"{ratio['a']} is {factor(ratio['ratio'])}x {ratio['verdict']} than {ratio['b']} ({span})"
 
 
+def _interval(ratio: Json) -> str | None:
+    lo, hi = ratio.get("lo"), ratio.get("hi")
+    if lo is None or hi is None:
+        return None
+    return f"{lo:.3f} to {hi:.3f}" if hi <= SPAN * lo else "the interval is too wide to say anything"
+
+
 def _unclaimed(ratio: Json) -> str:
-    """Why a ratio whose interval lies beside 1 is yet no claim: too few processes were started in the budget."""
-    starts, lo, hi = ratio.get("starts"), ratio.get("lo"), ratio.get("hi")
-    if starts is None or starts >= STARTS or lo is None or hi is None or lo <= 1 <= hi:
+    """Why a ratio could not become a claim, whatever its interval: too few processes were started in the budget."""
+    starts = ratio.get("starts")
+    if starts is None or starts >= STARTS:
         return ""
     return f"; {starts} process starts are too few for a claim, {STARTS} are needed: give a larger `--budget`"
 
@@ -106,8 +115,8 @@ def noise_text(noise: Json) -> str:
     if noise.get("aa_ratio") is None:
         return "noise: not measured"
     text = f"noise: two identical arms differ by a factor of {noise['aa_ratio']:.3f}"
-    if noise.get("lo") is not None and noise.get("hi") is not None:
-        text += f" ({noise['lo']:.3f} to {noise['hi']:.3f})"
+    if interval := _interval(noise):
+        text += f" ({interval})"
     return text if noise.get("ok", True) else f"{text}: this machine is too restless to trust small differences"
 
 

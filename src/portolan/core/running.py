@@ -1,4 +1,4 @@
-"""Compilers as processes, each in a group of its own, so that one that hangs ends with all that it started."""
+"""Other programs as processes that leave nothing behind: a compiler that hangs, a browser whose owner was killed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from portolan.errors import NoBackend, PortolanError
+
+#: Asks the kernel to kill this process with the thread that started it (PR_SET_PDEATHSIG), and becomes the program.
+_TIED = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execvp(sys.argv[2], sys.argv[2:])"
+)
 
 
 class CompilerError(PortolanError):
@@ -58,6 +65,13 @@ def run(command: Sequence[str], seconds: float, name: str | None = None) -> tupl
         _ended(process)
         raise
     return process.returncode, said
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """The command line of a program that ends with the thread of this process that starts it, even by a SIGKILL."""
+    if sys.platform != "linux":
+        return [*command]
+    return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
 
 
 def _ended(process: subprocess.Popen[str]) -> None:

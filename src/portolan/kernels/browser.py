@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from portolan.core import chromium
+from portolan.core.running import tied
 from portolan.errors import NoBackend, WorkerError
 
 _SECONDS = 120.0
@@ -51,7 +52,7 @@ class Browser:
         self._profile = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         # In this process's group: whoever ends a worker at once ends its browser too.
         self._process = subprocess.Popen(
-            chromium.command(program, self._profile, self._url("page")),
+            tied(chromium.command(program, self._profile, self._url("page"))),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,

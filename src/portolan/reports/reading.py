@@ -17,20 +17,11 @@ from portolan.reports.served import Serving, read_serving
 _STATUSES = ("ok", "failed", "refused")
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One trial, as shown."""
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A recipe, as shown."""
 
-    id: int
     recipe: Recipe
-    status: str
-    reason: str | None
-    metrics: dict[str, Measurement]
-    pareto: bool
-    met: bool
-    seconds: float | None = None
-    command: str | None = None
-    stages: tuple[str, ...] = ()
     label: tuple[str, str] | None = None
 
     @property
@@ -60,6 +51,28 @@ class Trial:
         passes = "the untouched model" if not self.recipe.passes else f"`{_plain(self.passes)}`"
         options = f" ({_plain(self.options)})" if self.options else ""
         return f"{passes} on `{_plain(self.backend)}`{options}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Choice):
+    """One trial, as shown."""
+
+    id: int
+    status: str
+    reason: str | None
+    metrics: dict[str, Measurement]
+    pareto: bool
+    met: bool
+    seconds: float | None = None
+    command: str | None = None
+    stages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untried(Choice):
+    """A recipe that the budget left no time for."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,7 @@ class Reading:
     seconds: float | None = None
     measurements: int | None = None
     serving: Serving | None = None
+    untried: tuple[Untried, ...] = ()
 
     @property
     def shown(self) -> Trial | None:
@@ -180,6 +194,16 @@ def _trial(data: Any, where: str, labels: bool) -> Trial:
     )
 
 
+def _untried(data: Any, where: str) -> Untried:
+    if not isinstance(data, Mapping) or not isinstance(data.get("reason"), str):
+        raise UsageError("a recipe that was not tried has no `reason`", where=where, hint=HINT)
+    return Untried(
+        recipe=recipe(data.get("recipe"), f"{where}.recipe"),
+        label=_label(want(data, "label", Mapping, where, {})),
+        reason=clean(data["reason"]),
+    )
+
+
 def _label(data: Mapping[str, Any]) -> tuple[str, str] | None:
     passes, backend = data.get("passes"), data.get("backend")
     return (passes, backend) if isinstance(passes, str) and isinstance(backend, str) else None
@@ -242,6 +266,9 @@ def read(study: Any, where: str = "$") -> Reading:
         seconds=end(study.get("seconds")),
         measurements=study["measurements"] if isinstance(study.get("measurements"), int) else None,
         serving=read_serving(want(study, "serving", Mapping, where), f"{where}.serving"),
+        untried=tuple(
+            _untried(u, f"{where}.untried[{i}]") for i, u in enumerate(want(study, "untried", list, where, []))
+        ),
         **named,
     )
 

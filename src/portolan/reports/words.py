@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from portolan import units
 from portolan.core.goal import Limit, Objective
 from portolan.core.measurement import MARKS, METRICS, SAME, Measurement, mark, said, unloaded
-from portolan.reports.reading import Noise, Reading, Trial
+from portolan.reports.reading import Noise, Reading, Trial, Untried
 
 State = Literal["met", "missed", "not shown", "not measured", "ranked"]
 #: (better, worse) by the first word of a metric's name.
@@ -228,7 +229,14 @@ def _notes(reading: Reading) -> tuple[str, ...]:
         notes.append("No A/A arm was run, so the noise floor of this machine is not known.")
     elif not reading.noise.ok:
         notes.append(f"The run was noisy, so no speed is claimed. {noise_sentence(reading.noise)}")
-    return tuple(notes)
+    return (*notes, *_not_tried(reading.untried))
+
+
+def _not_tried(recipes: Sequence[Untried]) -> Iterator[str]:
+    """A note for each way in which the budget ended too early."""
+    for reason in dict.fromkeys(one.reason for one in recipes):
+        titles = ", ".join(one.title for one in recipes if one.reason == reason)
+        yield f"Not tried, {reason}: {titles}. A larger `--budget` has time for more."
 
 
 def judge(reading: Reading, trial: Trial) -> list[Judgement]:

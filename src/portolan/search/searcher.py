@@ -237,9 +237,8 @@ class Searcher:
             return place, 0, "the baseline" if place == 0 else "the defaults of a backend"
         if (other := self._new_arithmetic(open_)) is not None:
             return other, 0, "an arithmetic not tried yet"
-        good = self._beliefs.quality(self._known)
-        for place in (p for p in self._ledgers if p in open_ and good[p] >= UNLIKELY):
-            return place, 0, "best elsewhere"
+        if (known := self._elsewhere(open_)) is not None:
+            return known, 0, "best elsewhere"
         if (fresh := self._new_chain(open_)) is not None:
             return fresh, 0, "a chain not tried yet"
         touched = self._touched()
@@ -260,6 +259,15 @@ class Searcher:
             if not candidates[p].recipe.passes and not candidates[p].heavy and candidates[p].numerics not in seen
         ]
         return next(iter(self._beliefs.plainest(fresh)), None)
+
+    def _elsewhere(self, open_: Sequence[int]) -> int | None:
+        """The next of those that did best elsewhere, unless what was measured here is better than it can be."""
+        places = [p for p in self._ledgers if p in open_]
+        if not places:
+            return None
+        scores = self._beliefs.scores(self._known, places, self._rng())
+        hopeful = (scores.hope >= HOPE) & (scores.quality >= UNLIKELY)
+        return next((p for p, hope in zip(places, hopeful, strict=True) if hope), None)
 
     def _new_chain(self, open_: Sequence[int]) -> int | None:
         used = {self._known.candidates[p].recipe.chain for p in self._touched()}

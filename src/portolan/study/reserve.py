@@ -1,6 +1,7 @@
 """The time that the race needs, kept from the search: when to stop for it, what a trial may take, and who missed out.
 
-Without it a backend that compiles for a minute would take the race of all others with it.
+Without it a backend that compiles for a minute would take the race of all others with it. A race of a large model takes
+minutes, and one among few recipes finds little: what it is kept is bounded by a share of the budget.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from portolan.study.budget import BudgetOver, Left, Spending, unlimited
 from portolan.study.trial import Trial
 
 #: Entrants of the smallest race worth having, the baseline among them, and how much longer than estimated it may take.
-FEWEST, MARGIN = 3, 1.2
+FEWEST, MARGIN = 2, 1.2
+#: Share of the budget that is kept at most. What then has no time for five starts of each entrant chooses, but claims
+#: nothing.
+MOST = 0.4
 #: Why a recipe that should have been was not tried.
 CUT, NO_TURN = "the budget was over while it was being built or measured", "the budget was over before its turn"
 
@@ -41,26 +45,20 @@ class Reserve:
         entrants: Callable[[], list[Candidate]] | None,
     ) -> None:
         self._spending, self._searcher, self._trials, self._entrants = spending, searcher, trials, entrants
-        self._fitted = False
         self._cut: list[Candidate] = []
         #: Seconds that the trial which is under way may still take.
         self.left: Left = unlimited
 
     @property
     def due(self) -> bool:
-        """Whether the race must begin: what is left is what it will take."""
+        """Whether the race must begin: what is left is what is kept for it."""
         left = self._spending.left
-        if self._entrants is None or left == float("inf"):
+        if self._entrants is None or left == float("inf") or len(chosen := self._entrants()) < FEWEST:
             return False
-        chosen = self._entrants()
+        kept = self._small(chosen)
         if self._searcher.introduced:
-            return bool(chosen) and finals.seconds(chosen, self._trials) > left
-        if len(chosen) < 2:
-            return False
-        fits = self._small(chosen) <= left
-        # A budget that never had room for it is better spent on trying more, until the search's share of it is over.
-        due, self._fitted = self._fitted and not fits, self._fitted or fits
-        return due
+            kept = max(kept, self._bounded(finals.seconds(chosen, self._trials)))
+        return left < kept
 
     def spare(self) -> float:
         """Seconds that the next trial may take: what is left but for a small race, or half where that has no room."""
@@ -96,4 +94,7 @@ class Reserve:
         ]
 
     def _small(self, chosen: Sequence[Candidate]) -> float:
-        return MARGIN * finals.seconds(chosen[:FEWEST], self._trials)
+        return self._bounded(MARGIN * finals.seconds(chosen[:FEWEST], self._trials))
+
+    def _bounded(self, seconds: float) -> float:
+        return min(seconds, MOST * (self._spending.left + self._spending.seconds))
