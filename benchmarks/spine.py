@@ -53,11 +53,12 @@ def measure(name: str, zoo: Path, path: Path | None, fidelity: bool, budget: str
     study = portolan.optimize(source, goals=goals, data=samples, study=folder, budget=budget)
     bundle = zoo / f"{mode}-{name}.portolan"
     portolan.pack(folder, out=bundle, force=True)
-    rivals = [f"{source}@{rival}" for rival in RIVALS if rival != "torch" or source.endswith(".pt2")]
+    asked = [f"{source}@{rival}" for rival in RIVALS if rival != "torch" or source.endswith(".pt2")]
     # The bundle first: it is what the others are compared with, on its golden inputs.
-    raced = portolan.bench(bundle, *rivals, budget=budget, native=True)
+    raced = portolan.bench(bundle, *asked, budget=budget, native=True)
     ours = raced.arms[0]["metrics"]["latency_p50"]
-    times = {arm["name"].rpartition("@")[2]: arm["metrics"]["latency_p50"]["value"] for arm in raced.arms[1:]}
+    rivals = {arm["name"].rpartition("@")[2]: arm for arm in raced.arms[1:]}
+    times = {rival: arm["metrics"]["latency_p50"]["value"] for rival, arm in rivals.items() if arm["metrics"]}
     best = min(times, key=lambda rival: times[rival])
     against = {r["a"].rpartition("@")[2]: r for r in raced.ratios}
     quality = study.best.to_json()["metrics"]
@@ -68,6 +69,7 @@ def measure(name: str, zoo: Path, path: Path | None, fidelity: bool, budget: str
         "quality": {name: quality[name]["value"] for name in ("cosine", "max_rel_error") if name in quality},
         "ms": ours["value"],
         "rivals": times,
+        "failed": {rival: arm["reason"] for rival, arm in rivals.items() if not arm["metrics"]},
         "best_rival": best,
         "ratio": against[best],
         "over_onnxruntime": against["onnxruntime"]["ratio"],
@@ -83,6 +85,8 @@ def show(row: dict[str, Any], seconds: float) -> None:
     ratio, noise = row["ratio"], row["noise"]
     interval = f"{ratio['ratio']:.3f} [{ratio['lo']:.3f}, {ratio['hi']:.3f}], {ratio['verdict']}"
     print(f"{row['name']:22} {row['ms']:8.3g} ms  {row['chosen']['passes']} on {row['chosen']['backend']}")
+    for rival, reason in row["failed"].items():
+        print(f"{'':22} {rival} has no answer that counts: {reason}")
     print(f"{'':22} rivals: {rivals}; A/A {noise['aa_ratio']:.3f} [{noise['lo']:.3f}, {noise['hi']:.3f}]")
     print(f"{'':22} {row['best_rival']} takes {interval}; {row['over_onnxruntime']:.2f}x over onnxruntime", end="; ")
     print(f"first answer {row['first']} s, search {row['seconds']} s, all {seconds:.0f} s", flush=True)
