@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from portolan.core.model import Model
 from portolan.errors import UsageError
-from portolan.passes._graphs import open_graph, save_graph
+from portolan.passes._graphs import header, open_graph, save_graph
 from portolan.passes._opset import at_opset
 from portolan.passes._slimming import slim
 from portolan.passes._weights import check_finite
@@ -37,18 +37,17 @@ def sixteen(model: Model, folder: Path, kind: str) -> Model:
     """
     import onnx
 
-    original = open_graph(model)
-    graph = slim(at_opset(original, 13, model.name), model.name)
-    casts, tensors = [], []
+    original, graph = _opened(model)
+    casts, shorter, longer = [], [], []
     taken = {t.name for t in graph.graph.initializer} | {o for node in graph.graph.node for o in node.output}
-    for tensor in graph.graph.initializer:
+    for i, tensor in enumerate(graph.graph.initializer):
         short = _short(tensor, kind, model.name)
         if short is None:
-            tensors.append(tensor)
             continue
         while short.name in taken:
             short.name += "_"
-        tensors.append(short)
+        shorter.append(short)
+        longer.append(i)
         # The Cast gives the weight its old name, so nobody who reads it changes, in whatever graph.
         node = onnx.helper.make_node("Cast", [short.name], [tensor.name], name=short.name, to=onnx.TensorProto.FLOAT)
         casts.append(node)
@@ -57,12 +56,20 @@ def sixteen(model: Model, folder: Path, kind: str) -> Model:
             f"`{model.name}` cannot be stored as {kind}: it has no float32 weights that fit",
             hint="leave `quantize` out of the recipe",
         )
-    result = onnx.ModelProto()
-    result.CopyFrom(graph)
-    del result.graph.initializer[:], result.graph.node[:]
-    result.graph.initializer.extend(tensors)
-    result.graph.node.extend([*casts, *graph.graph.node])
-    return save_graph(result, original, model, folder, (kind,))
+    # In place: a copy of the whole message would hold the weights once more, or fail beyond 2 GiB.
+    for i in reversed(longer):
+        del graph.graph.initializer[i]
+    graph.graph.initializer.extend(shorter)
+    nodes = [*casts, *graph.graph.node]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    return save_graph(graph, original, model, folder, (kind,))
+
+
+def _opened(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """What `save_graph` needs of the original, and the graph that changes: the weights are in memory once."""
+    original = open_graph(model)
+    return header(original), slim(at_opset(original, 13, model.name), model.name)
 
 
 def _short(tensor: onnx.TensorProto, kind: str, model: str) -> onnx.TensorProto | None:
