@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -34,6 +35,8 @@ _BLOCK_SECONDS = 0.02
 _ROUNDS = 3
 _FINAL_ROUNDS = 8
 _SPARE = 4.0
+#: Seconds from the last block to the answer.
+_CLOSING = 0.5
 _SLOW = 1.5
 __all__ = ["Trial", "Tuned", "key", "recalled", "shape_class", "source", "tune"]
 
@@ -145,10 +148,11 @@ def tune(
         tensors = {f"a{n}": a for n, a in enumerate(real.arrays)}
         worker.ask("hold", timeout=patience(60), tensors=tensors, sizes=dict(sizes), results=specs(program, sizes))
         for number, group in enumerate(made):
-            end = begun + (budget - _SPARE) * (number + 1) / len(made)
+            share = (number + 1) / len(made)
+            end, last = begun + (budget - _SPARE) * share, begun + (budget - _CLOSING) * share
             options = maker.options(program, group, target, sizes)[:_CANDIDATES]
             session = _Session(program, best, number, judge, maker, told)
-            trials = session.run(options, compiling, end)
+            trials = session.run(options, compiling, end, last)
             tried += trials
             good = [t for t in trials if t.blocks]
             if not good:
@@ -195,9 +199,10 @@ class _Session:
         self.program, self.best, self.number = program, list(best), number
         self.judge, self.maker, self.told = judge, maker, told
         self.late: CompilerLate | None = None
+        self.longest = 0.0  # seconds of a block, its first call included
 
-    def run(self, options: Sequence[Schedule], compiling: ThreadPoolExecutor, end: float) -> list[Trial]:
-        """Compiles and checks until `end`, then times what is right, side by side."""
+    def run(self, options: Sequence[Schedule], compiling: ThreadPoolExecutor, end: float, last: float) -> list[Trial]:
+        """Compiles and checks until `end`, then times what is right, side by side, until `last`."""
         pending = [(Trial(option), compiling.submit(self._compiled, option)) for option in options]
         done: list[Trial] = []
         for trial, future in pending:
@@ -210,7 +215,7 @@ class _Session:
             self._check(trial, future)
             done.append(trial)
             self._time([trial], 1)
-        self._race([t for t in done if t.error is not None and t.blocks])
+        self._race([t for t in done if t.error is not None and t.blocks], last)
         return done
 
     def _compiled(self, schedule: Schedule) -> Path:
@@ -235,10 +240,13 @@ class _Session:
         except PortolanError as error:
             trial.reason = error.message
 
-    def _time(self, trials: Sequence[Trial], rounds: int) -> None:
+    def _time(self, trials: Sequence[Trial], rounds: int, last: float = math.inf) -> None:
         with measuring():
             for _ in range(rounds):
                 for trial in trials:
+                    begin = time.monotonic()
+                    if begin + self.longest > last:
+                        return
                     if trial.error is not None:
                         reply = self.judge.worker.ask(
                             "block",
@@ -248,12 +256,13 @@ class _Session:
                             threads=1,
                         )
                         trial.blocks.append(reply.fields["ms"])
+                        self.longest = max(self.longest, time.monotonic() - begin)
 
-    def _race(self, trials: list[Trial]) -> None:
-        """Rounds in which each runs once; then the best two alone."""
+    def _race(self, trials: list[Trial], last: float) -> None:
+        """Rounds in which each runs once; then the best two alone. Large shapes have no time for all of them."""
         if not trials:
             return
         fastest = min(t.ms for t in trials)
         near = [t for t in trials if t.ms < _SLOW * fastest]
-        self._time(near, _ROUNDS)
-        self._time(sorted(near, key=lambda t: t.ms)[:2], _FINAL_ROUNDS)
+        self._time(near, _ROUNDS, last)
+        self._time(sorted(near, key=lambda t: t.ms)[:2], _FINAL_ROUNDS, last)
