@@ -16,7 +16,7 @@ RATIO = {"a": "b", "b": "a", "metric": "latency_p50", "ratio": 0.5, "verdict": "
         (0.4, 0.6, 2, True),
         (1.4, 1.6, 1, True),
         (0.4, 0.6, STARTS, False),
-        (0.4, 1.2, 2, False),
+        (0.4, 1.2, 2, True),
         (0.4, 0.6, None, False),
     ],
 )

@@ -69,7 +69,8 @@ def run(command: Sequence[str], seconds: float, name: str | None = None) -> tupl
 
 def tied(command: Sequence[str]) -> list[str]:
     """The command line of a program that ends with the thread of this process that starts it, even by a SIGKILL."""
-    if sys.platform != "linux":
+    # A program that is not there is left to who starts it, whose error names it.
+    if sys.platform != "linux" or shutil.which(command[0]) is None:
         return [*command]
     return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
 
