@@ -103,13 +103,14 @@ def make_chains(
     every = {name: variants(item, {}) for name, item in sorted(ready.items())}
     gentle = [(None, *(v for v in row if not v.lossy)) for row in every.values()]
     lossy = [v for row in every.values() for v in row if v.lossy]
+    known: Said = {}
     chains = [
         _chain(steps)
         for changing in _combinations(lossy)
         for keeping in itertools.product(*gentle)
         if not {v.step.name for v in keeping if v is not None} & {v.step.name for v in changing}
         for steps in [_in_order([*(v for v in keeping if v is not None), *changing])]
-        if not disorder([v.step for v in steps], ready, model, target)
+        if not disorder([v.step for v in steps], ready, model, target, known)
     ]
     return sorted(chains, key=lambda c: len(c.steps)), told
 
@@ -128,7 +129,13 @@ def _combinations(lossy: Sequence[Variant]) -> Iterator[tuple[Variant, ...]]:
                 yield some
 
 
-def disorder(steps: Sequence[Step], passes: Mapping[str, Pass], model: Model, target: Target) -> str | None:
+#: What a pass said of a model with these features, which takes milliseconds to ask.
+Said = dict[tuple[str, tuple[str, ...]], str | None]
+
+
+def disorder(
+    steps: Sequence[Step], passes: Mapping[str, Pass], model: Model, target: Target, said: Said | None = None
+) -> str | None:
     """Why these passes must not follow each other in this order; None if they may.
 
     Args:
@@ -136,13 +143,18 @@ def disorder(steps: Sequence[Step], passes: Mapping[str, Pass], model: Model, ta
         passes: every pass that `steps` name.
         model: what they are applied to.
         target: where the result is to run.
+        said: remembers what passes said of this model, from chain to chain.
     """
+    said = {} if said is None else said
     for i, step in enumerate(steps):
         item = passes[step.name]
         for earlier in steps[:i]:
             if why := misplaced(passes[earlier.name].stage(earlier.options), item.stage(step.options)):
                 return f"`{step.name}` after `{earlier.name}`: {why}"
-        if i and (why := item.refuse(model, step.options, target)):
+        key = str(step), tuple(sorted(model.features))
+        if i and key not in said:
+            said[key] = item.refuse(model, step.options, target)
+        if i and (why := said[key]):
             return f"`{step.name}` after `{steps[i - 1].name}`: {why}"
         model = replace(model, features=(*model.features, *item.produces(step.options)))
     return None
