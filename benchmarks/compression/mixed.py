@@ -19,7 +19,7 @@ from lowbits import Judge, line, smaller
 
 from portolan.passes._calibration import usable
 from portolan.passes._graphs import open_graph, save_graph, weight_bytes
-from portolan.passes._lowbits import fitted, opened
+from portolan.passes._lowbits import fitted, opened_for_layers
 from portolan.passes._round import Bits
 from portolan.passes._weights import layers, store
 from portolan.passes.mixed_precision import mixed_precision
@@ -32,7 +32,7 @@ CANDIDATES: tuple[tuple[Bits, int], ...] = ((4, 128), (4, 32), (8, 128))
 
 def drawn(judge: Judge, folder: Path, seed: int, most: int) -> Path:
     """A random one of the candidates per layer, of at most so many bytes of constants and hardly fewer."""
-    original, graph = opened(judge.model)
+    original, graph = opened_for_layers(judge.model)
     chosen = layers(graph)
     rng = np.random.default_rng(seed)
     room = most - (weight_bytes(graph) - sum(4 * layer.size for layer in chosen))
@@ -76,7 +76,7 @@ def main() -> int:
                 time.perf_counter() - start,
             )
             most = weight_bytes(open_graph(uniform))
-            ratio = weight_bytes(opened(judge.model)[1]) / most
+            ratio = weight_bytes(opened_for_layers(judge.model)[1]) / most
             start = time.perf_counter()
             mixed = judge.applied(scratch / f"mixed{group}", mixed_precision, smaller=ratio)
             seconds = time.perf_counter() - start

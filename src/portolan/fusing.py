@@ -27,7 +27,7 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
     del options
     if quantized(model):
         return "the model is quantized, and its chains are between codes: fuse the float model"
-    if target.fingerprint != local.detect().fingerprint:
+    if target.fingerprint != local.fingerprint():
         return "kernels are compiled and raced on the machine that they are for, and the target is another one"
     from portolan.kernels.compiler import find
     from portolan.kernels.fusion.elements import ALONG, DEAR

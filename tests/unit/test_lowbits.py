@@ -98,7 +98,7 @@ def everything(path: Path) -> tuple[Model, dict]:
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_every_kind_of_layer_computes_with_its_codes(tmp_path: Path, bits: int) -> None:
     model, weights = everything(tmp_path / "all.onnx")
-    _, graph = _lowbits.opened(model)
+    _, graph = _lowbits.opened_for_layers(model)
     found = layers(graph)
     assert [layer.name for layer in found] == ["table", "w1", "w2", "w3", "w4", "k", "t", "lw", "lr"]
     codes = {layer: rounded(layer.matrix(weights[layer.name]), bits, layer.group(bits, 32)) for layer in found}
@@ -206,7 +206,7 @@ def test_a_table_that_is_a_product_too(tmp_path: Path) -> None:
     ]
     weights = {"table": normal(50, 32), "w": normal(32, 32) / 6}
     model = save(tmp_path / "m.onnx", nodes, weights, {"ids": [3]}, {"y": [3, 50]})
-    _, graph = _lowbits.opened(model)
+    _, graph = _lowbits.opened_for_layers(model)
     assert [(x.name, x.role, len(x.users)) for x in layers(graph)] == [
         ("table", "table", 1), ("w", "product", 2), ("table", "product", 1)
     ]  # fmt: skip
@@ -244,7 +244,7 @@ def test_constants_inside_nodes_count_and_floats_that_others_need_stay(tmp_path:
 def test_ids_of_unknown_rank(tmp_path: Path) -> None:
     model = load_model(save(tmp_path / "m.onnx", [oh.make_node("Gather", ["t", "ids"], ["y"])],
                             {"t": normal(9, 64)}, {"ids": ["a", "b"]}, {"y": ["a", "b", 64]}).path)  # fmt: skip
-    _, graph = _lowbits.opened(model)
+    _, graph = _lowbits.opened_for_layers(model)
     (layer,) = layers(graph)
     codes = rounded(layer.matrix(normal(9, 64)), 4, 16)
     graph.graph.node[0].input[1] = "raw"
@@ -292,7 +292,7 @@ def test_embeddings_can_stay_and_padding_does_not_count(tmp_path: Path) -> None:
     nodes.insert(1, oh.make_node("Unsqueeze", ["attention_mask", "last"], ["m"]))
     weights = {"t": normal(9, 16), "w": normal(16, 4), "last": np.array([-1])}
     model = save(tmp_path / "m.onnx", nodes, weights, {"ids": [1, 5], "attention_mask": [1, 5]}, {"y": [1, 5, 4]})
-    _, graph = _lowbits.opened(model)
+    _, graph = _lowbits.opened_for_layers(model)
     assert [layer.role for layer in layers(graph, embeddings=False)] == ["product"]
     inputs = {"ids": np.array([[1, 2, 3, 0, 0]]), "attention_mask": np.array([[1, 1, 1, 0, 0]], "f4")}
     e = weights["t"][[1, 2, 3]]
@@ -381,7 +381,7 @@ def test_a_graph_that_cannot_be_converted(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_graphs_that_onnx_runtime_cannot_load_or_run(tmp_path: Path) -> None:
     model = load_model(perceptron(tmp_path).model.path)
-    _, graph = _lowbits.opened(model)
+    _, graph = _lowbits.opened_for_layers(model)
     found = layers(graph)
     with pytest.raises(ModelError, match="`m` does not run on the calibration data") as caught:
         _moments.hessians(graph, found, [{"x": normal(8, 3)}], "m")

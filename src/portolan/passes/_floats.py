@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from portolan.core.model import Model
 from portolan.errors import UsageError
-from portolan.passes._graphs import header, open_graph, save_graph
-from portolan.passes._opset import at_opset
-from portolan.passes._slimming import slim
+from portolan.passes._graphs import save_graph
+from portolan.passes._surgery import opened
 from portolan.passes._weights import check_finite
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def sixteen(model: Model, folder: Path, kind: str) -> Model:
     """
     import onnx
 
-    original, graph = _opened(model)
+    original, graph = opened(model, opset=13)
     casts, shorter, longer = [], [], []
     taken = {t.name for t in graph.graph.initializer} | {o for node in graph.graph.node for o in node.output}
     for i, tensor in enumerate(graph.graph.initializer):
@@ -64,12 +63,6 @@ def sixteen(model: Model, folder: Path, kind: str) -> Model:
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
     return save_graph(graph, original, model, folder, (kind,))
-
-
-def _opened(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """What `save_graph` needs of the original, and the graph that changes: the weights are in memory once."""
-    original = open_graph(model)
-    return header(original), slim(at_opset(original, 13, model.name), model.name)
 
 
 def _short(tensor: onnx.TensorProto, kind: str, model: str) -> onnx.TensorProto | None:

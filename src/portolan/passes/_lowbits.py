@@ -10,11 +10,10 @@ from portolan.core.passes import Context, Need, Params
 from portolan.errors import ModelError, UsageError
 from portolan.passes._calibration import usable
 from portolan.passes._floats import sixteen
-from portolan.passes._graphs import header, open_graph, quantized, save_graph
+from portolan.passes._graphs import quantized, save_graph
 from portolan.passes._moments import hessians
-from portolan.passes._opset import at_opset
 from portolan.passes._round import Bits, Codes, rounded
-from portolan.passes._slimming import slim
+from portolan.passes._surgery import opened
 from portolan.passes._weights import Layer, check_finite, layers, store
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def apply(model: Model, context: Context, options: Mapping[str, Any]) -> Model:
         raise UsageError(f"`group` cannot be {options['group']}", hint=f"use {LEAST_GROUP} or more: 32, 64, 128")
     method = method_of(options)
     runs = usable(model, context.calibration, "GPTQ") if method == "gptq" else []
-    original, graph = opened(model)
+    original, graph = opened_for_layers(model)
     chosen = layers(graph, embeddings=options["embeddings"])
     if not chosen:
         raise UsageError(
@@ -103,14 +102,9 @@ def apply(model: Model, context: Context, options: Mapping[str, Any]) -> Model:
     return save_graph(result, original, model, context.folder, produces(options))
 
 
-def opened(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """What `save_graph` needs of the graph, and the graph slimmed with every weight an initializer, for `layers`.
-
-    Raises:
-        ModelError: the graph cannot be slimmed, or converted to the operator set that DequantizeLinear needs.
-    """
-    original = open_graph(model)
-    return header(original), slim(at_opset(original, 13, model.name), model.name, grow=True)
+def opened_for_layers(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """`opened` with every weight an initializer, in an operator set whose DequantizeLinear has an axis."""
+    return opened(model, opset=13, grow=True)
 
 
 def arrays(graph: onnx.ModelProto, chosen: Sequence[Layer], name: str) -> dict[str, np.ndarray]:

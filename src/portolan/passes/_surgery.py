@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from portolan.core import protos
 from portolan.core.model import Model
 from portolan.passes._graphs import header, open_graph
+from portolan.passes._opset import at_opset
 from portolan.passes._slimming import slim
 
 if TYPE_CHECKING:
@@ -21,15 +22,20 @@ _SHAPE_LIKE = 1024
 _FLOATS = ("float16", "float32", "float64")
 
 
-def opened(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+def opened(model: Model, *, opset: int = 0, grow: bool = False) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """What `save_graph` needs of the model's graph, and one for surgery: folded, so that all weights are initializers.
 
+    Args:
+        model: whose graph it is. The weights are in memory once.
+        opset: the operator set that the surgery needs at least; 0 for any.
+        grow: folds what makes the graph larger too: a table that is also a transposed product is there twice then.
+
     Raises:
-        ModelError: the graph holds something that cannot be folded.
+        ModelError: the graph holds something that cannot be folded, or cannot be converted to `opset`.
     """
     original = open_graph(model)
-    # Not `grow`: a table that is also a transposed product would be there twice.
-    return header(original), slim(original, model.name)
+    graph = at_opset(original, opset, model.name) if opset else original
+    return header(original), slim(graph, model.name, grow=grow)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

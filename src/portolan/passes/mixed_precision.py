@@ -18,7 +18,7 @@ from portolan.core.target import Target
 from portolan.errors import UsageError
 from portolan.passes._calibration import usable
 from portolan.passes._graphs import save_graph
-from portolan.passes._lowbits import LEAST_GROUP, arrays, opened, refuse
+from portolan.passes._lowbits import LEAST_GROUP, arrays, opened_for_layers, refuse
 from portolan.passes._moments import hessians
 from portolan.passes._round import Codes, rounded
 from portolan.passes._sensitivity import Choice, Switchboard, within_budget, within_bytes
@@ -91,7 +91,7 @@ def mixed_precision(
             hint=f"budget is at least 0, group at least {LEAST_GROUP}, smaller above 1 or 0",
         )
     fitting, judging = halves(usable(model, context.calibration, "mixed precision"))
-    original, graph = opened(model)
+    original, graph = opened_for_layers(model)
     chosen = layers(graph, embeddings=embeddings)
     if not chosen:
         raise UsageError(f"`{model.name}` cannot be quantized: it has no constant weights", hint=_HINT)

@@ -57,18 +57,24 @@ class Local:
 
         Only where a GPU shows itself its driver is asked too, once in a process, in another process.
         """
-        gpus = cuda.asked() if cuda.visible(Path("/")) else cuda.Found()
-        return self._detect(gpus)
+        return self._detect(self._gpus(), runtimes())
 
     def processor(self) -> Target:
         """This machine without its devices, for whoever asks for cores or features: no driver is asked."""
-        return self._detect(cuda.Found())
+        return self._detect(cuda.Found(), runtimes())
 
-    def _detect(self, gpus: cuda.Found) -> Target:
+    def fingerprint(self) -> str:
+        """That of `detect()`, a tenth of the time: runtimes, which are no part of it, are not asked for."""
+        return self._detect(self._gpus(), {}).fingerprint
+
+    def _gpus(self) -> cuda.Found:
+        return cuda.asked() if cuda.visible(Path("/")) else cuda.Found()
+
+    def _detect(self, gpus: cuda.Found, versions: dict[str, str]) -> Target:
         if sys.platform == "darwin":
-            return from_sysctl(_sysctl(), platform.machine(), runtimes())
+            return from_sysctl(_sysctl(), platform.machine(), versions)
         affinity = sorted(os.sched_getaffinity(0))
-        return from_files(Path("/"), platform.machine(), affinity, runtimes(), gpus)
+        return from_files(Path("/"), platform.machine(), affinity, versions, gpus)
 
 
 local = Local()
