@@ -65,6 +65,18 @@ def test_sizes_around_the_edges_of_tiles(name: str, worker: Worker) -> None:
     assert error <= max(TOLERANCE[o.dtype] for o in kernel.program.outputs)
 
 
+def test_rows_around_the_edges_of_a_table(worker: Worker) -> None:
+    kernel = operators.deformable
+    sizes = {"b": 2, "s": 40, "h": 3, "c": 20, "v": 2, "q": 160, "p": 3}
+    options = candidates(kernel.program, groups(kernel.program)[0], local.detect(), sizes)
+    tabled = next(s for s in options if s.table and s.rows == "q")
+    rng, step = np.random.default_rng(5), tabled.step
+    rows = (step, step + 1, 2 * step - 1, 2 * step, 2 * step + 3, 1)
+    cases = [Case(s, random_arrays(kernel.program, s, rng)) for s in (sizes | {"q": n} for n in rows)]
+    path = find().build(source(kernel.program, [tabled]))
+    assert Judge(kernel.program, cases, worker).error("table", path) <= TOLERANCE["f32"]
+
+
 @settings(max_examples=40)
 @given(m=st.integers(1, 40), k=st.integers(1, 40), n=st.integers(1, 150), seed=st.integers(0, 9))
 def test_any_shape_of_a_product(m: int, k: int, n: int, seed: int) -> None:

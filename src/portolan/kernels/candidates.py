@@ -136,7 +136,7 @@ def _completed(program: Program, group: Group, schedule: Schedule, sizes: Mappin
     tasks = panels
     for axis in others:
         tasks *= sizes[axis]
-    chunk, tile = 0, schedule.lanes if schedule.table else schedule.tile_rows
+    chunk, tile = 0, schedule.step
     if schedule.within:
         columns = sizes.get(str(schedule.vector), 1)
         tile = schedule.width if schedule.rows is None else tile
@@ -185,10 +185,9 @@ def _holds_another(e: Reduce) -> bool:
 
 def _fits(group: Group, schedule: Schedule, sizes: Mapping[str, int], room: int) -> bool:
     """Whether the tile is inside the sizes, and its accumulators inside the registers."""
-    wide = schedule.lanes
     if schedule.vector is not None and sizes.get(schedule.vector, 0) < schedule.width:
         return schedule.tile_vectors == 1 and schedule.tile_rows == 1
-    if schedule.rows is not None and sizes.get(schedule.rows, 0) < (wide if schedule.table else schedule.tile_rows):
+    if schedule.rows is not None and sizes.get(schedule.rows, 0) < schedule.step:
         return False
     vectors = schedule.tile_vectors if schedule.vector is not None else schedule.stage_vectors
     held = _accumulators(group) * schedule.tile_rows * vectors + vectors + 1

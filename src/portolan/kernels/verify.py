@@ -77,7 +77,7 @@ def odd_cases(program: Program, schedule: Schedule, rng: np.random.Generator, nu
         if schedule.vector in sizes and len(found) % 2:
             sizes[str(schedule.vector)] = schedule.width + int(rng.integers(0, schedule.width))
         if schedule.rows in sizes and len(found) % 2:
-            sizes[str(schedule.rows)] = schedule.tile_rows + int(rng.integers(0, 4))
+            sizes[str(schedule.rows)] = schedule.step + int(rng.integers(0, 4))
         # More than a few stages mean shifts that no integer holds.
         sizes |= {str(s.extent): int(rng.integers(1, 6)) for s in program.stages if s.extent in sizes}
         found.append(_shrunk(program, sizes, rng))

@@ -117,7 +117,7 @@ def _variant(program: Program, group: Group, schedule: Schedule) -> Variant | No
     tasks = decode(out, [a for a in group.axes if a not in inside and a != schedule.vector], schedule)
     with ExitStack() as loops:
         if schedule.rows is not None:
-            step = schedule.lanes if schedule.table else schedule.tile_rows
+            step = schedule.step
             var = loops.enter_context(out.loop("r", *tasks.rows, step, binds=[schedule.rows], note="rows"))
             rows = out.size(out.extents[schedule.rows])
             out.env[schedule.rows] = out.let(least(var, sub(rows, Lit(step))), schedule.rows)

@@ -45,6 +45,11 @@ class Schedule:
         """Columns of a tile."""
         return self.lanes * self.tile_vectors
 
+    @property
+    def step(self) -> int:
+        """Rows that one turn of the loop over rows takes."""
+        return self.lanes if self.table else self.tile_rows
+
     def plain(self, lanes: int) -> Schedule:
         """The same axes for sizes below a tile: one row, one vector of `lanes`."""
         vector = self.vector if lanes > 1 else None
