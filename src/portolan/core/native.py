@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,9 @@ class Library:
         path: the library.
         entry: the name of its function.
         symbols: the symbols whose sizes the function takes, in order.
+
+    Attributes:
+        entry: where the function is.
     """
 
     def __init__(self, path: Path, entry: str, symbols: Sequence[str]) -> None:
@@ -51,10 +54,11 @@ class Library:
         self._entry.run.restype = None
         self._entry.run.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_int64]
         self._entry.tasks.restype = self._entry.workspace.restype = ctypes.c_int64
+        self.entry = ctypes.cast(self._entry.run, ctypes.c_void_p).value or 0
         self._bound: dict[tuple[int, ...], Bound] = {}
         self._local = threading.local()
 
-    def __call__(self, arrays: Sequence[Array], sizes: Mapping[str, int], pool: Pool | None = None) -> None:
+    def __call__(self, arrays: Sequence[Array], sizes: Mapping[str, int], pool: Sharing | None = None) -> None:
         """Runs the kernel.
 
         Args:
@@ -87,9 +91,9 @@ class Library:
 
     def part(self, places: Any, numbers: Any, space: int, first: int, last: int) -> None:
         """Runs some of the tasks, in this thread."""
-        self._entry.run(places, numbers, self._workspace(space), first, last)
+        self._entry.run(places, numbers, self.workspace(space), first, last)
 
-    def _workspace(self, space: int) -> int:
+    def workspace(self, space: int) -> int:
         """The place of memory of this thread's own, aligned to 64 bytes, kept for the next call."""
         held = getattr(self._local, "space", None)
         if held is None or held[0].nbytes < space + _LINE:
@@ -116,23 +120,32 @@ class Bound:
     tasks: int
     space: int
 
-    def __call__(self, arrays: Sequence[Array], pool: Pool | None = None) -> None:
+    def __call__(self, arrays: Sequence[Array], pool: Sharing | None = None) -> None:
         """Runs it on arrays of these sizes; see `Library`."""
         # The interface costs a quarter of what the `ctypes` attribute does.
         places = (ctypes.c_void_p * len(arrays))(*[a.__array_interface__["data"][0] for a in arrays])
-        tasks, space, part = self.tasks, self.space, self.library.part
-        if pool is None or pool.threads == 1 or tasks == 1:
-            part(places, self.numbers, space, 0, tasks)
-            return
-        step = max(1, tasks // (pool.threads * _GRABS_PER_THREAD))
-        starts = itertools.count(0, step)
+        if pool is None or pool.threads == 1 or self.tasks == 1:
+            self.library.part(places, self.numbers, self.space, 0, self.tasks)
+        else:
+            pool.share(self, places)
 
-        def work() -> None:
-            # `next` on a count is one step of the interpreter: no two threads get the same tasks.
-            while (first := next(starts)) < tasks:
-                part(places, self.numbers, space, first, min(first + step, tasks))
+    def grab(self, threads: int) -> int:
+        """Tasks that one of so many threads takes at a time."""
+        return max(1, self.tasks // (threads * _GRABS_PER_THREAD))
 
-        pool.run(work)
+
+class Sharing(Protocol):
+    """Threads that share a kernel's tasks; the caller is one of them."""
+
+    @property
+    def threads(self) -> int:
+        """How many there are, the caller included."""
+
+    def share(self, bound: Bound, places: Any) -> None:
+        """Runs all tasks of a kernel on arrays at `places`."""
+
+    def close(self) -> None:
+        """Ends the threads."""
 
 
 class Pool:
@@ -147,6 +160,18 @@ class Pool:
         self._helpers = [_Helper() for _ in range(threads - 1)]
         self._free = threading.Lock()
         self._closing = weakref.finalize(self, _closed, self._helpers)
+
+    def share(self, bound: Bound, places: Any) -> None:
+        """Runs all tasks of a kernel on arrays at `places`."""
+        step, tasks, part = bound.grab(self.threads), bound.tasks, bound.library.part
+        starts = itertools.count(0, step)
+
+        def work() -> None:
+            # `next` on a count is one step of the interpreter: no two threads get the same tasks.
+            while (first := next(starts)) < tasks:
+                part(places, bound.numbers, bound.space, first, min(first + step, tasks))
+
+        self.run(work)
 
     def run(self, work: Callable[[], None]) -> None:
         """Runs `work` in every thread, and waits for all; alone where the helpers have another caller's work."""

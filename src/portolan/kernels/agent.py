@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from portolan.core.native import Sharing
 from portolan.errors import WorkerError
 from portolan.kernels.embed.session import Session, answered, contest
 from portolan.kernels.language import Loaded, language, load
-from portolan.kernels.library import Library, Pool
+from portolan.kernels.library import Library
+from portolan.kernels.sharing import sharing
 from portolan.worker.agent import serve
 from portolan.worker.frames import Frame
 
@@ -51,7 +53,7 @@ class Trials:
     def __init__(self) -> None:
         self._libraries: dict[str, Loaded] = {}
         self._held: _Held | None = None
-        self._pools: dict[int, Pool] = {}
+        self._pools: dict[int, Sharing] = {}
         self._models: dict[str, Session] = {}
 
     def answer(self, request: Frame) -> Answer:
@@ -95,13 +97,13 @@ class Trials:
                 raise WorkerError("it wrote outside of its result")
         return {}, {f"r{n}": np.asarray(r) for n, r in enumerate(results)}
 
-    def _block(self, name: str, seconds: float, threads: int) -> list[float]:
+    def _block(self, name: str, seconds: float, count: int) -> list[float]:
         held, library = self._held, self._libraries[name]
         if held is None:
             raise WorkerError("no arguments are held")
-        if threads not in self._pools:
-            self._pools[threads] = Pool(threads)
-        call = library.held(held.arrays, held.sizes, self._pools[threads])
+        if count not in self._pools:
+            self._pools[count] = sharing(count)
+        call = library.held(held.arrays, held.sizes, self._pools[count])
         end = time.perf_counter() + seconds
         readings: list[float] = []
         while not readings or (time.perf_counter() < end and len(readings) < _MOST_CALLS):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from portolan.core.native import Bound
+from portolan.core.native import Bound, Sharing
 from portolan.core.target import Target
 from portolan.errors import UsageError
 from portolan.kernels import place
@@ -18,11 +18,12 @@ from portolan.kernels.arrays import sizes as sizes_of
 from portolan.kernels.candidates import default
 from portolan.kernels.compiler import Compiler, find
 from portolan.kernels.language import language as named
-from portolan.kernels.library import Library, Pool
+from portolan.kernels.library import Library
 from portolan.kernels.lower.nest import groups, lower
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.oracle import evaluate
 from portolan.kernels.printers.text import text
+from portolan.kernels.sharing import sharing
 from portolan.kernels.source import complete, from_function
 from portolan.kernels.tree import Program
 from portolan.kernels.tune import recalled, shape_class, source
@@ -65,7 +66,7 @@ class Kernel:
         self._ready: dict[str, Library] = {}
         self._calls: dict[Shapes, _Call] = {}
         self._turned: dict[tuple[tuple[str, Order], ...], Kernel] = {}
-        self._pools: dict[int, Pool] = {}
+        self._pools: dict[int, Sharing] = {}
         self._lock = threading.Lock()
 
     @property
@@ -187,11 +188,11 @@ class Kernel:
                 self._ready[known] = prepared(self.program, self.schedules(sizes))
             return self._ready[known]
 
-    def _pool(self, threads: int) -> Pool:
+    def _pool(self, count: int) -> Sharing:
         with self._lock:
-            if threads not in self._pools:
-                self._pools[threads] = Pool(threads)
-            return self._pools[threads]
+            if count not in self._pools:
+                self._pools[count] = sharing(count)
+            return self._pools[count]
 
 
 def _local() -> Target:

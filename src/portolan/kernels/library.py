@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from portolan.core import native
-from portolan.core.native import Pool
 from portolan.kernels.language import Loaded
 from portolan.kernels.printers.c import function_name
-
-__all__ = ["Library", "Pool"]
 
 
 class Library(native.Library, Loaded):
