@@ -56,6 +56,7 @@ def page(rows: Mapping[str, Any], order: Sequence[str]) -> str:
     columns = [one for one in seen if one not in _PEERS] + [one for one in _PEERS if one in seen]
     dates = sorted({row["date"] for row in rows.values()})
     budget, seconds = first["budget"]
+    others = [f"{n} {' and '.join(rows[n]['budget'])}" for n in names if rows[n]["budget"] != first["budget"]]
     lines = [
         "<!-- Written by benchmarks/race_runtimes.py: run it with --write. -->", "", "# Who wins where", "",
         "For each model, `optimize` searched the backends with exact outputs, and one interleaved race over fresh",
@@ -68,7 +69,7 @@ def page(rows: Mapping[str, Any], order: Sequence[str]) -> str:
         f"Measured on {' and '.join(dates)}, {first['host']}, a virtual machine, by",
         "`python benchmarks/race_runtimes.py ZOO --prepare` and then, with nothing beside it,",
         f"`python benchmarks/race_runtimes.py ZOO --budget {budget} --race {seconds} --write`. ZOO is made by",
-        "`python benchmarks/models.py ZOO`.", "",
+        "`python benchmarks/models.py ZOO`." + (f" Other times: {', '.join(others)}." if others else ""), "",
         "Versions: " + ", ".join(f"{n} {v}" for n, v in sorted(first["versions"].items())) + ".", "",
         f"| model | {' | '.join(columns)} | chosen | slower than |", f"|---|{'---|' * len(columns)}---|---|",
         *(_line(name, rows[name], columns) for name in names),
