@@ -62,6 +62,24 @@ def selective_scan(u: Any, dt: Any, a: Any, b: Any, c: Any) -> torch.Tensor:
     return torch.stack(out)
 
 
+def selective_scan_as_operator(u: Any, dt: Any, a: Any, b: Any, c: Any) -> torch.Tensor:
+    """With torch's own scan, which Inductor compiles to a loop; a loop in Python it would write out step by step."""
+    from torch._higher_order_ops.scan import scan
+
+    decay = (dt[:, :, None] * a[None]).exp()
+    drive = (dt * u)[:, :, None] * b[:, None]
+
+    def step(state: Any, now: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        state = now[0] * state + now[1]
+        return state, state @ now[2]
+
+    return scan(step, torch.zeros_like(a), (decay, drive, c))[1]
+
+
+#: How Inductor is best asked for a kernel, where that is not as eager PyTorch is.
+FOR_INDUCTOR = {"selective_scan": selective_scan_as_operator}
+
+
 def nearest(q: Any, p: Any) -> torch.Tensor:
     """All distances, then the best of each row."""
     return torch.cdist(q, p, p=1).topk(8, largest=False).values

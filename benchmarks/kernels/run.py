@@ -62,8 +62,8 @@ _SECONDS = 2.5
 _BLOCK_SECONDS = 0.02
 _ROUNDS = (7, 40)
 _MOST_DIFFERENT = 1e-4
-#: What Inductor leaves to libraries, and a loop over time that it would write out step by step.
-_NOT_FOR_INDUCTOR = ("product", "selective_scan")
+#: What Inductor leaves to libraries.
+_NOT_FOR_INDUCTOR = ("product",)
 _COMPILERS = ("inductor", "numba", "xla")
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
@@ -131,7 +131,7 @@ def contenders(name: str, arrays: list[Any], threads: int, given: Any, opened: E
         yield timed("sdpa", lambda: eager.sdpa(*tensors))
     if "inductor" in given.peers and name not in _NOT_FOR_INDUCTOR:
         torch.compiler.reset()
-        compiled = torch.compile(function)
+        compiled = torch.compile(eager.FOR_INDUCTOR.get(name, function))
         yield timed("inductor", lambda: compiled(*tensors))
     if "numba" in given.peers:
         import numba_kernels

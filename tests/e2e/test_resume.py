@@ -133,8 +133,9 @@ PHASES = (
     "asked evaluate", "asked memory", "append screened", "asked apply", "saved", "append race", "append finished",
     "appended finished",
 )  # fmt: skip
-#: The same where goals ask for what a server does.
-SERVED = (*PHASES[:-2], "asked load_test", "append profile", "append loaded", *PHASES[-2:])
+#: The same where goals ask for what a server does; and for a model of a fixed batch, which is not served, with callers.
+SERVED = (*PHASES[:-2], "append profile", "append loaded", *PHASES[-2:])
+CALLED = (*PHASES[:8], "asked load_test", *PHASES[8:])
 MOMENTS = st.lists(st.builds("{}:{}".format, st.sampled_from(EVENTS), st.integers(1, 6)), min_size=5, max_size=8)
 #: Nothing is shrunk: that would take an hour, and the moments of a failure are told as they are.
 ONCE = settings(max_examples=1, phases=[Phase.generate], database=None)
@@ -169,14 +170,17 @@ def events_table(study: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("phases", "more"),
+    ("phases", "batch", "more"),
     [
-        pytest.param(PHASES, [], id="search and race"),
-        pytest.param(SERVED, ["-g", "throughput > 1 qps"], id="and serving", marks=pytest.mark.slow),
+        pytest.param(PHASES, "n", [], id="search and race"),
+        pytest.param(SERVED, "n", ["-g", "throughput > 1 qps"], id="and serving", marks=pytest.mark.slow),
+        pytest.param(CALLED, 1, ["-g", "throughput > 1 qps"], id="with callers", marks=pytest.mark.slow),
     ],
 )
-def test_the_controller_is_killed_in_every_phase(lab: Lab, phases: Sequence[str], more: list[str]) -> None:
-    lab.model = matmul(lab.folder / "wide.onnx", inner=64)
+def test_the_controller_is_killed_in_every_phase(
+    lab: Lab, phases: Sequence[str], batch: int | str, more: list[str]
+) -> None:
+    lab.model = matmul(lab.folder / "wide.onnx", inner=64, batch=batch)
     lab.speeds({"int8:dynamic": 0.25})
     words = ["optimize", lab.model, "--backend", "fake", "--passes", "quantize", "--study", "study", "--json"]
     goals = ["-g", "cosine >= 0.99", "-g", "min latency_p50", "-g", "min size", *more]

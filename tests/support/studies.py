@@ -22,7 +22,9 @@ DRIVER = Path(__file__).with_name("driver.py")
 CEILINGS = {"flops_fp32": 1e11, "flops_int8": None, "bandwidth": 1e10, "cores": 2, "detail": {}}
 
 
-def matmul(path: Path, *, seed: int = 0, inner: int = 8, nodes: tuple[str, ...] = ("MatMul",)) -> Path:
+def matmul(
+    path: Path, *, seed: int = 0, inner: int = 8, nodes: tuple[str, ...] = ("MatMul",), batch: int | str = "n"
+) -> Path:
     """`y = x @ w`, 4 classes from 8 numbers; further nodes such as `Log` after it."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -35,8 +37,8 @@ def matmul(path: Path, *, seed: int = 0, inner: int = 8, nodes: tuple[str, ...] 
         last = out
     graph = helper.make_graph(
         made, "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", inner])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, inner])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 4])],
         [numpy_helper.from_array(weights, "w")],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
