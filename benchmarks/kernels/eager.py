@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch._higher_order_ops.scan import scan
 
 Array = np.ndarray[Any, Any]
 Torch = Callable[..., torch.Tensor]
@@ -64,8 +65,6 @@ def selective_scan(u: Any, dt: Any, a: Any, b: Any, c: Any) -> torch.Tensor:
 
 def selective_scan_as_operator(u: Any, dt: Any, a: Any, b: Any, c: Any) -> torch.Tensor:
     """With torch's own scan, which Inductor compiles to a loop; a loop in Python it would write out step by step."""
-    from torch._higher_order_ops.scan import scan
-
     decay = (dt[:, :, None] * a[None]).exp()
     drive = (dt * u)[:, :, None] * b[:, None]
 
@@ -73,7 +72,7 @@ def selective_scan_as_operator(u: Any, dt: Any, a: Any, b: Any, c: Any) -> torch
         state = now[0] * state + now[1]
         return state, state @ now[2]
 
-    return scan(step, torch.zeros_like(a), (decay, drive, c))[1]
+    return scan(step, torch.zeros(u.shape[1], a.shape[1]), (decay, drive, c))[1]
 
 
 #: How Inductor is best asked for a kernel, where that is not as eager PyTorch is.

@@ -131,7 +131,8 @@ def contenders(name: str, arrays: list[Any], threads: int, given: Any, opened: E
         yield timed("sdpa", lambda: eager.sdpa(*tensors))
     if "inductor" in given.peers and name not in _NOT_FOR_INDUCTOR:
         torch.compiler.reset()
-        compiled = torch.compile(eager.FOR_INDUCTOR.get(name, function))
+        own = eager.FOR_INDUCTOR.get(name)
+        compiled = torch.compile(own or function, fullgraph=own is not None)  # torch's scan compiles only whole
         yield timed("inductor", lambda: compiled(*tensors))
     if "numba" in given.peers:
         import numba_kernels
