@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from portolan.study import elsewhere
 from portolan.study.builder import Builder, Samples, read_model
 from portolan.study.optimize import read_samples
 from portolan.study.runner import Progress
-from portolan.study.workspace import Workspace, explained
+from portolan.study.workspace import Workspace, explained, temporary
 from portolan.worker.environments import backends as find_backends
 
 _TIMES = ("latency_p50", "latency_p95", "latency_p99")
@@ -53,13 +52,9 @@ def bench(
             hint=f"portolan pack --check {bundle} -t {target.id}",
         )
     found = find_backends(target, None)
-    with tempfile.TemporaryDirectory(prefix="portolan-bench-") as name, explained(Path.cwd()):
-        workspace = Workspace(Path(name))
-        try:
-            place = _Place(target, found, workspace, inputs, progress)
-            rows = [_arm(entry, place) for entry in _spread([parse_entry(t) for t in texts], backend, place)]
-        finally:
-            workspace.close()
+    with temporary() as workspace, explained(Path.cwd()):
+        place = _Place(target, found, workspace, inputs, progress)
+        rows = [_arm(entry, place) for entry in _spread([parse_entry(t) for t in texts], backend, place)]
     return {
         "arms": rows,
         "ratios": [],

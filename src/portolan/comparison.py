@@ -6,7 +6,6 @@ compute what the model needs.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -42,7 +41,7 @@ from portolan.study.finals import MOST_STARTS
 from portolan.study.optimize import read_samples
 from portolan.study.probe import Outputs, Session, broken, judge
 from portolan.study.runner import Progress
-from portolan.study.workspace import Workspace, explained
+from portolan.study.workspace import Workspace, explained, temporary
 from portolan.targets.local import local
 from portolan.worker.environments import backends as find_backends
 
@@ -104,9 +103,7 @@ def bench(
     found = find_backends(target)
     entries = _spread([parse_entry(text) for text in texts], backend, found, target)
     with ExitStack() as stack, explained(Path.cwd()):
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="portolan-bench-")))
-        workspace = Workspace(folder)
-        stack.callback(workspace.close)
+        workspace = stack.enter_context(temporary())
         line = _Line(stack, workspace, target, found, inputs, native)
         for entry in entries:
             progress(f"building {entry.name}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,9 @@ from portolan.study.builder import Builder, Samples, read_model
 from portolan.study.optimize import read_samples
 from portolan.study.probe import Session, judge, reference
 from portolan.study.runner import Progress
-from portolan.study.workspace import Workspace, explained
+from portolan.study.workspace import explained, temporary
 from portolan.targets.local import local
 from portolan.worker.environments import backends as find_backends
-
-
-@contextmanager
-def _scratch() -> Iterator[Workspace]:
-    with tempfile.TemporaryDirectory(prefix="portolan-compress-") as folder:
-        workspace = Workspace(Path(folder))
-        try:
-            yield workspace
-        finally:
-            workspace.close()
 
 
 def compress(
@@ -60,7 +48,7 @@ def compress(
     steps = [_step(text, target) for text in passes]
     if not steps:
         raise UsageError("no pass to apply", hint=f"--pass {registry.PASSES.names()[0]}")
-    with _scratch() as workspace:
+    with temporary() as workspace:
         model = read_model(workspace, source, shapes)
         final = Path(out) if out else Path(f"{model.name}-{'-'.join(s.name for s in steps)}.onnx")
         if final.exists() and not force:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from portolan.study.reading import read_study
 from portolan.study.runner import Progress
 from portolan.study.study import Study
 from portolan.study.trial import Trial
-from portolan.study.workspace import Workspace
+from portolan.study.workspace import Workspace, temporary
 from portolan.targets._added import find
 from portolan.targets.local import local
 from portolan.worker.environments import backends as find_backends
@@ -147,15 +146,11 @@ def _opened(
         finally:
             workspace.close()
         return
-    with tempfile.TemporaryDirectory(prefix="portolan-pack-") as folder:
-        workspace = Workspace(Path(folder))
-        try:
-            model = read_model(workspace, source, shapes)
-            samples = read_samples(data, model, workspace.folder, 0, shapes, source)
-            recipe = Recipe((), backend or "onnxruntime", {})
-            yield workspace, _Source(model.name, model, recipe, samples, {}, _now(), {})
-        finally:
-            workspace.close()
+    with temporary() as workspace:
+        model = read_model(workspace, source, shapes)
+        samples = read_samples(data, model, workspace.folder, 0, shapes, source)
+        recipe = Recipe((), backend or "onnxruntime", {})
+        yield workspace, _Source(model.name, model, recipe, samples, {}, _now(), {})
 
 
 def _from_study(study: Study, workspace: Workspace, trial: int | None) -> _Source:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from portolan.bundle import golden, open_bundle
 from portolan.core.model import Model
+from portolan.core.scratch import Scratch
 from portolan.core.signature import Signature
 from portolan.core.target import Target
 from portolan.errors import NoBackend, VerificationFailed, WorkerError
@@ -73,8 +73,8 @@ def _as_there(folder: Path, backend: str, target: Target) -> Iterator[tuple[str,
     if target.arch != _WEB_ARCH or backend != "onnxruntime":
         yield backend, folder
         return
-    with tempfile.TemporaryDirectory(prefix="portolan-web-") as name:
-        copy = Path(name) / "compiled"
+    with Scratch("portolan-web-") as scratch:
+        copy = scratch.path / "compiled"
         shutil.copytree(folder, copy)
         (copy / "compiled.json").write_text(json.dumps({"backend": WEB, "options": {}}), encoding="utf-8")
         yield WEB, copy

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import portolan
 from portolan.backends.fake import Fake
 from portolan.errors import NoResult
+from portolan.measure.lock import lock_path
 from support.studies import SRC, Lab, events, labelled, matmul, sound
 
 ENV = {**os.environ, "PYTHONPATH": str(SRC)}
@@ -143,14 +144,16 @@ ONCE = settings(max_examples=1, phases=[Phase.generate], database=None)
 
 def survive(lab: Lab, words: list[object], moments: Sequence[str], codes: Sequence[int]) -> dict[str, Any]:
     """Kills the command at each of these moments, one run after the other, and then lets it end."""
-    study = lab.folder / "study"
+    study, temporary = lab.folder / "study", lab.folder / "tmp"
+    temporary.mkdir(exist_ok=True)
     for moment in moments:
-        done = lab.run(*words, starts=1, env={"KILL_AT": moment})
+        done = lab.run(*words, starts=1, env={"KILL_AT": moment, "TMPDIR": str(temporary)})
         assert done.returncode in codes, (moment, done.stderr)
         if (study / "ledger.sqlite").is_file():
             sound(study) if events_table(study) else None
-    done = lab.run(*words, starts=1)
+    done = lab.run(*words, starts=1, env={"TMPDIR": str(temporary)})
     assert done.returncode == 0, done.stderr
+    assert {path.name for path in temporary.iterdir()} <= {lock_path().name}
     data: dict[str, Any] = json.loads(done.stdout)
     sound(study)
     measured_once(study)
@@ -377,7 +380,7 @@ def test_an_interrupted_race_leaves_nothing(ended: signal.Signals, lab: Lab) -> 
     process = lab.start("bench", f"{lab.model}@fake", "--budget", "60s", env={"TMPDIR": str(place)})
     assert process.stderr is not None
     assert any(line.startswith("start 1 of") for line in process.stderr)
-    assert list(place.glob("portolan-bench-*"))
+    assert list(place.glob("portolan-workspace-*"))
     os.killpg(process.pid, ended)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -126,15 +125,6 @@ def test_removing(root: Path) -> None:
     assert list(root.iterdir()) == []
     with pytest.raises(UsageError):
         make.remove("arm")
-
-
-def test_what_dead_commands_left_is_swept_and_what_living_ones_hold_is_not(root: Path) -> None:
-    alive, dead = root / f".making-{os.getpid()}-a", root / ".removed-4194399-b"
-    alive.mkdir(parents=True)
-    dead.mkdir()
-    make._sweep()
-    assert alive.exists()
-    assert not dead.exists()
 
 
 def test_the_fingerprint_of_an_emulated_machine_is_its_own(root: Path) -> None:

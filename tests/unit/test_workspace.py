@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from portolan.core.scratch import Scratch
 from portolan.errors import DiskFull, ModelError, PortolanError, UsageError
 from portolan.study.workspace import Workspace
 
@@ -121,14 +122,10 @@ def test_of_two_builders_one_wins(workspace: Workspace) -> None:
 
 
 def test_scratch_of_the_living_is_kept(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait(30)
-    for name in (f".building-{os.getpid()}-a", f".building-{ended.pid}-b", ".building-x-c"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text("x")
-    Workspace(tmp_path).close()
-    names = {p.name for p in tmp_path.glob(".building-*")}
-    assert names == {f".building-{os.getpid()}-a", ".building-x-c"}
+    with Scratch(".building-", tmp_path) as held:
+        (tmp_path / ".building-left" / "files").mkdir(parents=True)
+        Workspace(tmp_path).close()
+        assert list(tmp_path.glob(".building-*")) == [held.path]
 
 
 def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:

@@ -49,22 +49,16 @@ def inspect(model: str | Path | Model, *, shapes: Shapes | None = None, target: 
         ModelError: it cannot be read.
         UsageError: no such target.
     """
-    import tempfile
-
     from portolan.core.analysis import analyse
     from portolan.core.model import Model
     from portolan.study.builder import read_model
-    from portolan.study.workspace import Workspace
+    from portolan.study.workspace import temporary
 
-    with tempfile.TemporaryDirectory(prefix="portolan-inspect-") as folder:
-        workspace = Workspace(Path(folder))
-        try:
-            found = model if isinstance(model, Model) else read_model(workspace, str(model), _traced(model, shapes))
-            one = {s.name: (1, *s.shape[1:]) for s in found.signature.inputs if found.signature.batch is not None}
-            analysis = analyse(found, shapes or (one if isinstance(found.signature.batch, str) else None))
-            there = {} if target == "local" else _there(found, target)
-        finally:
-            workspace.close()
+    with temporary() as workspace:
+        found = model if isinstance(model, Model) else read_model(workspace, str(model), _traced(model, shapes))
+        one = {s.name: (1, *s.shape[1:]) for s in found.signature.inputs if found.signature.batch is not None}
+        analysis = analyse(found, shapes or (one if isinstance(found.signature.batch, str) else None))
+        there = {} if target == "local" else _there(found, target)
     data = found.to_json()
     return Result(
         "inspect",

@@ -12,9 +12,7 @@ import json
 import os
 import queue
 import secrets
-import shutil
 import subprocess
-import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from portolan.core import chromium
 from portolan.core.running import tied
+from portolan.core.scratch import Scratch
 from portolan.errors import PortolanError
 
 if TYPE_CHECKING:
@@ -165,7 +164,6 @@ class Browser(Engine):
 
     def __init__(self, found: Web) -> None:
         super().__init__()
-        self._profiles = found.folder / "profiles"
         self._requests: queue.Queue[bytes] = queue.Queue()
         self._answers: queue.Queue[bytes | str] = queue.Queue()
         self.secret = secrets.token_urlsafe(16)
@@ -174,14 +172,15 @@ class Browser(Engine):
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Door, self, files, found.package / "dist"))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self._profile = self._new_profile()
+        self._scratch = Scratch("portolan-browser-")
+        profile = self._scratch.path
         address = f"http://127.0.0.1:{self._server.server_port}/{self.secret}/page.html"
         self._process = subprocess.Popen(
-            tied(chromium.command(found.program, self._profile, address)),
+            tied(chromium.command(found.program, profile, address)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=chromium.environment(self._profile),
+            env=chromium.environment(profile),
         )
         if not self.asked.wait(_START):
             told = self._told()
@@ -223,17 +222,6 @@ class Browser(Engine):
         code = self._process.poll()
         return f"no page within {_START:g} s" if code is None else f"it ended with code {code}"
 
-    def _new_profile(self) -> Path:
-        """A folder for the browser's own files. Workers end without a goodbye, so the next one tidies up."""
-        try:
-            self._profiles.mkdir(exist_ok=True)
-            for left in self._profiles.iterdir():
-                if not Path(f"/proc/{left.name.split('-')[0]}").exists():
-                    shutil.rmtree(left, ignore_errors=True)
-            return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self._profiles))
-        except OSError:  # a target that others share, and that only its owner may write
-            return Path(tempfile.mkdtemp(prefix="portolan-browser-"))
-
     def close(self) -> None:
         """Ends browser and server, and removes what they wrote."""
         self._process.terminate()
@@ -244,7 +232,7 @@ class Browser(Engine):
             self._process.wait()
         self._server.shutdown()
         self._server.server_close()
-        shutil.rmtree(self._profile, ignore_errors=True)
+        self._scratch.close()
 
 
 class _Door(BaseHTTPRequestHandler):

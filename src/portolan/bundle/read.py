@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 import threading
 import tomllib
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +33,7 @@ from portolan.core.backend import Backend, Executable
 from portolan.core.interpreters import python_for
 from portolan.core.plain import html_table
 from portolan.core.recipe import Recipe
+from portolan.core.scratch import Scratch
 from portolan.errors import NoBackend, PortolanError, UsageError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class Bundle:
         self._folder: Path | None = path.resolve() if path.is_dir() else None
         self._lock = threading.Lock()
         self._closed = False
-        self._cleanup: weakref.finalize[Any, Any] | None = None
+        self._scratch: Scratch | None = None
 
     @property
     def sha256(self) -> str:
@@ -194,8 +193,8 @@ class Bundle:
             if self._executable is not None:
                 self._executable.close()
                 self._executable = None
-            if self._cleanup is not None:
-                self._cleanup()
+            if self._scratch is not None:
+                self._scratch.close()
             self._contents.close()
 
     def export_chunks(self, name: str) -> Any:
@@ -268,10 +267,9 @@ class Bundle:
     def _unpacked(self) -> Path:
         """The bundle as a folder: itself, or its compiled files in a private temporary folder, checked once more."""
         if self._folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="portolan-bundle-"))
-            self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self._extract(folder)
-            self._folder = folder
+            self._scratch = Scratch("portolan-bundle-")
+            self._extract(self._scratch.path)
+            self._folder = self._scratch.path
         return self._folder
 
     def _extract(self, folder: Path) -> None:

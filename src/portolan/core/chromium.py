@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -36,5 +37,5 @@ def environment(profile: Path) -> dict[str, str]:
     """Its environment: what it writes below a home folder, and its socket, go with the profile."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     # A socket's path has at most 107 characters, of which the browser wants about 45; with more it never starts.
-    short = profile if len(str(profile)) <= _LONGEST else Path("/tmp")
-    return kept | {"HOME": str(profile), "TMPDIR": str(short)}
+    short = next((f for f in (str(profile), tempfile.gettempdir()) if len(f) <= _LONGEST), "/tmp")
+    return kept | {"HOME": str(profile), "TMPDIR": short}

@@ -10,15 +10,14 @@ import contextlib
 import datetime
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from portolan.core.locks import lock
+from portolan.core.scratch import Scratch, sweep
 from portolan.core.target import Target
 from portolan.emulation import check
 from portolan.emulation.fill import Filled, Order, fill, planned
@@ -54,7 +53,8 @@ def add(wish: Wish, say: Say, *, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         return {"name": wish.name, "emulate": kind.name, "folder": str(_added.root() / wish.name), **planned(kind, cpu)}
     with _explained(), _alone(say):
-        _sweep()
+        for prefix in (_SCRATCH, _OLD):
+            sweep(_added.root(), prefix)
         order = Order(kind, cpu, _added.root() / _DOWNLOADS, wish.mirror or MIRROR, wish.latest, say)
         _make(wish.name, order, force=wish.force)
         # Kept until now so that nothing is fetched twice; from here on it is only bytes.
@@ -119,8 +119,8 @@ def _checked(wish: Wish) -> tuple[Kind, str | None]:
 
 def _make(name: str, order: Order, *, force: bool) -> None:
     root = _added.root()
-    scratch = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-", dir=root))
-    try:
+    with Scratch(_SCRATCH, root) as held:
+        scratch = held.path
         filled = fill(order, scratch)
         reach = [_added.resolved(part, scratch) for part in filled.reach]
         order.say("asking it what it is, and for the answer of a small model")
@@ -133,8 +133,6 @@ def _make(name: str, order: Order, *, force: bool) -> None:
         if force:
             _drop(root / name)
         scratch.rename(root / name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _record(name: str, kind: Kind, filled: Filled, target: Target, versions: dict[str, str], folder: Path) -> None:
@@ -158,18 +156,8 @@ def _drop(folder: Path) -> None:
     """Removes a target: its name goes first, so that what is left of a removal never looks like a target."""
     if not folder.exists():
         return
-    away = Path(tempfile.mkdtemp(prefix=f"{_OLD}{os.getpid()}-", dir=folder.parent))
-    folder.rename(away / folder.name)
-    shutil.rmtree(away, ignore_errors=True)
-
-
-def _sweep() -> None:
-    """Removes what processes that are gone have left."""
-    for prefix in (_SCRATCH, _OLD):
-        for left in _added.root().glob(f"{prefix}*"):
-            owner = left.name.removeprefix(prefix).split("-")[0]
-            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-                shutil.rmtree(left, ignore_errors=True)
+    with Scratch(_OLD, folder.parent) as away:
+        folder.rename(away.path / folder.name)
 
 
 @contextlib.contextmanager

@@ -7,13 +7,10 @@ from elsewhere.
 from __future__ import annotations
 
 import json
-import os
 import queue
 import secrets
-import shutil
 import struct
 import subprocess
-import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,11 +19,11 @@ from typing import Any
 
 from portolan.core import chromium
 from portolan.core.running import tied
+from portolan.core.scratch import Scratch
 from portolan.errors import NoBackend, WorkerError
 
 _SECONDS = 120.0
 _GOODBYE = 10.0
-_PREFIX = "portolan-browser-"
 #: How long the page waits for work before it asks again.
 _PATIENCE = 20.0
 
@@ -48,15 +45,15 @@ class Browser:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        _swept()
-        self._profile = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        self._scratch = Scratch("portolan-browser-")
+        profile = self._scratch.path
         # In this process's group: whoever ends a worker at once ends its browser too.
         self._process = subprocess.Popen(
-            tied(chromium.command(program, self._profile, self._url("page"))),
+            tied(chromium.command(program, profile, self._url("page"))),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
-            env=chromium.environment(self._profile),
+            env=chromium.environment(profile),
         )
         try:
             self.adapter = str(self._answer()["adapter"])
@@ -97,7 +94,7 @@ class Browser:
             self._process.wait()
         self._server.shutdown()
         self._server.server_close()
-        shutil.rmtree(self._profile, ignore_errors=True)
+        self._scratch.close()
 
     def __enter__(self) -> Browser:
         return self
@@ -140,11 +137,3 @@ class Browser:
                 pass
 
         return Handler
-
-
-def _swept() -> None:
-    """Removes the profiles of processes that were ended before they could do it."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(folder, ignore_errors=True)

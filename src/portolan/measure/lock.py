@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from portolan.core.locks import lock
+from portolan.core.scratch import shared
 
 
 def lock_path(folder: Path | None = None) -> Path:
     """The lock file of this user, in `folder` or the temporary directory."""
     user = os.getuid() if hasattr(os, "getuid") else 0
-    return (folder or Path(tempfile.gettempdir())) / f"portolan-{user}.lock"
+    return (folder or shared()) / f"portolan-{user}.lock"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import subprocess
 from collections import deque
 from typing import Any, Literal, Protocol
 
+from portolan.core.scratch import Scratch
 from portolan.serving import wire
 from portolan.serving.arena import Arena
 from portolan.serving.calls import Piece
@@ -72,12 +73,13 @@ class Instance:
         try:
             limit = source.limits.memory or default_memory_limit()
             arguments = [str(theirs.fileno()), str(arena.fd), str(limit)]
+            self._scratch = Scratch("portolan-replica-")
             self._process = subprocess.Popen(
                 started(source.python, _MODULE, arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=environment(source.python),
+                env=environment(source.python, self._scratch.environment),
                 pass_fds=(theirs.fileno(), arena.fd),
                 start_new_session=True,  # Ctrl-C is for the supervisor: replicas finish what they run
                 bufsize=0,
@@ -247,6 +249,7 @@ class Instance:
                 self._loop.remove_reader(self._stderr.fileno())
             self._stderr.close()
             self._stderr = None
+        self._loop.run_in_executor(None, self._scratch.close)
         batches = list(self.batches)
         self.batches.clear()
         self._owner.on_gone(self, batches, self._why or self._obituary(code))

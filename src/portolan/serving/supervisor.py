@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from portolan.core.scratch import Scratch
 from portolan.errors import PortolanError, UsageError, rebuilt
 from portolan.serving.kept import memory
 from portolan.serving.settings import Settings
@@ -77,7 +78,8 @@ class Supervisor:
         with self._signals() as woken:
             while self._stopping is None:
                 begin = time.monotonic()
-                code = self._once(woken)
+                with Scratch("portolan-server-") as scratch:
+                    code = self._once(woken, scratch)
                 if self._stopping is not None or code == 0:
                     break
                 if not self._was_ready:
@@ -86,13 +88,17 @@ class Supervisor:
                 self._told({"restarting": True, "code": code})
                 time.sleep(pause)
 
-    def _once(self, woken: int) -> int:
-        """One life of a front; its exit code."""
+    def _once(self, woken: int, scratch: Scratch) -> int:
+        """One life of a front, whose temporary files lie in `scratch`; its exit code."""
         settings, status, lifeline = os.pipe(), os.pipe(), os.pipe()
         given = [settings[0], status[1], lifeline[0], self._counts, *(sock.fileno() for sock in self._sockets)]
         argv = [sys.executable, "-P", "-m", "portolan.serving.front", *map(str, given)]
         self._front = subprocess.Popen(
-            argv, pass_fds=given, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), env=environment(None)
+            argv,
+            pass_fds=given,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
+            env=environment(None, scratch.environment),
         )
         for fd in (settings[0], status[1], lifeline[0]):
             os.close(fd)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from portolan.core.ledger import Ledger
+from portolan.core.scratch import Scratch, sweep
 from portolan.errors import DiskFull, PortolanError, UsageError, no_space
 
 _FACTS, _FILES = "facts.json", "files"
@@ -36,7 +34,7 @@ class Workspace:
         except OSError as error:
             raise explain(self.folder, error) from error
         self.ledger = Ledger(self.folder / "ledger.sqlite")
-        self._sweep()
+        sweep(self.folder, _SCRATCH)
 
     def build(self, kind: str, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any]]:
         """The folder of what has this `key`, and its facts; `make` fills it if it is not there yet.
@@ -49,9 +47,10 @@ class Workspace:
             return final / _FILES, json.loads((final / _FACTS).read_text())
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-", dir=self.folder))
+            held = Scratch(_SCRATCH, self.folder)
         except OSError as error:
             raise explain(self.folder, error) from error
+        scratch = held.path
         try:
             (scratch / _FILES).mkdir()
             facts = dict(make(scratch / _FILES))
@@ -62,18 +61,23 @@ class Workspace:
         except OSError as error:
             raise explain(final, error) from error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            held.close()
         return final / _FILES, json.loads((final / _FACTS).read_text())
 
     def close(self) -> None:
         """Closes the ledger."""
         self.ledger.close()
 
-    def _sweep(self) -> None:
-        for left in self.folder.glob(f"{_SCRATCH}*"):
-            owner = left.name.removeprefix(_SCRATCH).split("-")[0]
-            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-                shutil.rmtree(left, ignore_errors=True)
+
+@contextlib.contextmanager
+def temporary() -> Iterator[Workspace]:
+    """A workspace for one command, removed at its end."""
+    with Scratch("portolan-workspace-") as scratch:
+        workspace = Workspace(scratch.path)
+        try:
+            yield workspace
+        finally:
+            workspace.close()
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from portolan import errors
 from portolan.core import environments
+from portolan.core.scratch import Scratch
 from portolan.errors import EnvironmentGone, OutOfMemory, PortolanError, WorkerCrashed, WorkerError, WorkerTimeout
 from portolan.worker import frames
 from portolan.worker.frames import Frame
@@ -50,6 +51,8 @@ class Worker:
         self.memory_limit = memory_limit or default_memory_limit()
         self.started = time.monotonic()
         self._python = python
+        # It is always ended by a signal, and a runtime may have unpacked a model's weights by then.
+        self._scratch = Scratch("portolan-worker-")
         self._stderr = tempfile.TemporaryFile(prefix="portolan-worker-")  # noqa: SIM115 - closed with the worker
         self._op = "start"
         try:
@@ -58,12 +61,13 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env=environment(python, env),
+                env=environment(python, {**self._scratch.environment, **(env or {})}),
                 start_new_session=True,
                 bufsize=0,
             )
         except OSError as error:
             self._stderr.close()
+            self._scratch.close()
             if lost := self._lost():
                 raise lost from error
             raise WorkerError(f"no worker could be started: {error.strerror}: `{(python or [''])[0]}`") from error
@@ -130,6 +134,7 @@ class Worker:
         for stream in (*self._pipes, self._stderr):
             with contextlib.suppress(OSError):
                 stream.close()
+        self._scratch.close()
 
     def __enter__(self) -> Worker:
         return self
