@@ -142,3 +142,10 @@ def test_only_a_wait_that_the_budget_cut_is_the_budgets_fault() -> None:
         budget.ask(slow, "compile", timeout=10.0, left=lambda: 3.0)
     with pytest.raises(WorkerTimeout, match="within 10 s"):
         budget.ask(slow, "compile", timeout=10.0, left=lambda: 30.0)
+
+
+@pytest.mark.parametrize(("searches", "starts"), [(0.0, 5), (1.0, 5), (1.5, 7), (2.0, 10), (60.0, 10)])
+def test_a_race_that_no_time_bounds_takes_what_the_search_took(searches: float, starts: int) -> None:
+    """Ten trials in 20 s were followed by a race of 70 s between equals; five starts are needed for a claim."""
+    trials = {c.key: trial(c) for c in ALL}
+    assert finals._starts(searches * finals.seconds(ALL, trials), ALL, trials) == starts

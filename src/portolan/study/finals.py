@@ -15,6 +15,7 @@ from portolan.measure.lock import measuring
 from portolan.measure.race import Arm, race
 from portolan.measure.result import Race
 from portolan.search.space import Candidate
+from portolan.study.budget import Spending
 from portolan.study.builder import Compiled
 from portolan.study.probe import Session
 from portolan.study.trial import Trial
@@ -56,6 +57,12 @@ def seconds(chosen: Sequence[Candidate], trials: Trials) -> float:
     return STARTS * one
 
 
+def _starts(spent: float, chosen: Sequence[Candidate], trials: Trials) -> int:
+    """Starts of a race that no time bounds: as many as take what the search took, and enough for a claim."""
+    fit = STARTS * spent / seconds(chosen, trials)
+    return int(min(max(fit, STARTS), MOST_STARTS))
+
+
 def _block_seconds(chosen: Sequence[Candidate], trials: Trials) -> float:
     slowest = max(trials[c.key].metrics["latency_p50"].value for c in chosen)
     return max(0.1, min(0.5, 3 * slowest / 1e3))
@@ -80,28 +87,31 @@ class Finals:
     ) -> None:
         self._compiled, self._feeds, self._least, self._say = compiled, feeds, least, say
 
-    def run(self, chosen: Sequence[Candidate], trials: Trials, left: float, seed: int, cores: int) -> dict[str, Any]:
+    def run(
+        self, chosen: Sequence[Candidate], trials: Trials, spending: Spending, seed: int, cores: int
+    ) -> dict[str, Any]:
         """Races `chosen`, the baseline first; plain data for the ledger, which `read` reads.
 
         Args:
             chosen: who takes part.
             trials: what screening said of them.
-            left: seconds of the budget.
+            spending: of the budget.
             seed: of the order of blocks.
             cores: callers of the loaded run.
 
         Raises:
             WorkerError: the baseline failed.
         """
-        begin = time.monotonic()
+        begin, left = time.monotonic(), spending.left
+        timed = left < float("inf")
         self._say(f"final race of {len(chosen)}")
         seen: dict[str, list[_Watched]] = {c.key: [] for c in chosen}
         outcome = race(
             [self._arm(candidate, seen[candidate.key]) for candidate in chosen],
             baseline=chosen[0].key,
-            starts=MOST_STARTS,
+            starts=MOST_STARTS if timed else _starts(spending.seconds, chosen, trials),
             block_seconds=_block_seconds(chosen, trials),
-            deadline=None if left == float("inf") else begin + max(left, 1.0),
+            deadline=begin + max(left, 1.0) if timed else None,
             rng=np.random.default_rng(seed),
             progress=self._say,
             warm_up=WARM_UP,
@@ -110,7 +120,7 @@ class Finals:
         for candidate in chosen:
             if candidate.key in outcome.arms:
                 more[candidate.key] = _seen(seen[candidate.key])
-                if left - (time.monotonic() - begin) > LOADED:
+                if spending.left > LOADED:
                     more[candidate.key] |= self._loaded(candidate, cores)
         found = {key: {name: m.to_json() for name, m in metrics.items()} for key, metrics in more.items()}
         return {"race": outcome.to_json(), "more": found}

@@ -139,7 +139,7 @@ class Runner:
         least = 23 if "latency_p99" in self.task.goals.metrics else 1
         race = finals.Finals(self.compiled, self.feeds, least, self.say)
         with baseline_may_die():  # the others' failures are the race's results
-            return race.run(chosen, self.trials, self.spending.left, self.task.seed, self.task.target.cores)
+            return race.run(chosen, self.trials, self.spending, self.task.seed, self.task.target.cores)
 
     def finalists(self, most: int) -> list[Candidate]:
         """The most promising candidates so far."""
