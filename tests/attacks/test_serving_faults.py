@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from portolan.core.scratch import sweep
 from support import moody
 from support.serving import Server, serving
 
@@ -197,6 +198,56 @@ def test_kill_9_of_the_supervisor_loses_nothing_that_was_taken(server: Server) -
         assert slow.result()[0] == 200
     assert load.broken == []
     assert set(load.answers) == {200}
+
+
+def folders(place: Path, kind: str) -> list[Path]:
+    """The temporary folders of servers, or of their replicas."""
+    return list(place.glob("portolan-server-*/portolan-replica-*" if kind == "replica" else f"portolan-{kind}-*"))
+
+
+def temporary(pid: int) -> Path:
+    """Where a process's temporary files go."""
+    said = dict(line.partition("=")[::2] for line in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    return Path(said["TMPDIR"])
+
+
+def test_temporary_files_go_with_who_made_them(site: dict[str, str], tmp_path: Path) -> None:
+    """A runtime may unpack a model's weights there, and its process ends by a signal."""
+    place = tmp_path / "tmp"
+    place.mkdir()
+    with serving(moody.bundle(tmp_path / "moody"), **site, TMPDIR=str(place)) as server:
+        (replica,) = server.children()["replica"]
+        unpacked = temporary(replica) / "unpacked"
+        assert folders(place, "replica") == [unpacked.parent]
+        unpacked.write_text("weights")
+        os.kill(replica, signal.SIGKILL)
+        until(lambda: server.children()["replica"] not in ([], [replica]))
+        until(lambda: not unpacked.parent.exists())
+        (whole,) = folders(place, "server")
+        (whole / "unpacked").write_text("weights")
+        os.kill(server.children()["front"][0], signal.SIGKILL)
+        until(lambda: folders(place, "server") not in ([], [whole]))
+        assert not whole.exists()
+        until(lambda: len(server.children()["replica"]) == 1)
+        assert server.stop() == 0
+    assert list(place.iterdir()) == []
+
+
+def test_nobody_sweeps_what_a_front_without_its_supervisor_needs(site: dict[str, str], tmp_path: Path) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    with serving(moody.bundle(tmp_path / "moody"), **site, TMPDIR=str(place)) as server, ThreadPoolExecutor(1) as pool:
+        front, replicas = server.children()["front"][0], server.children()["replica"]
+        slow = pool.submit(ask, server, -1.5)
+        time.sleep(0.3)
+        server.process.kill()
+        server.process.wait()
+        sweep(place, "portolan-server-")
+        assert len(folders(place, "server")) == 1
+        assert slow.result()[0] == 200
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (front, *replicas)))
+    sweep(place, "portolan-server-")
+    assert list(place.iterdir()) == []
 
 
 def test_kill_9_of_the_front_is_survived_by_the_server(server: Server) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 
 from portolan.core.signature import Signature, TensorSpec
 from portolan.hosting import open_source
+from portolan.serving import instance
 from portolan.serving.calls import Call, Refusal, Tensor
 from portolan.serving.metrics import Metrics
 from portolan.serving.models import Models
@@ -65,6 +68,18 @@ async def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
         await asyncio.sleep(0.02)
+
+
+def test_a_full_disk_leaves_a_model_its_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(prefix: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        await models.add(source(tmp_path, 3.0))
+        assert await answer(models, 2.0) == 6.0
+
+    monkeypatch.setattr(instance, "Scratch", full)
+    run(work)
 
 
 def test_a_canary_that_does_well_takes_over(tmp_path: Path) -> None:

@@ -64,6 +64,31 @@ def test_only_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
         assert [*tmp_path.iterdir()] == [held.path]
 
 
+def test_what_a_process_was_given_is_held_after_its_owner(tmp_path: Path) -> None:
+    """A server's front answers what it took when the supervisor is killed: its files are not swept meanwhile."""
+    held = Scratch("left-", tmp_path)
+    heir = subprocess.Popen(["sleep", "60"], pass_fds=held.descriptors)
+    for handle in held.descriptors:
+        os.close(handle)  # as the kernel does with those of a killed process
+    held.close.detach()
+    sweep(tmp_path, "left-")
+    assert held.path.exists()
+    heir.kill()
+    heir.wait()
+    sweep(tmp_path, "left-")
+    assert not held.path.exists()
+
+
+def test_a_folder_that_cannot_be_listed_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden(path: Path) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "iterdir", hidden)
+    with Scratch("hidden-", tmp_path) as held:
+        assert held.path.exists()
+    assert not held.path.exists()
+
+
 def test_a_process_that_ends_in_order_leaves_nothing(tmp_path: Path) -> None:
     process, folder = owner(tmp_path)
     assert folder.exists()

@@ -19,6 +19,7 @@ class Scratch:
     """A private folder, removed when it is closed, and after a kill by the next process that makes one beside it.
 
     Its owner holds a lock on it. A process id in its name would mean somebody else after a restart, or in a container.
+    A process that is to outlive its owner is given `descriptors` and holds it too.
 
     Args:
         prefix: how its name begins; whatever else in `parent` begins so is taken for left over unless it is locked.
@@ -32,6 +33,8 @@ class Scratch:
         place = parent or Path(tempfile.gettempdir())
         _swept_once(place, prefix)
         self.path, handle = _made(place, prefix)
+        #: What holds it: none where there are no locks.
+        self.descriptors = () if handle is None else (handle,)
         #: Removes the folder, if it is still there under its name.
         self.close = weakref.finalize(self, _removed, self.path, handle, os.getpid())
 
@@ -54,11 +57,12 @@ def shared() -> Path:
 
 def sweep(parent: Path, prefix: str) -> None:
     """Removes the folders of this user in `parent` whose names begin so and that no process holds."""
-    for left in parent.iterdir():
-        if not left.name.startswith(prefix):
-            continue
+    found: list[Path] = []
+    with suppress(OSError):  # a folder that may be written, but not listed
+        found = [path for path in parent.iterdir() if path.name.startswith(prefix)]
+    for left in found:
         with suppress(OSError):  # somebody else's, no folder, or on a file system without locks
-            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            handle = os.open(left, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0))
             try:
                 if os.fstat(handle).st_uid == os.getuid() and lock(handle):
                     shutil.rmtree(left, ignore_errors=True)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections import deque
 from typing import Any, Literal, Protocol
 
@@ -73,13 +74,13 @@ class Instance:
         try:
             limit = source.limits.memory or default_memory_limit()
             arguments = [str(theirs.fileno()), str(arena.fd), str(limit)]
-            self._scratch = Scratch("portolan-replica-")
+            self._scratch = _scratch()
             self._process = subprocess.Popen(
                 started(source.python, _MODULE, arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=environment(source.python, self._scratch.environment),
+                env=environment(source.python, None if self._scratch is None else self._scratch.environment),
                 pass_fds=(theirs.fileno(), arena.fd),
                 start_new_session=True,  # Ctrl-C is for the supervisor: replicas finish what they run
                 bufsize=0,
@@ -249,7 +250,8 @@ class Instance:
                 self._loop.remove_reader(self._stderr.fileno())
             self._stderr.close()
             self._stderr = None
-        self._loop.run_in_executor(None, self._scratch.close)
+        if self._scratch is not None:  # weights may lie there: the loop does not wait for the disk
+            threading.Thread(target=self._scratch.close).start()
         batches = list(self.batches)
         self.batches.clear()
         self._owner.on_gone(self, batches, self._why or self._obituary(code))
@@ -259,3 +261,11 @@ class Instance:
         if code < 0:
             return f"it was ended by {signal.Signals(-code).name}"
         return f"it ended with code {code}: {lines[-1][:300] if lines else 'it printed nothing'}"
+
+
+def _scratch() -> Scratch | None:
+    """For what a runtime unpacks; a full disk leaves a replica without it, and no model without a replica."""
+    try:
+        return Scratch("portolan-replica-")
+    except OSError:
+        return None

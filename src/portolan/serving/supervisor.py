@@ -95,7 +95,7 @@ class Supervisor:
         argv = [sys.executable, "-P", "-m", "portolan.serving.front", *map(str, given)]
         self._front = subprocess.Popen(
             argv,
-            pass_fds=given,
+            pass_fds=[*given, *scratch.descriptors],  # it answers what it took also when this process is killed
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             env=environment(None, scratch.environment),
