@@ -69,7 +69,7 @@ def port() -> Iterator[int]:
 
 
 def test_every_request_is_sent_when_it_is_due_whatever_became_of_others(load: ModuleType, port: int) -> None:
-    due = np.arange(10) * 0.02
+    due = np.arange(10) * 0.1  # far enough apart to arrive in order on a machine that stalls for a moment
     found = load.poisson("127.0.0.1", port, "/infer", b"body", {"X-Kind": "test"}, due)
     assert found.status.tolist() == [200, 200, 503, 200, 0, 200, 200, 200, 200, 200]
     assert np.isinf(found.latency[4])
@@ -77,5 +77,5 @@ def test_every_request_is_sent_when_it_is_due_whatever_became_of_others(load: Mo
     assert (found.latency[[0, 1, 2, 3, 5]] >= 0.01).all()
     assert found.admitted() == 8
     assert found.good(SLOW) <= 7
-    assert found.window(0.03, 0.07).status.tolist() == [503, 200]
+    assert found.window(0.15, 0.35).status.tolist() == [503, 200]
     assert (found.late >= 0).all()
