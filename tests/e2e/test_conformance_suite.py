@@ -24,7 +24,10 @@ SAMPLED = 40
 
 @pytest.fixture(scope="module")
 def passing() -> list[Case]:
-    """The cases that ONNX Runtime passes by itself."""
+    """The cases that ONNX Runtime passes by itself; another version passes others, on which nothing was measured."""
+    here = backends(this_machine(), ["onnxruntime"])["onnxruntime"].versions()
+    if not kept.table()["onnxruntime"].holds(here):
+        pytest.skip(f"measured with {kept.table()['onnxruntime'].versions}, here is {here}")
     return [case for case in cases() if by_onnx_runtime(case).status == "pass"]
 
 
