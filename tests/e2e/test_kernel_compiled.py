@@ -24,6 +24,7 @@ from portolan.kernels.compiler import Compiler, find
 from portolan.kernels.decorated import Kernel
 from portolan.kernels.embed.empty import may_be_empty
 from portolan.kernels.lower.nest import groups
+from portolan.kernels.printers.c import prelude
 from portolan.kernels.tune import source, tune
 from portolan.kernels.turned import _order, orders, turned
 from portolan.kernels.verify import AGENT, TOLERANCE, Case, Judge, difference, odd_cases, random_arrays, real_case
@@ -43,10 +44,14 @@ def worker() -> Iterator[Worker]:
         yield started
 
 
-def built(kernel: Kernel, size: int, extra: tuple[str, ...] = ()) -> Path:
+def written(kernel: Kernel, size: int) -> str:
     sizes = dict.fromkeys(kernel.program.symbols, size)
     best = [candidates(kernel.program, g, local.detect(), sizes)[0] for g in groups(kernel.program)]
-    return find().build(source(kernel.program, best), extra)
+    return source(kernel.program, best)
+
+
+def built(kernel: Kernel, size: int, extra: tuple[str, ...] = ()) -> Path:
+    return find().build(written(kernel, size), extra)
 
 
 def test_exp_of_a_long_sum_is_checked_on_numbers_that_float32_can_hold(worker: Worker) -> None:
@@ -137,6 +142,39 @@ def test_the_edges_of_exp_and_log(edge: float) -> None:
         np.testing.assert_allclose(found, value, rtol=3e-7, atol=1.2e-38)
 
 
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_powers_of_two_in_vectors_are_exact_to_an_ulp(lanes: int) -> None:
+    each = f"for (long i = 0; i < n; i += {lanes}) *(V *)(y + i) = v_exp2(*(const V *)(x + i));"
+    whole = f"void all(const float *x, float *y, long n) {{ {each} }}"
+    library = find().build(f"#define LANES {lanes}\n{prelude()}\n{whole}")
+    rng = np.random.default_rng(0)
+    x = np.r_[rng.uniform(-126, 128, 1 << 16), np.arange(-126, 128), 0.5, -0.5].astype(np.float32)
+    edges = np.float32([np.inf, -np.inf, np.nan, 128, 1e9, 3e38, -150, -1e9, -3e38, -0.0, 1e-40, 0])
+    x = np.r_[x, edges, np.zeros(-(len(x) + len(edges)) % 16)].astype(np.float32)
+    found = np.full_like(x, 7)
+    ctypes.CDLL(str(library)).all(*(ctypes.c_void_p(a.ctypes.data) for a in (x, found)), ctypes.c_long(len(x)))
+    with np.errstate(over="ignore"):
+        want = np.exp2(x.astype(np.float64))
+        np.testing.assert_allclose(found, want.astype(np.float32), rtol=2e-7, atol=1.2e-38)
+    normal = np.abs(x) < 126
+    assert (np.abs(found[normal] - want[normal]) / np.spacing(found[normal])).max() <= 1
+
+
+@pytest.mark.parametrize("edge", [0.0, 88.7, 88.8, -87.3, -88.0, 200.0, -200.0, np.inf, -np.inf, np.nan, 1e-40])
+def test_the_edges_of_exp_of_a_product_whose_factor_is_known_earlier(edge: float) -> None:
+    from portolan.kernels import kernel
+
+    @kernel
+    def decayed(x: "i", y: "j") -> "i":
+        return sum(exp(y[j] * x[i]) for j in J)
+
+    assert "= v_exp2(" in written(decayed, 40)
+    x, y = np.full(40, edge, np.float32), np.ones(1, np.float32)
+    with np.errstate(all="ignore"):
+        want = np.exp(x, dtype=np.float32)
+    np.testing.assert_allclose(decayed(x, y), want, rtol=8e-6, atol=1.2e-38)
+
+
 def test_the_floating_point_mode_is_left_alone() -> None:
     operators.softmax(np.ones((3, 5), np.float32))
     assert ctypes.c_float(1e-40).value * np.float32(0.5) != 0
@@ -157,6 +195,24 @@ def test_arrays_that_are_not_contiguous_and_results_that_are_given() -> None:
     np.testing.assert_allclose(out, a @ b, rtol=1e-4, atol=1e-5)
     odd = np.frombuffer(b"\0" * 2 + a.tobytes(), np.uint8)[2:].view(np.float32).reshape(a.shape)
     np.testing.assert_allclose(operators.matmul(odd, b), a @ b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_like_an_earlier_one_is_still_looked_at() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((20, 16), np.float32), rng.standard_normal((16, 20), np.float32)
+    want = operators.matmul(a, b)
+    read_only = a.copy()
+    read_only.flags.writeable = False
+    for same in (a.tolist(), np.asfortranarray(a), read_only, np.repeat(a, 2, axis=0)[::2], np.ma.masked_array(a)):
+        given = np.asarray(same, np.float32) if isinstance(same, list) else same
+        np.testing.assert_array_equal(operators.matmul(given, b), want)
+    for wrong in (a.astype(np.float64), a.astype(">f4"), a.view(np.int32)):
+        with pytest.raises(UsageError, match="`A` is f32 and was given"):
+            operators.matmul(wrong, b)
+    with pytest.raises(UsageError, match="takes 2 arrays"):
+        operators.matmul(a)
+    with pytest.raises(UsageError, match="`k` is 16 in `A` and 20 in `B`"):
+        operators.matmul(a, a)
 
 
 def test_large_transposed_arrays_are_read_where_they_are() -> None:

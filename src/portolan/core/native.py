@@ -28,6 +28,13 @@ _MOST_BOUND = 256
 _LINE = 64
 
 
+def address(array: Array) -> int:
+    """Where an array begins. By its buffer where it may be written, a third of the interface's microsecond."""
+    if array.flags.writeable and array.nbytes:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    return int(array.__array_interface__["data"][0])
+
+
 @dataclass(frozen=True)
 class _Entry:
     run: Any
@@ -122,8 +129,7 @@ class Bound:
 
     def __call__(self, arrays: Sequence[Array], pool: Sharing | None = None) -> None:
         """Runs it on arrays of these sizes; see `Library`."""
-        # The interface costs a quarter of what the `ctypes` attribute does.
-        places = (ctypes.c_void_p * len(arrays))(*[a.__array_interface__["data"][0] for a in arrays])
+        places = (ctypes.c_void_p * len(arrays))(*[address(a) for a in arrays])
         if pool is None or pool.threads == 1 or self.tasks == 1:
             self.library.part(places, self.numbers, self.space, 0, self.tasks)
         else:

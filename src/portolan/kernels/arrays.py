@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from portolan.core.native import address
 from portolan.errors import UsageError
 from portolan.kernels.tree import Extent, Program, Tensor, extents_of
 
@@ -156,7 +157,7 @@ class Results:
 
 def _at_a_line(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     whole = np.empty(math.prod(shape) * dtype.itemsize + _LINE, np.uint8)
-    begun = -whole.__array_interface__["data"][0] % _LINE
+    begun = -address(whole) % _LINE
     return np.ndarray(shape, dtype, whole, begun)
 
 

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from portolan.kernels.derive.gradient import Gradient
 
 Array = np.ndarray[Any, Any]
-Shapes = tuple[tuple[int, ...], ...]
+Look = tuple[object, ...]
+"""What decides how arrays are read: the shape, strides and type of each."""
 _MOST_THREADS = 1024
-#: Sets of shapes that a kernel remembers.
+#: Looks of arguments that a kernel remembers.
 _MOST_CALLS = 256
 #: Ways of lying in memory that a kernel is compiled for; further ones are copied.
 _MOST_TURNED = 16
@@ -46,7 +47,7 @@ _MOST_TURNED = 16
 
 @dataclass(frozen=True)
 class _Call:
-    """What arguments of some shapes lead to: results, and the compiled kernel; None where there is nothing to read."""
+    """What arguments of one look lead to: results, and the compiled kernel; None where there is nothing to read."""
 
     results: Results
     bound: Bound | None
@@ -64,7 +65,7 @@ class Kernel:
         self.program = program
         self.sizes: list[Mapping[str, int]] = []
         self._ready: dict[str, Library] = {}
-        self._calls: dict[Shapes, _Call] = {}
+        self._calls: dict[Look, _Call] = {}
         self._turned: dict[tuple[tuple[str, Order], ...], Kernel] = {}
         self._pools: dict[int, Sharing] = {}
         self._lock = threading.Lock()
@@ -89,17 +90,14 @@ class Kernel:
             NoBackend: there is no C compiler.
             VerificationFailed: the compiled kernel differs from the oracle.
         """
-        given = arguments(self.program, arrays)
         if not 1 <= threads <= _MOST_THREADS:
             raise UsageError(f"`threads` is {threads}, and has to be from 1 to {_MOST_THREADS}")
-        kernel, arrays = self, tuple(given)
-        if not all(a.flags.c_contiguous for a in given):
-            by = orders(self.program, given)
-            kernel = self._other(by) if by else self
-            places = [None if kernel is self else by.get(t.name) for t in self.program.inputs]
-            pairs = zip(given, places, strict=True)
-            arrays = tuple(contiguous(a) if order is None else laid(a, order) for a, order in pairs)
-        call = kernel._call(tuple([a.shape for a in arrays]))
+        given: Sequence[Any] = arrays
+        call = self._calls.get(_look(arrays))
+        if call is None:
+            given = arguments(self.program, arrays)
+            kernel, arrays = self._laid(given)
+            call = kernel._call(arrays)
         made = call.results.made() if out is None else call.results.checked(out, given)
         if call.bound is not None:
             call.bound([*arrays, *made], self._pool(threads))
@@ -158,6 +156,14 @@ class Kernel:
         inputs = ", ".join(f"{t.name}: {' '.join(map(str, t.axes))}" for t in self.program.inputs)
         return f"kernel {self.name}({inputs})"
 
+    def _laid(self, given: Sequence[Array]) -> tuple[Kernel, tuple[Array, ...]]:
+        """The kernel that reads arguments as they lie, and what it is given; those that none reads so are copied."""
+        by = {} if all(a.flags.c_contiguous for a in given) else orders(self.program, given)
+        kernel = self._other(by) if by else self
+        places = [None if kernel is self else by.get(t.name) for t in self.program.inputs]
+        pairs = zip(given, places, strict=True)
+        return kernel, tuple(contiguous(a) if order is None else laid(a, order) for a, order in pairs)
+
     def _other(self, by: Mapping[str, Order]) -> Kernel:
         """The same kernel for arguments that lie otherwise; this one, where there are many such already."""
         key = tuple(sorted(by.items()))
@@ -168,17 +174,18 @@ class Kernel:
                 self._turned[key] = Kernel(turned(self.program, by))
             return self._turned[key]
 
-    def _call(self, shapes: Shapes) -> _Call:
-        """What arguments of these shapes lead to, worked out once: it takes as long as a small kernel."""
-        found = self._calls.get(shapes)
+    def _call(self, arrays: Sequence[Array]) -> _Call:
+        """What contiguous arrays that look so lead to, worked out once: it takes as long as a small kernel."""
+        look = _look(arrays)
+        found = self._calls.get(look)
         if found is None:
-            sizes = sizes_of(self.program, shapes)
+            sizes = sizes_of(self.program, [a.shape for a in arrays])
             results = Results.of(self.program, sizes)
-            nothing = results.empty or any(0 in shape for shape in shapes)
+            nothing = results.empty or any(a.size == 0 for a in arrays)
             found = _Call(results, None if nothing else self._library(sizes).bound(sizes))
             if len(self._calls) >= _MOST_CALLS:
                 self._calls.clear()
-            self._calls[shapes] = found
+            self._calls[look] = found
         return found
 
     def _library(self, sizes: Mapping[str, int]) -> Library:
@@ -193,6 +200,11 @@ class Kernel:
             if count not in self._pools:
                 self._pools[count] = sharing(count)
             return self._pools[count]
+
+
+def _look(arrays: Sequence[Any]) -> Look:
+    """Of NumPy's own arrays; that of anything else is none that is remembered."""
+    return tuple([(a.shape, a.strides, a.dtype) if type(a) is np.ndarray else None for a in arrays])
 
 
 def _local() -> Target:

@@ -26,7 +26,8 @@ from portolan.kernels.ir import (
     X,
     add,
 )
-from portolan.kernels.lower.elements import element, splat
+from portolan.kernels.lower.elements import call, element, splat
+from portolan.kernels.lower.powers import EXP2, exponent
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.tree import Binder, Carry, Expr, Ext, Extent, Idx, Num, Op, Program, Reduce, free, renamed
 
@@ -263,6 +264,8 @@ class Emitter:
         if isinstance(e, Idx):
             return self._index(e.name, at)
         if isinstance(e, Op):
+            if self.type_of(e).lanes > 1 and (power := exponent(e, lambda part: self.level(free(part)))) is not None:
+                return call(EXP2, self.value(power, at))
             return element(e.name, [self.value(a, at) for a in e.args], e.kind)
         if isinstance(e, Carry):
             raise LookupError(f"the carry {e.name} is used outside of its scan")

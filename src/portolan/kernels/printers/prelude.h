@@ -120,6 +120,22 @@ IN V v_exp(V x) {
   return SEL(V, x > VF(88.72283f), VF(INFINITY), y);
 }
 #endif
+/* 2^x to 1 ulp: a polynomial in what x leaves beside the nearest whole number, which is 0 for infinities and NaN for NaN. */
+#if defined(HAVE_SCALE) && defined(__AVX512DQ__)
+#define WHOLE(x) ((V)__builtin_ia32_rndscaleps_mask((V64)(x), 8, (V64){}, -1, 4))
+#define LEFT(x) ((V)__builtin_ia32_reduceps512_mask((V64)(x), 8, (V64){}, -1))
+#define TIMES(p, x) v_scale(p, WHOLE(x))
+#else
+/* Below -126 it gives 0 (no denormals), from 128 on infinity. */
+#define LEFT(x) ((x) - (((x) + 12582912.f) - 12582912.f))
+#define TIMES(p, x) ({ V y_ = (V)((VI)(p) + ((VI)((x) + 12582912.f) << 23)); \
+  y_ = SEL(V, (x) < VF(-126.f), (V){}, y_); SEL(V, (x) >= VF(128.f), VF(INFINITY), y_); })
+#endif
+IN V v_exp2(V x) {
+  V f = LEFT(x), p = f * 1.5353362e-4f + 1.3398875e-3f; p = p * f + 9.61843692e-3f; p = p * f + 5.55033237e-2f;
+  p = p * f + 2.40226477e-1f; p = p * f + 6.93147182e-1f; p = p * f + 1.f;
+  return TIMES(p, x);
+}
 /* log to 1 ulp, after Cephes; 0 gives -inf, below it NaN. Denormals are scaled up first. */
 IN V v_log(V x) {
   VI tiny = x < VF(1.17549435e-38f);
