@@ -26,7 +26,7 @@ _ROOTS = {
 }
 _WHEELS = (
     "flatbuffers==25.12.19", "ml_dtypes==0.5.4", "ncnn==1.0.20261020", "numpy==2.4.6", "onnx==1.23.2",
-    "onnxruntime==1.31.1", "openvino==2026.4.1", "packaging==26.3", "protobuf==6.33.6",
+    "onnxruntime==1.32.0", "openvino==2026.4.1", "packaging==26.3", "protobuf==6.33.6",
     "typing_extensions==4.16.0",
 )  # fmt: skip
 _NOTE = "Written by tools/pin_targets.py."

@@ -5,7 +5,7 @@
 set -eu
 folder=${1:?usage: peers.sh FOLDER [mlserver] [litserve] [kserve] [ray]}
 shift
-runtime='onnxruntime==1.31.1'
+runtime='onnxruntime==1.32.0'
 mkdir -p "$folder"
 
 make() {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from portolan.backends._artefact import KERNELS, Artefact, all_cores, demand, explained, external_files
+from portolan.backends._artefact import KERNELS, Artefact, all_cores, demand, explained, external_files, other
 from portolan.backends._openvino_door import Door
 from portolan.backends._openvino_kernels import extend
 from portolan.core import protos
@@ -19,10 +20,11 @@ from portolan.core.model import Model
 from portolan.core.schema import Knob, cores
 from portolan.core.silence import runtime
 from portolan.core.target import Target
-from portolan.errors import ModelError
+from portolan.errors import ModelError, UnsupportedOperator
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
 Precision = Literal["f32", "bf16"]
 Hint = Literal["latency", "throughput"]
@@ -55,6 +57,12 @@ _CLASSICAL = frozenset(
 )
 #: Operators that its front end could not read, in what it says of them.
 _UNREAD = (r"-- (\w+)-\d+ with a message", r"No conversion rule found for operations: (\w+)")
+#: Attributes that its front end passes over without a word, and the values at which that is right.
+_PASSED_OVER: Mapping[str, Mapping[str, object]] = {
+    "Attention": {"left_window_size": -1, "right_window_size": -1},
+    "Resize": {"antialias": 0, "exclude_outside": 0, "keep_aspect_ratio_policy": b"stretch"},
+    "SpaceToDepth": {"mode": b"DCR"},
+}
 _LACKS = (r"No conversion rule found for operations: ([\w.]+)", r"Unsupported operator: ([\w.]+)")
 
 
@@ -162,28 +170,71 @@ def _ports(ports: Any, artefact: Artefact) -> list[tuple[int, str]]:
 
 
 def _compiled(core: Any, path: Path, settings: dict[str, Any]) -> Any:
-    """The compiled model; operators that its front end cannot read are first written out as ONNX defines them."""
-    try:
-        return core.compile_model(str(path), "CPU", settings)
-    except RuntimeError as error:
-        names = {name for pattern in _UNREAD for name in re.findall(pattern, str(error))}
-        plain = _plain(path, names) if names else None
-        if plain is None:
-            raise
-        return core.compile_model(core.read_model(plain), "CPU", settings)
+    """The compiled model; what its front end cannot read, or reads wrongly, is first written out as ONNX defines it.
+
+    Raises:
+        UnsupportedOperator: it would pass over something that decides the answers.
+    """
+    plain = None
+    if wrong := _passed_over(path):
+        plain = _plain(path, set(wrong))
+        wrong = wrong if plain is None else _unread(plain)
+    for operator, attribute in wrong.items():
+        raise UnsupportedOperator(
+            f"`openvino` passes over `{attribute}` of `{operator}`", hint=other("openvino"), where=str(path)
+        )
+    while True:
+        try:
+            return core.compile_model(
+                str(path) if plain is None else core.read_model(plain.SerializeToString()), "CPU", settings
+            )
+        except RuntimeError as error:
+            names = {name for pattern in _UNREAD for name in re.findall(pattern, str(error))}
+            plain = _plain(path, names, plain)
+            if plain is None:
+                raise
 
 
-def _plain(path: Path, names: set[str]) -> bytes | None:
-    """The graph with those operators written out; None where ONNX has no definition, or the weights lie elsewhere."""
+def _passed_over(path: Path) -> dict[str, str]:
+    """Operators of a file with an attribute that decides answers and is not read, each with one of them."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        # A machine for bundles alone has no onnx: it is asked only where there may be something.
+        names = ((name, word) for name, words in _PASSED_OVER.items() for word in words)
+        if not any(data.find(name.encode()) >= 0 and data.find(word.encode()) >= 0 for name, word in names):
+            return {}
+    import onnx
+
+    return _unread(onnx.load(str(path), load_external_data=False))
+
+
+def _unread(proto: onnx.ModelProto) -> dict[str, str]:
+    import onnx
+
+    found = {}
+    for node in protos.walk(proto.graph.node):
+        right = _PASSED_OVER.get(node.op_type, {}) if node.domain in protos.STANDARD else {}
+        for attribute in node.attribute:
+            value = onnx.helper.get_attribute_value(attribute)
+            if attribute.name in right and value != right[attribute.name]:
+                found[node.op_type] = attribute.name
+    return found
+
+
+def _plain(path: Path, names: set[str], before: onnx.ModelProto | None = None) -> onnx.ModelProto | None:
+    """The graph (as it was written before) with those operators written out, and scans that hand over all they use.
+
+    None where that changes nothing: there is no definition, or the weights lie elsewhere.
+    """
     import onnx
 
     from portolan.importers.definitions import expanded
+    from portolan.importers.scans import closed
 
     if external_files(path):
         return None
-    proto = onnx.load(str(path))
-    written = expanded(proto, frozenset(names))
-    return None if written is proto else bytes(written.SerializeToString())
+    proto = onnx.load(str(path)) if before is None else before
+    written = closed(expanded(proto, frozenset(names)))
+    return None if written is proto else written
 
 
 def _closed(inputs: Tensors) -> dict[str, np.ndarray]:

@@ -63,6 +63,18 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     return {domain(entry.domain): entry.version for entry in imports}
 
 
+def types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+    """The type of every value that can be inferred, those in bodies included."""
+    import onnx
+
+    found: dict[str, onnx.TypeProto] = {}
+    for graph in graphs(onnx.shape_inference.infer_shapes(model, data_prop=True)):
+        found |= {value.name: value.type for value in (*graph.input, *graph.output, *graph.value_info)}
+        for tensor in graph.initializer:
+            found[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+    return found
+
+
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every stored tensor: initializers (dense and sparse) and attributes, wherever they are."""
     for graph in graphs(model):

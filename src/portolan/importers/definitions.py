@@ -17,12 +17,27 @@ if TYPE_CHECKING:
 
 #: How deep definitions may lie in definitions.
 _DEEPEST = 5
-#: Operators that ONNX defines by others, which the table has.
+#: Operators that are defined by others, which the table has.
 FUNCTIONS = frozenset((
-    "AffineGrid", "Attention", "BlackmanWindow", "CausalConvWithState", "CenterCropPad", "DynamicQuantizeLinear",
-    "HammingWindow", "HannWindow", "LinearAttention", "MeanVarianceNormalization", "NegativeLogLikelihoodLoss",
-    "RotaryEmbedding", "SequenceMap", "SoftmaxCrossEntropyLoss", "SwiGLU",
+    "AffineGrid", "Attention", "BlackmanWindow", "CausalConvWithState", "Celu", "CenterCropPad",
+    "DynamicQuantizeLinear", "HammingWindow", "HannWindow", "LinearAttention", "MeanVarianceNormalization", "Mod",
+    "NegativeLogLikelihoodLoss", "RotaryEmbedding", "SequenceMap", "SoftmaxCrossEntropyLoss",
+    "SpaceToDepth", "SwiGLU",
 ))  # fmt: skip
+#: The one that ONNX does not define: a remainder of floats with the divisor's sign, by that with the dividend's.
+_REMAINDER = """<domain: "portolan.definitions", opset_import: ["": 15]> Mod (x, y) => (z) {
+    rest = Mod <fmod = 1> (x, y)
+    number = Constant <value = float {0}> ()
+    zero = CastLike (number, rest)
+    below = Less (rest, zero)
+    under = Less (y, zero)
+    apart = Xor (below, under)
+    none = Equal (rest, zero)
+    some = Not (none)
+    wrong = And (apart, some)
+    moved = Add (rest, y)
+    z = Where (wrong, moved, rest)
+}"""
 #: Where definitions are put.
 _DOMAIN = "portolan.definitions"
 
@@ -39,20 +54,23 @@ def expanded(proto: onnx.ModelProto, operators: frozenset[str]) -> onnx.ModelPro
     for _ in range(_DEEPEST):
         if not any(key(n.op_type, n.domain) in operators & FUNCTIONS for n in protos.walk(proto.graph.node)):
             break
-        proto = inliner.inline_local_functions(_with_definitions(proto, operators & FUNCTIONS))
+        defined = _with_definitions(proto, operators & FUNCTIONS)
+        if not defined.functions:
+            break
+        proto = inliner.inline_local_functions(defined)
     return proto
 
 
 def _with_definitions(proto: onnx.ModelProto, operators: frozenset[str]) -> onnx.ModelProto:
-    """A copy in which each node of those operators calls a function of its own."""
+    """A copy in which each node of those operators calls a function of its own, where it has a definition."""
     import onnx
 
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     versions = {protos.domain(entry.domain): entry.version for entry in proto.opset_import}
-    types = _types(proto)
+    types = protos.types(proto)
     for number, node in enumerate(protos.walk(copy.graph.node)):
-        if key(node.op_type, node.domain) not in operators:
+        if key(node.op_type, node.domain) not in operators or not _defined(node, types):
             continue
         schema = onnx.defs.get_schema(node.op_type, versions.get(protos.domain(node.domain), 1), node.domain)
         stated = {attribute.name for attribute in node.attribute}
@@ -69,12 +87,26 @@ def _with_definitions(proto: onnx.ModelProto, operators: frozenset[str]) -> onnx
     return copy
 
 
+def _defined(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> bool:
+    """Whether its definition holds for a node: that of remainders is for floats with the divisor's sign."""
+    import onnx
+
+    if node.op_type != "Mod":
+        return True
+    kinds = onnx.TensorProto
+    floats = (kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.BFLOAT16)
+    kind = types.get(node.input[0], onnx.TypeProto()).tensor_type.elem_type
+    return kind in floats and not any(a.name == "fmod" and a.i for a in node.attribute)
+
+
 def _definition(
     schema: onnx.defs.OpSchema, node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], version: int
 ) -> onnx.FunctionProto:
     """The newest definition for that operator set; some depend on the node's attributes and types."""
     import onnx
 
+    if schema.name == "Mod":
+        return onnx.parser.parse_function(_REMAINDER)
     if schema.has_context_dependent_function:
         given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
         chosen = _newest(schema.context_dependent_function_opset_versions, version)
@@ -86,15 +118,3 @@ def _definition(
 
 def _newest(versions: list[int], limit: int) -> int:
     return max((version for version in versions if version <= limit), default=min(versions))
-
-
-def _types(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
-    """The type of every value that can be inferred, those in bodies included."""
-    import onnx
-
-    found: dict[str, onnx.TypeProto] = {}
-    for graph in protos.graphs(onnx.shape_inference.infer_shapes(proto)):
-        found |= {value.name: value.type for value in (*graph.input, *graph.output, *graph.value_info)}
-        for tensor in graph.initializer:
-            found[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-    return found
