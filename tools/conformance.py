@@ -37,10 +37,15 @@ def counted(chosen: Sequence[Case], found: Mapping[str, Outcome]) -> dict[str, l
     return dict(sorted(counts.items()))
 
 
-def settled(conformance: Conformance, chosen: Sequence[Case], refused: set[str]) -> list[str]:
-    """Of operators that were refused in every case, those that run where sizes and axes are constants."""
-    mine = (case for case in chosen if len(case.operators) == 1 and case.operators[0] in refused)
-    return sorted({case.operators[0] for case in mine if conformance.run(case.settled()).status == "pass"})
+def lacking(chosen: Sequence[Case], found: Mapping[str, Outcome]) -> list[str]:
+    """Operators of which every case was refused for want of the operator."""
+    every: dict[str, bool] = {}
+    for case in chosen:
+        if len(case.operators) == 1:
+            (name,) = case.operators
+            wants = re.search(rf"has no operator `([\w.]+\.)?{name}`", found[case.name].reason) is not None
+            every[name] = every.get(name, True) and wants
+    return sorted(name for name, wants in every.items() if wants)
 
 
 def totals(found: Mapping[str, Outcome]) -> list[int]:
@@ -101,12 +106,10 @@ def main() -> int:
             print(f"  {len(names):4} {cause}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
         if asked.update and not asked.only:
             counts = counted(passing, found)
-            with Conformance(name) as conformance:
-                options = dict(conformance.options)
-                helped = settled(conformance, passing, {o for o, (_, _, no) in counts.items() if no == sum(counts[o])})
+            options = dict(Conformance(name).options)
             data["backends"][name] = {
-                "versions": backend.versions(), "options": options, "total": totals(found), "settled": helped,
-                "operators": counts,
+                "versions": backend.versions(), "options": options, "total": totals(found),
+                "lacking": lacking(passing, found), "operators": counts,
             }  # fmt: skip
             write(EXCEPTIONS / f"{name}.json", {"versions": backend.versions(), "exceptions": causes(found)})
     if asked.update and not asked.only:

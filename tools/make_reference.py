@@ -174,8 +174,8 @@ def operators() -> str:
     parts = [
         "# Operators\n",
         f"{data['cases']:,} node tests of `onnx` {data['onnx']}, of which ONNX Runtime by itself passes "
-        f"{data['counted']:,}: those count here. Written by `python tools/conformance.py --update`. A backend whose "
-        "versions are those below refuses a model with an operator of which it refused every case.\n",
+        f"{data['counted']:,}: those count here. Written by `python tools/conformance.py --update`. A backend in "
+        "the versions below refuses models with an operator that it says it has not.\n",
     ]
     rows = [
         (f"`{name}`", _listed(m.versions), _listed(m.options), *map(str, vars(m.total).values()),
@@ -184,8 +184,9 @@ def operators() -> str:
     ]  # fmt: skip
     parts.append(_table(("backend", "versions", "options", "pass", "wrong or crashed", "refused", "share"), rows))
     about = (
-        "Cases passed of cases, where an operator has cases of its own; `-` is a refusal; `constant sizes`: it runs "
-        "where sizes and axes are constants."
+        "Cases passed of cases, where an operator has cases of its own; `-`: the backend says that it has no such "
+        "operator. Where none passed and there is no `-`, something else was refused: an element type, sizes that are "
+        "inputs, an old operator set."
     )
     parts.append(f"## Matrix\n\n{about}\n")
     names = sorted({operator for m in table.values() for operator in m.operators})
@@ -207,9 +208,7 @@ def _passed(measured: conformance.Measured, operator: str) -> str:
     counts = measured.operators.get(operator)
     if counts is None:
         return ""
-    if operator in measured.settled:
-        return "constant sizes"
-    return "-" if measured.refuses(operator) else f"{counts.passed}/{counts.cases}"
+    return "-" if operator in measured.lacking else f"{counts.passed}/{counts.cases}"
 
 
 def passes() -> str:

@@ -196,7 +196,9 @@ ADDED = {
 }  # fmt: skip
 BROKEN = {"name": "old", "folder": "/targets/old", "reason": "the record of the target `old` cannot be read: format 0",
           "fix": "portolan target remove old, and add it again"}  # fmt: skip
-TARGETS: dict[str, Any] = {"action": "list", "targets": [ADDED, BROKEN]}
+OLDER = {**ADDED, "name": "older", "outdated": ["ncnn absent for 1.0.20261020", "onnxruntime 1.31.1 for 1.32.0"],
+         "fix": "portolan target add older --emulate aarch64 --force"}  # fmt: skip
+TARGETS: dict[str, Any] = {"action": "list", "targets": [ADDED, BROKEN, OLDER]}
 NOTHING = {"value": None, "lo": None, "hi": None, "n": None, "kind": "measured"}
 ELSEWHERE = {
     "arms": [

@@ -186,6 +186,7 @@ CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
     "target-list": (("target",), "target", scripted.TARGETS),
     "target-list-empty": (("target", "list"), "target", {"action": "list", "targets": []}),
     "target-show": (("target", "show", "arm"), "target", {"action": "show", "targets": [scripted.ADDED]}),
+    "target-show-older": (("target", "show", "older"), "target", {"action": "show", "targets": [scripted.OLDER]}),
     "target-add": (
         ("target", "add", "arm", "--emulate", "aarch64"),
         "target",

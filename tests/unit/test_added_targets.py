@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from portolan.core.target import Target
-from portolan.emulation import make
+from portolan.emulation import make, wheels
 from portolan.errors import PortolanError, UnknownName, UsageError
 from portolan.targets import _added
 
@@ -45,6 +45,19 @@ def test_the_folder_is_the_variable_or_below_the_users_data(monkeypatch: pytest.
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", "/somebody")
     assert _added.root() == Path("/somebody/.local/share/portolan/targets")
+
+
+def test_a_target_of_other_versions_than_are_pinned_says_how_it_is_made_anew(root: Path) -> None:
+    wanted = wheels.pinned("aarch64-wheels.txt")
+    record(root, packages={"qemu-user": "10", **wanted})
+    assert "outdated" not in make.show("arm")
+    record(root, "old", packages={"qemu-user": "10", **wanted, "onnxruntime": "1.0"} | {"ncnn": "absent"})
+    old = make.show("old")
+    assert old["outdated"] == [f"ncnn absent for {wanted['ncnn']}", f"onnxruntime 1.0 for {wanted['onnxruntime']}"]
+    assert old["fix"] == "portolan target add old --emulate aarch64 --force"
+    assert make.listed() == [make.show("arm"), old]
+    record(root, "other", emulate="riscv64", packages={})
+    assert "outdated" not in make.show("other")
 
 
 def test_a_record_is_read_with_the_paths_of_today(root: Path) -> None:

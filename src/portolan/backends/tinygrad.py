@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +29,16 @@ _CLANGS = ("clang", *(f"clang-{n}" for n in range(14, 24)))
 _LACKING = ("LSTM", "GRU", "RNN")
 
 
+Call = Callable[..., list[Any]]
+#: Elements up to which a list of whole numbers may be sizes or axes, and sets of such lists that runs are kept for.
+_FEW, _KEPT = 8, 8
+
+
 class Replay(Executable):
-    """A recorded run: the first call traces, the second records, later ones replay into the same buffers."""
+    """A recorded run: the first call traces, the second records, later ones replay into the same buffers.
+
+    Sizes and axes that are inputs become part of a recording, so there is one for each set of them.
+    """
 
     def __init__(self, artefact: Artefact) -> None:
         # Its disk cache would hide a missing compiler, and leave pickles in the user's home.
@@ -37,7 +47,9 @@ class Replay(Executable):
             tinygrad = runtime("tinygrad")
             runner = runtime("tinygrad.nn.onnx").OnnxRunner(str(path))
         self._tensor, self._lock = tinygrad.Tensor, threading.Lock()
-        self._call = tinygrad.TinyJit(lambda **given: [v.contiguous().realize() for v in runner(given).values()])
+        self._record, self._refused = tinygrad.TinyJit, runtime("tinygrad.engine.jit").JitError
+        self._plain: Call = lambda **given: [v.contiguous().realize() for v in runner(given).values()]
+        self._records: OrderedDict[tuple[bytes, ...], Call] = OrderedDict()
         self._artefact = artefact
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
@@ -48,11 +60,24 @@ class Replay(Executable):
         with self._lock, explained("tinygrad", self._artefact.path, *_LACKS, doing="run"):
             names = [spec.name for spec in signature.inputs]
             given = {name: self._tensor(np.array(inputs[name], order="C")).realize() for name in names}
-            values = self._call(**given)
+            values = self._replayed(_lists(inputs), given)
             return {
                 spec.name: np.array(value.numpy(), dtype=spec.dtype)
                 for spec, value in zip(signature.outputs, values, strict=True)
             }
+
+    def _replayed(self, lists: tuple[bytes, ...], given: dict[str, Any]) -> list[Any]:
+        """The outputs, by the recording for these lists; what cannot be recorded is traced each time."""
+        if lists not in self._records:
+            self._records[lists] = self._record(self._plain)
+            if len(self._records) > _KEPT:
+                self._records.popitem(last=False)
+        self._records.move_to_end(lists)
+        try:
+            return self._records[lists](**given)
+        except self._refused:
+            self._records[lists] = self._plain
+            return self._plain(**given)
 
     def save(self, folder: Path) -> None:
         """Writes the graph; it is compiled again where it is loaded."""
@@ -64,7 +89,18 @@ class Replay(Executable):
 
     def close(self) -> None:
         """Drops what was recorded."""
-        self._call = None
+        self._records.clear()
+        self._plain = _closed
+
+
+def _lists(inputs: Tensors) -> tuple[bytes, ...]:
+    """What inputs hold that may be sizes or axes."""
+    few = (value for value in inputs.values() if value.ndim <= 1 and value.size <= _FEW)
+    return tuple(value.tobytes() for value in few if value.dtype.kind == "i")
+
+
+def _closed(**given: Any) -> list[Any]:
+    raise RuntimeError("this executable is closed")
 
 
 class Tinygrad(Backend):

@@ -27,6 +27,9 @@ def targets(data: Json, *, dry_run: bool = False) -> Answer:
         lines = plain([f"  {item}" for item in made["fetches"]] or ["  nothing to fetch"])
         return Answer(lines, f"would make the target `{made['name']}` in `{made['folder']}`; nothing was written")
     rows = _facts(made)
+    if data["action"] == "show" and "outdated" in made:
+        rows.append(["outdated", ", ".join(made["outdated"])])
+        return Answer(plain(columns(rows)), f"`{made['name']}` is of an older Portolan", next=[made["fix"]])
     if data["action"] == "show":
         return Answer(plain(columns(rows)), f"`{made['name']}` is whole")
     verdict = f"added the target `{made['name']}`: it answers a small model rightly"
@@ -41,7 +44,9 @@ def _list(found: list[Json]) -> Answer:
         if "reason" in item:
             rows.append([item["name"], "broken", f"{item['reason']}: {item['fix']}", "-"])
         else:
-            rows.append([item["name"], item["emulate"], item["target"]["display"], quantity(item["size"], "B")])
+            older = f", outdated: {item['fix']}" if "outdated" in item else ""
+            about = f"{item['target']['display']}{older}"
+            rows.append([item["name"], item["emulate"], about, quantity(item["size"], "B")])
     one = len(found) == 1
     return Answer(plain(columns(rows)), f"{len(found)} target{'' if one else 's'} added")
 

@@ -38,30 +38,26 @@ class Measured:
         options: that differ from the defaults.
         total: over all cases, those of several operators included.
         operators: the counts of each operator that has cases of its own.
-        settled: operators that were refused in every case, and run where sizes and axes are constants.
+        lacking: operators of which every case was refused for want of the operator itself. Cases may be refused for
+            much else that a model need not have: their element type, sizes that are inputs, an old operator set.
     """
 
     versions: Mapping[str, str]
     options: Mapping[str, Any]
     total: Counts
     operators: Mapping[str, Counts]
-    settled: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
     def holds(self, versions: Mapping[str, str]) -> bool:
         """Whether it says something of these versions; a build's own mark (`+cpu`) does not matter."""
         return _plain(versions) == _plain(self.versions)
 
     def lacks(self, operators: Mapping[str, int], versions: Callable[[], Mapping[str, str]]) -> str | None:
-        """The first of a model's operators that was refused in every case; None for other versions than measured. These
-        are asked for only if there is one: reading them takes a millisecond, and a search asks a thousand times.
+        """The first of a model's operators that it lacks; None for other versions than measured. These are asked for
+        only if there is one: reading them takes a millisecond, and a search asks a thousand times.
         """
-        lacking = next((o for o in operators if self.refuses(o)), None)
+        lacking = next((o for o in operators if o in self.lacking), None)
         return lacking if lacking is not None and self.holds(versions()) else None
-
-    def refuses(self, operator: str) -> bool:
-        """Whether every case of an operator was refused, constant sizes or not."""
-        counts = self.operators.get(operator)
-        return counts is not None and counts.unsupported == counts.cases and operator not in self.settled
 
 
 def _plain(versions: Mapping[str, str]) -> dict[str, str]:
@@ -87,7 +83,7 @@ def parse(data: Mapping[str, Any]) -> dict[str, Measured]:
             one["options"],
             Counts(*one["total"]),
             {operator: Counts(*counts) for operator, counts in one["operators"].items()},
-            tuple(one.get("settled", ())),
+            tuple(one["lacking"]),
         )
         for name, one in data["backends"].items()
     }

@@ -22,6 +22,7 @@ from portolan.core.target import Target
 from portolan.emulation import check
 from portolan.emulation.fill import Filled, Order, fill, planned
 from portolan.emulation.kinds import KINDS, MIRROR, Kind
+from portolan.emulation.wheels import pinned
 from portolan.errors import DiskFull, PortolanError, UnknownName, UsageError, no_space
 from portolan.targets import _added
 
@@ -70,15 +71,27 @@ def listed() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in _added.names():
         try:
-            rows.append(_added.read(name).to_json())
+            rows.append(show(name))
         except PortolanError as error:
             rows.append({"name": name, "folder": str(_added.root() / name), "reason": error.message, "fix": error.hint})
     return rows
 
 
 def show(name: str) -> dict[str, Any]:
-    """One added target."""
-    return _added.read(name).to_json()
+    """One added target. Where other Python packages would be put there now, `outdated` says which, and `fix` how."""
+    found = _added.read(name)
+    data = found.to_json()
+    if outdated := _outdated(found):
+        data |= {"outdated": outdated, "fix": f"portolan target add {name} --emulate {found.emulate} --force"}
+    return data
+
+
+def _outdated(found: _added.Added) -> list[str]:
+    """Python packages of another version than is pinned now, and those that came since the target was made."""
+    kind = KINDS.get(found.emulate)
+    wanted = pinned(kind.wheels) if kind is not None and kind.wheels else {}
+    pairs = ((name, found.packages.get(name, "absent"), version) for name, version in wanted.items())
+    return [f"{name} {here} for {version}" for name, here, version in pairs if here != version]
 
 
 def remove(name: str, *, dry_run: bool = False) -> dict[str, Any]:

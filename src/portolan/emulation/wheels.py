@@ -25,17 +25,17 @@ def install(file: str, arch: str, downloads: Path, site: Path, say: Callable[[st
     if importlib.util.find_spec("pip") is None:
         raise NoBackend("pip is not installed beside Portolan", hint=f"{sys.executable} -m ensurepip")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    versions = _versions((PINS / file).read_text(encoding="utf-8"))
+    versions = pinned(file)
     downloads.mkdir(parents=True, exist_ok=True)
     say(f"fetching {len(versions)} Python packages for {arch}")
-    pinned = ["--no-deps", "--require-hashes", "-r", str(PINS / file)]
+    wanted = ["--no-deps", "--require-hashes", "-r", str(PINS / file)]
     run(
-        [*pip, "download", "-q", *place(arch), *pinned, "-d", str(downloads)],
+        [*pip, "download", "-q", *place(arch), *wanted, "-d", str(downloads)],
         doing="fetching Python packages", folder=downloads, hint=_HINT,
     )  # fmt: skip
     here = ["--no-index", "--find-links", str(downloads), "--target", str(site)]
     run(
-        [*pip, "install", "-q", *place(arch), *pinned, *here],
+        [*pip, "install", "-q", *place(arch), *wanted, *here],
         doing="unpacking Python packages", folder=downloads, hint=_HINT,
     )  # fmt: skip
     return versions
@@ -50,5 +50,6 @@ def place(arch: str) -> list[str]:
     ]
 
 
-def _versions(text: str) -> dict[str, str]:
-    return dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", text, re.MULTILINE))
+def pinned(file: str) -> dict[str, str]:
+    """The version of each package in a file of pins."""
+    return dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", (PINS / file).read_text(encoding="utf-8"), re.MULTILINE))

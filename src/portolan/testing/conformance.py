@@ -64,23 +64,6 @@ class Case:
         """What it tests: its operator, or those that an expanded function is made of."""
         return sorted({node.op_type for node in self.model.graph.node} - {"Constant"})
 
-    def settled(self) -> Case:
-        """The same with its lists of sizes and axes as constants of the graph, as they are in models."""
-        import onnx
-
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
-        pairs = list(zip(self.model.graph.input, self.inputs, strict=False))
-        lists = [v.name for v, a in pairs if isinstance(a, np.ndarray) and a.dtype == np.int64 and a.ndim <= 1]
-        for value, array in pairs:
-            if value.name in lists:
-                model.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
-        kept = [value for value, _ in pairs if value.name not in lists]
-        del model.graph.input[:]
-        model.graph.input.extend(kept)
-        inputs = [array for value, array in pairs if value.name not in lists]
-        return Case(self.name, model, inputs, self.outputs, self.rtol, self.atol)
-
     def check(self, outputs: Sequence[Any]) -> None:
         """Compares as ONNX does.
 
