@@ -160,7 +160,7 @@ def test_wrong_answers_under_some_options_are_not_covered_by_right_ones(lab: Lab
 
 
 def test_limits_that_nothing_meets(lab: Lab) -> None:
-    lab.script(fast={"latency_ms": 2.0})
+    lab.script(default={"latency_ms": 20.0}, fast={"latency_ms": 2.0})
     study = lab.optimize(goals=["latency_p50 < 0.1ms"], starts=1)
     assert not study.met
     assert study.data["best"] is None
@@ -173,7 +173,7 @@ def test_limits_that_nothing_meets(lab: Lab) -> None:
 
 
 def test_the_closest_result_is_named_with_exit_code_3(lab: Lab) -> None:
-    lab.script(fast={"latency_ms": 2.0})
+    lab.script(default={"latency_ms": 20.0}, fast={"latency_ms": 2.0})
     done = lab.run(*lab.optimize_words("-g", "latency_p50 < 0.1ms", "--json"), starts=1)
     data = json.loads(done.stdout)
     assert done.returncode == 3, done.stderr
