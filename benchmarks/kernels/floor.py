@@ -37,8 +37,8 @@ void sum(const float *v, const long *at, const float *w, float *out, long groups
     row a = {0};
     for (long k = 0; k < per; k++, i++) {
       if (ahead && i + ahead < groups * per) {
-        __builtin_prefetch(v + at[i + ahead]);
-        __builtin_prefetch(v + at[i + ahead] + 16);
+        __builtin_prefetch(v + at[i + ahead], 0, 2); /* into the second cache: one head's rows share few sets of the first */
+        __builtin_prefetch(v + at[i + ahead] + 16, 0, 2);
       }
       a += w[i] * *(const row *)(v + at[i]);
     }

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,16 @@ _LACKS = (r"op='?([\w.]+)'? (?:is )?not supported", r"([A-Z]\w+) is not (?:suppo
 _CLANGS = ("clang", *(f"clang-{n}" for n in range(14, 24)))
 #: Operators that its front end lacks, or computes wrongly.
 _LACKING = ("LSTM", "GRU", "RNN")
-
-
-Call = Callable[..., list[Any]]
 #: Elements up to which a list of whole numbers may be sizes or axes, and sets of such lists that runs are kept for.
 _FEW, _KEPT = 8, 8
+
+
+@dataclass
+class _Run:
+    """A recording, and what the lists hold in it."""
+
+    call: Callable[..., list[Any]]
+    constants: dict[str, Any] = field(default_factory=dict)
 
 
 class Replay(Executable):
@@ -48,8 +54,7 @@ class Replay(Executable):
             runner = runtime("tinygrad.nn.onnx").OnnxRunner(str(path))
         self._tensor, self._lock = tinygrad.Tensor, threading.Lock()
         self._record, self._refused = tinygrad.TinyJit, runtime("tinygrad.engine.jit").JitError
-        self._plain: Call = lambda **given: [v.contiguous().realize() for v in runner(given).values()]
-        self._records: OrderedDict[tuple[bytes, ...], Call] = OrderedDict()
+        self._runner, self._records = runner, OrderedDict[tuple[bytes, ...], _Run]()
         self._artefact = artefact
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
@@ -69,15 +74,21 @@ class Replay(Executable):
     def _replayed(self, lists: tuple[bytes, ...], given: dict[str, Any]) -> list[Any]:
         """The outputs, by the recording for these lists; what cannot be recorded is traced each time."""
         if lists not in self._records:
-            self._records[lists] = self._record(self._plain)
+            self._records[lists] = _Run(self._record(self._plain))
             if len(self._records) > _KEPT:
                 self._records.popitem(last=False)
         self._records.move_to_end(lists)
+        run = self._records[lists]
+        # Its front end takes lists for the same as long as it lives.
+        self._runner._python_const_cache = run.constants
         try:
-            return self._records[lists](**given)
+            return list(run.call(**given))
         except self._refused:
-            self._records[lists] = self._plain
+            run.call = self._plain
             return self._plain(**given)
+
+    def _plain(self, **given: Any) -> list[Any]:
+        return [value.contiguous().realize() for value in self._runner(given).values()]
 
     def save(self, folder: Path) -> None:
         """Writes the graph; it is compiled again where it is loaded."""
@@ -90,17 +101,13 @@ class Replay(Executable):
     def close(self) -> None:
         """Drops what was recorded."""
         self._records.clear()
-        self._plain = _closed
+        self._runner = None
 
 
 def _lists(inputs: Tensors) -> tuple[bytes, ...]:
     """What inputs hold that may be sizes or axes."""
     few = (value for value in inputs.values() if value.ndim <= 1 and value.size <= _FEW)
-    return tuple(value.tobytes() for value in few if value.dtype.kind == "i")
-
-
-def _closed(**given: Any) -> list[Any]:
-    raise RuntimeError("this executable is closed")
+    return tuple(value.tobytes() for value in few if value.dtype.kind in "iub")
 
 
 class Tinygrad(Backend):
