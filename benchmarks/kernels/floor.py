@@ -31,18 +31,20 @@ from portolan.kernels.compiler import find
 from portolan.measure.lock import measuring
 
 SOURCE = """
-typedef float row __attribute__((vector_size(128), aligned(4)));
-void sum(const float *v, const long *at, const float *w, float *out, long groups, long per, long ahead) {
+typedef float half __attribute__((vector_size(64), aligned(4)));
+void sum(const float *v, const int *at, const float *w, float *out, long groups, long per, long ahead) {
   for (long g = 0, i = 0; g < groups; g++) {
-    row a = {0};
+    half a = {0}, b = {0};
     for (long k = 0; k < per; k++, i++) {
       if (ahead && i + ahead < groups * per) {
-        __builtin_prefetch(v + at[i + ahead], 0, 2); /* into the second cache: one head's rows share few sets of the first */
+        __builtin_prefetch(v + at[i + ahead], 0, 2); /* a head has few sets of the first cache */
         __builtin_prefetch(v + at[i + ahead] + 16, 0, 2);
       }
-      a += w[i] * *(const row *)(v + at[i]);
+      a += w[i] * *(const half *)(v + at[i]);
+      b += w[i] * *(const half *)(v + at[i] + 16);
     }
-    *(row *)(out + 32 * g) = a;
+    *(half *)(out + 32 * g) = a;
+    *(half *)(out + 32 * g + 16) = b;
   }
 }
 """
@@ -84,7 +86,7 @@ def reader(arrays: list[Any], folder: Path) -> tuple[Any, ...]:
         x = np.clip(corner[..., 0] + dx, 0, levels[level, 1] - 1)
         y = np.clip(corner[..., 1] + dy, 0, levels[level, 0] - 1)
         at.append(((b * tokens + start[level] + y * levels[level, 1] + x) * heads + h) * width)
-    rows = np.ascontiguousarray(np.stack(at, -1).reshape(-1), np.int64)
+    rows = np.ascontiguousarray(np.stack(at, -1).reshape(-1), np.int32)
     weights = np.ascontiguousarray(np.repeat(weight.reshape(-1), 4), np.float32)
     per = 4 * weight.shape[3] * weight.shape[4]
     out = np.zeros((len(rows) // per, width), np.float32)
