@@ -319,9 +319,19 @@ def test_the_fields_of_a_file_are_read_without_onnx(tmp_path: Path) -> None:
     assert protos.fields(tmp_path / "f.onnx") == plain | {protos.FUNCTIONS, 99}
     for bad in (b"\x0f", b"\x0a" + b"\xff" * 9 + b"\x7f", b"\x08" + b"\x80" * 99, b"\x0a"):
         (tmp_path / "none.onnx").write_bytes(bad)
-        assert protos.fields(tmp_path / "none.onnx") == {1}
+        assert protos.fields(tmp_path / "none.onnx") == set()
     (tmp_path / "empty.onnx").write_bytes(b"")
     assert protos.fields(tmp_path / "empty.onnx") == set()
+
+
+def test_the_nodes_of_a_file_are_read_without_the_rest(tmp_path: Path) -> None:
+    path = tiny_onnx(tmp_path / "m.onnx")
+    written = onnx.load(str(path))
+    assert protos.nodes(path) == b"".join(node.SerializeToString() for node in written.graph.node) != b""
+    whole = path.read_bytes()
+    for size in range(len(whole)):  # cut short anywhere, it gives what is whole and ends
+        path.write_bytes(whole[:size])
+        assert protos.nodes(path) in b"".join(node.SerializeToString() for node in written.graph.node)
 
 
 def test_string_tensors_have_a_type(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -197,11 +196,11 @@ def _compiled(core: Any, path: Path, settings: dict[str, Any]) -> Any:
 
 def _passed_over(path: Path) -> dict[str, str]:
     """Operators of a file with an attribute that decides answers and is not read, each with one of them."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        # A machine for bundles alone has no onnx: it is asked only where there may be something.
-        names = ((name, word) for name, words in _PASSED_OVER.items() for word in words)
-        if not any(data.find(name.encode()) >= 0 and data.find(word.encode()) >= 0 for name, word in names):
-            return {}
+    # A machine for bundles alone has no onnx: it is asked only where there may be something.
+    nodes = protos.nodes(path)
+    names = ((name, word) for name, words in _PASSED_OVER.items() for word in words)
+    if not any(name.encode() in nodes and word.encode() in nodes for name, word in names):
+        return {}
     import onnx
 
     return _unread(onnx.load(str(path), load_external_data=False))

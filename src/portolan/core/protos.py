@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -12,8 +11,10 @@ if TYPE_CHECKING:
 
 #: The domains whose operators the ONNX standard defines; the empty one is the default.
 STANDARD = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
-#: The field of a ModelProto that holds its functions, and the bytes of the kinds of field that have a fixed size.
-FUNCTIONS, _FIXED = 25, {1: 8, 5: 4}
+#: The field of a ModelProto that holds its functions, that which holds its graph, and that of a graph that is a node.
+FUNCTIONS, _GRAPH, _NODE = 25, 7, 1
+#: The bytes of the kinds of field that have a fixed size.
+_FIXED = {1: 8, 5: 4}
 
 
 def domain(name: str) -> str:
@@ -148,17 +149,33 @@ def operators(model: onnx.ModelProto) -> dict[str, int]:
 
 def fields(path: Path) -> set[int]:
     """The numbers of the fields of the message in a file, read without `onnx`, and without what the fields hold."""
-    found, size = set[int](), path.stat().st_size
     with path.open("rb") as file:
-        while (tag := _number(file)) is not None:
-            found.add(tag >> 3)
-            kind = tag & 7
-            length = _number(file) if kind in (0, 2) else _FIXED.get(kind)
-            if length is None or (kind != 0 and length > size):
-                break  # cut short, or no message of protobuf's
-            if kind != 0:
-                file.seek(length, os.SEEK_CUR)
-    return found
+        return {number for number, _ in _fields(file, path.stat().st_size)}
+
+
+def nodes(path: Path) -> bytes:
+    """The nodes of the graph in a file, one after the other as they lie there, read without `onnx` and the weights."""
+    found, size = [], path.stat().st_size
+    with path.open("rb") as file:
+        for number, length in _fields(file, size):
+            if number == _GRAPH:
+                inner = _fields(file, file.tell() + length)
+                found += [file.read(long) for number, long in inner if number == _NODE]
+    return b"".join(found)
+
+
+def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
+    """The number and the length of each field up to `end`, the file standing where it begins."""
+    while file.tell() < end and (tag := _number(file)) is not None:
+        kind = tag & 7
+        length = _number(file) if kind in (0, 2) else _FIXED.get(kind)
+        if kind == 0:
+            length = None if length is None else 0
+        if length is None or length > end:
+            break  # cut short, or no message of protobuf's
+        after = file.tell() + length
+        yield tag >> 3, length
+        file.seek(after)
 
 
 def _number(file: BinaryIO) -> int | None:
