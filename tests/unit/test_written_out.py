@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from portolan.backends.openvino import openvino
 from portolan.core import protos
 from portolan.core.graph import load_model
 from portolan.core.silence import runtime
-from portolan.errors import UnsupportedOperator
+from portolan.errors import ModelError, UnsupportedOperator
 from portolan.importers.definitions import expanded
 from portolan.importers.scans import closed
+from portolan.testing.frontend import tiny_onnx
 from portolan.testing.models import this_machine
 
 #: A sum along an axis whose body uses a constant, what is computed outside, and names no types.
@@ -83,6 +85,31 @@ def test_a_remainder_of_floats_with_the_divisors_sign(kind: str, fmod: int, writ
     if written:
         x, y = np.float32([7.5, -7.5, 7.5, -7.5, 6, -6]), np.float32([2, 2, -2, -2, 3, -3])
         np.testing.assert_allclose(answers(plain, {"x": x, "y": y})[0], np.mod(x, y))
+
+
+def test_an_operator_whose_version_has_no_definition_stays() -> None:
+    """ONNX defines SpaceToDepth since it has two modes."""
+    text = '<ir_version: 8, opset_import: ["": 13]> g (float[1,1,4,4] x) => (float[1,4,2,2] y)'
+    proto = onnx.parser.parse_model(f"{text} {{ y = SpaceToDepth <blocksize = 2> (x) }}")
+    assert expanded(proto, frozenset(("SpaceToDepth",))) is proto
+
+
+@pytest.mark.parametrize("text", [b"Scan no graph", b""])
+def test_a_file_that_is_no_graph_is_refused_with_openvinos_reason(text: bytes, tmp_path: Path) -> None:
+    model = load_model(tiny_onnx(tmp_path / "model.onnx"))
+    model.path.write_bytes(text)
+    with pytest.raises(ModelError, match=r"`openvino` cannot read `model\.onnx`"):
+        openvino.compile(model, this_machine(), threads=1)
+
+
+def test_without_onnx_the_runtimes_own_reason_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(tiny_onnx(tmp_path / "model.onnx"))
+    model.path.write_bytes(model.path.read_bytes()[:-40])
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ModelError, match="`openvino` cannot read") as caught:
+        openvino.compile(model, this_machine(), threads=1)
+    assert "No module" not in str(caught.value)
+    assert "import of onnx" not in str(caught.value)
 
 
 ATTENTION = """<ir_version: 13, opset_import: ["": 25]> g (float[1,2,6,8] q, float[1,2,6,8] k, float[1,2,6,8] v)

@@ -178,7 +178,8 @@ def _compiled(core: Any, path: Path, settings: dict[str, Any]) -> Any:
     if wrong := _passed_over(path):
         plain = _plain(path, set(wrong))
         wrong = wrong if plain is None else _unread(plain)
-    for operator, attribute in wrong.items():
+    if wrong:
+        operator, attribute = next(iter(wrong.items()))
         raise UnsupportedOperator(
             f"`openvino` passes over `{attribute}` of `{operator}`", hint=other("openvino"), where=str(path)
         )
@@ -189,7 +190,9 @@ def _compiled(core: Any, path: Path, settings: dict[str, Any]) -> Any:
             )
         except RuntimeError as error:
             names = {name for pattern in _UNREAD for name in re.findall(pattern, str(error))}
-            plain = _plain(path, names, plain)
+            # A machine for bundles alone has no onnx, and is to say what was wrong.
+            helps = names or b"Scan" in protos.nodes(path)
+            plain = _plain(path, names, plain) if helps else None
             if plain is None:
                 raise
 

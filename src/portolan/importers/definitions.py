@@ -1,4 +1,4 @@
-"""Operators that ONNX defines by others, written out.
+"""Operators that are defined by others, by ONNX or here, written out.
 
 ONNX's inliner does this for functions that a file holds. For those of the standard it fails where an optional input is
 left out and forgets defaults (1.23), so their definitions are put into the file first.
@@ -6,7 +6,7 @@ left out and forgets defaults (1.23), so their definitions are put into the file
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from portolan.core import protos
@@ -24,7 +24,6 @@ FUNCTIONS = frozenset((
     "NegativeLogLikelihoodLoss", "RotaryEmbedding", "SequenceMap", "SoftmaxCrossEntropyLoss",
     "SpaceToDepth", "SwiGLU",
 ))  # fmt: skip
-#: The one that ONNX does not define: a remainder of floats with the divisor's sign, by that with the dividend's.
 _REMAINDER = """<domain: "portolan.definitions", opset_import: ["": 15]> Mod (x, y) => (z) {
     rest = Mod <fmod = 1> (x, y)
     number = Constant <value = float {0}> ()
@@ -43,7 +42,7 @@ _DOMAIN = "portolan.definitions"
 
 
 def expanded(proto: onnx.ModelProto, operators: frozenset[str]) -> onnx.ModelProto:
-    """A graph with operators written out as ONNX defines them by others; the graph itself where it has none of them.
+    """A graph with operators written out as they are defined by others; the graph itself where it has none of them.
 
     Args:
         proto: the graph, its external data loaded.
@@ -70,9 +69,11 @@ def _with_definitions(proto: onnx.ModelProto, operators: frozenset[str]) -> onnx
     versions = {protos.domain(entry.domain): entry.version for entry in proto.opset_import}
     types = protos.types(proto)
     for number, node in enumerate(protos.walk(copy.graph.node)):
-        if key(node.op_type, node.domain) not in operators or not _defined(node, types):
+        if key(node.op_type, node.domain) not in operators:
             continue
         schema = onnx.defs.get_schema(node.op_type, versions.get(protos.domain(node.domain), 1), node.domain)
+        if not _defined(node, schema, types):
+            continue
         stated = {attribute.name for attribute in node.attribute}
         defaults = (a.default_value for name, a in schema.attributes.items() if name not in stated)
         node.attribute.extend(value for value in defaults if value.type)
@@ -87,16 +88,27 @@ def _with_definitions(proto: onnx.ModelProto, operators: frozenset[str]) -> onnx
     return copy
 
 
-def _defined(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> bool:
-    """Whether its definition holds for a node: that of remainders is for floats with the divisor's sign."""
+def _floored(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> bool:
+    """Whether a remainder is one of floats with the divisor's sign."""
     import onnx
 
-    if node.op_type != "Mod":
-        return True
     kinds = onnx.TensorProto
     floats = (kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.BFLOAT16)
     kind = types.get(node.input[0], onnx.TypeProto()).tensor_type.elem_type
     return kind in floats and not any(a.name == "fmod" and a.i for a in node.attribute)
+
+
+#: Definitions that ONNX does not have, and the nodes that they hold for.
+_OWN: Mapping[str, tuple[str, Callable[[onnx.NodeProto, Mapping[str, onnx.TypeProto]], bool]]] = {
+    "Mod": (_REMAINDER, _floored)
+}
+
+
+def _defined(node: onnx.NodeProto, schema: onnx.defs.OpSchema, types: Mapping[str, onnx.TypeProto]) -> bool:
+    """Whether there is a definition for a node, in its version."""
+    if node.op_type in _OWN:
+        return _OWN[node.op_type][1](node, types)
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def _definition(
@@ -105,8 +117,8 @@ def _definition(
     """The newest definition for that operator set; some depend on the node's attributes and types."""
     import onnx
 
-    if schema.name == "Mod":
-        return onnx.parser.parse_function(_REMAINDER)
+    if schema.name in _OWN:
+        return onnx.parser.parse_function(_OWN[schema.name][0])
     if schema.has_context_dependent_function:
         given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
         chosen = _newest(schema.context_dependent_function_opset_versions, version)

@@ -1,7 +1,7 @@
 """Exponentials of products as powers of two, where a factor of the product is known in an outer loop.
 
 The outer factor takes up log2(e), once for all turns of the inner loop, and the inner loop is spared what brings an
-exponent to base two: with vectors, a third of the whole. The exponent is rounded twice in place of once, so that a
+exponent to base two, and what keeps infinities out. The exponent is rounded twice in place of once, so that a
 result may be off by one part in 2^24 for each unit of its exponent more, as much as its product's own rounding.
 """
 
