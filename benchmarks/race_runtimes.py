@@ -34,7 +34,7 @@ import portolan
 import race_page
 import race_peers
 from portolan.core import registry
-from portolan.core.data import sample
+from portolan.core.data import timed
 from portolan.core.model import Model
 from portolan.core.recipe import Recipe
 from portolan.core.silence import silence
@@ -106,9 +106,9 @@ class Task:
         self.model = read_model(self.workspace, self.source)
         self.samples = read_samples(self.data, self.model, self.study, 0, None, self.source)
         ready = {row["name"]: row["version"] for row in portolan.doctor().backends if row["ready"]}
-        self.versions = {n: version for n, version in ready.items() if registry.backend(n).offered and timed(n)}
+        self.versions = {n: version for n, version in ready.items() if registry.backend(n).offered and real(n)}
         self.backends = find_backends(self.target, list(self.versions))
-        self.feeds = [sample(self.samples.data, row, self.model.signature) for row in self.samples.evaluation[:4]]
+        self.feeds = timed(self.samples.data, self.samples.evaluation, self.model.signature)
 
     def session(self, backend: str, options: Mapping[str, Any], changed: Model | None = None) -> Session:
         """A fresh process of the model, or of a `changed` one, on a backend.
@@ -123,7 +123,7 @@ class Task:
         return Session(builder.compiled(Recipe((), backend, options, self.target.id)), self.feeds)
 
 
-def timed(backend: str) -> bool:
+def real(backend: str) -> bool:
     """Whether times of a backend mean anything: not where its hardware is simulated."""
     return not registry.backend(backend).simulated
 

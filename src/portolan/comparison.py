@@ -20,7 +20,7 @@ from portolan.bundle import Bundle, is_bundle, open_bundle
 from portolan.core import registry, storage
 from portolan.core.analysis import analyse
 from portolan.core.backend import Backend, on_processor
-from portolan.core.data import sample
+from portolan.core.data import timed
 from portolan.core.frontend import Shapes
 from portolan.core.measurement import Measurement
 from portolan.core.model import Model
@@ -45,7 +45,6 @@ from portolan.study.workspace import Workspace, explained, temporary
 from portolan.targets.local import local
 from portolan.worker.environments import backends as find_backends
 
-_FEEDS = 4
 Feeds = list[dict[str, np.ndarray]]
 
 
@@ -270,13 +269,13 @@ class _Line:
     def _feeds(self, entry: Entry, bundle: Bundle | None) -> Feeds:
         if bundle is None:
             samples, signature = self._samples(entry), self._model(entry).signature
-            return [sample(samples.data, row, signature) for row in samples.evaluation[:_FEEDS]]
+            return timed(samples.data, samples.evaluation, signature)
         if self.inputs.data is not None:
             raise UsageError(
                 "a bundle as the first arm is timed on its own golden inputs",
                 hint="leave out --data, or name a model first",
             )
-        return [bundle.feeds(row) for row in range(min(_FEEDS, bundle.manifest.rows))]
+        return [bundle.feeds(row) for row in range(bundle.manifest.rows)]
 
     def _compile(self, entry: Entry) -> Compiled:
         backend, model = self.backends[entry.backend or "onnxruntime"], self._model(entry)

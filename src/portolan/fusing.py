@@ -43,6 +43,7 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
 
 @compression(
     produces=lambda options: (FEATURE,), refuse=_refuse, stage=lambda options: "kernels",
+    folds=lambda options: True,
     distributions=("onnx", "onnxruntime", "onnxslim", "numpy"),
 )  # fmt: skip
 def fuse(

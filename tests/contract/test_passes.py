@@ -22,6 +22,7 @@ from portolan.passes.mixed_precision import mixed_precision
 from portolan.passes.prune import prune
 from portolan.passes.quantize import quantize
 from portolan.passes.simplify import simplify
+from portolan.passes.trim import trim
 from portolan.testing.models import (
     Case,
     case,
@@ -33,7 +34,7 @@ from portolan.testing.models import (
     tokens,
     unsupported,
 )
-from portolan.testing.passes import PassContract
+from portolan.testing.passes import SAMPLES, PassContract
 
 
 def quantized(folder: Path) -> Model:
@@ -42,6 +43,43 @@ def quantized(folder: Path) -> Model:
     out.mkdir()
     # Read anew, as a file of anybody's: only its operators tell.
     return load_model(quantize(load_model(model.path), Context(out, this_machine())).path)
+
+
+def padded(folder: Path) -> Case:
+    """Words averaged where a mask says so: a free number of rows, a fixed length."""
+    text = """
+    <ir_version: 8, opset_import: ["": 18]>
+    net (int64[n,16] ids, int64[n,16] mask) => (float[n,12] y)
+    <float[50,12] table, int64[1] last = {-1}, int64[1] one = {1}> {
+      e = Gather (table, ids)  m = Cast <to=1> (mask)  u = Unsqueeze (m, last)  k = Mul (e, u)
+      s = ReduceSum <keepdims=0> (k, one)  c = ReduceSum (m, one)  y = Div (s, c)
+    }"""
+    graph = onnx.parser.parse_model(text).graph
+    random = np.random.default_rng(0)
+    graph.initializer.append(onnx.numpy_helper.from_array(random.standard_normal((50, 12)).astype(np.float32), "table"))
+    few, many = (sentences(rows) for rows in (2, 5))
+    return case(folder, "padded", graph, few, many)
+
+
+def sentences(rows: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(rows)
+    ends = random.integers(1, 12, (rows, 1))
+    return {"ids": random.integers(0, 50, (rows, 16)), "mask": (np.arange(16) < ends).astype(np.int64)}
+
+
+class TestTrim(PassContract):
+    pass_ = trim
+    options = ({}, {"multiple": 1})
+    evidence = {"length:trimmed": lambda operators, kinds: "Slice" in operators}
+
+    def cases(self, folder: Path) -> list[Case]:
+        return [padded(folder)]
+
+    def samples(self, case: Case) -> Mapping[str, np.ndarray]:
+        return sentences(SAMPLES)
+
+    def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
+        return [(perceptron(folder).model, {}), (padded(folder).model, {"mask": "y"})]
 
 
 class TestSimplify(PassContract):

@@ -17,9 +17,13 @@ import pytest
 from portolan.backends import _engine
 from portolan.backends._engine import EngineLost
 from portolan.backends.onnxruntime_web import onnxruntime_web
+from portolan.core.passes import Context
 from portolan.core.target import Target
+from portolan.passes.trim import trim
 from portolan.testing import BackendContract
 from portolan.testing.models import cases, this_machine
+from portolan.testing.passes import run
+from support.padded import LENGTH, encoder, sentences
 
 FOLDER = os.environ.get("PORTOLAN_TEST_WEB")
 
@@ -46,6 +50,20 @@ class OnTheWeb(BackendContract):
 
     def target(self) -> Target:
         return web(self.name)
+
+    def test_a_length_may_depend_on_the_data(self, tmp_path: Path) -> None:
+        """Models whose padding is cut off run here too."""
+        model = encoder(tmp_path / "net.onnx")
+        (tmp_path / "out").mkdir()
+        short = trim(model, Context(tmp_path / "out", self.target(), sentences([3, 7, 2, 9, 4, 6, 5, 8])))
+        assert onnxruntime_web.refuse(short, self.target()) is None
+        executable = onnxruntime_web.compile(short, self.target())
+        try:
+            for lengths in ([1], [9, 2], [LENGTH]):
+                feeds = sentences(lengths)
+                np.testing.assert_allclose(executable.run(feeds)["y"], run(model, feeds)["y"], rtol=1e-4, atol=1e-5)
+        finally:
+            executable.close()
 
 
 @pytest.mark.slow

@@ -46,9 +46,10 @@ class Server:
         return json.loads(raw) if raw else None
 
     def answer(self, model: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What a model says to float32 arrays, asked in JSON."""
+        """What a model says to float32 and int64 arrays, asked in JSON."""
+        kinds = {"float32": "FP32", "int64": "INT64"}
         inputs = [
-            {"name": n, "shape": list(a.shape), "datatype": "FP32", "data": a.ravel().tolist()}
+            {"name": n, "shape": list(a.shape), "datatype": kinds[str(a.dtype)], "data": a.ravel().tolist()}
             for n, a in feeds.items()
         ]
         body, kind = json.dumps({"inputs": inputs}).encode(), {"Content-Type": "application/json"}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portolan.core.data import Data, feeds, generate, load_data, sample, save_npz
+from portolan.core.data import Data, feeds, generate, load_data, sample, save_npz, timed
 from portolan.core.signature import Dim, Signature, TensorSpec
 from portolan.errors import UnknownName, UsageError
 
@@ -461,3 +461,12 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="No space left"):
         save_npz(generate(IMAGE, 2, 0), tmp_path / "w.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("width", "count"), [(4, 16), (2**20, 9), (2**24, 1)])
+def test_how_many_samples_are_timed_goes_by_their_size(width: int, count: int) -> None:
+    spec = TensorSpec("x", "float32", (1, width))
+    data = Data({"x": np.broadcast_to(np.float32(1), (40, width))}, None, "")
+    found = timed(data, range(20, 40), Signature((spec,), ()))
+    assert len(found) == count
+    assert all(feed["x"].shape == (1, width) for feed in found)

@@ -14,6 +14,7 @@ from portolan.core import registry
 from portolan.core.passes import STAGES, Stage, misplaced
 from portolan.core.plain import parse_call
 from portolan.core.recipe import Step
+from portolan.core.signature import TensorSpec
 from portolan.errors import UsageError
 from portolan.search.chains import disorder
 from portolan.testing.models import this_machine
@@ -23,6 +24,8 @@ TWICE = "the weights have a reduced precision already, and a second one would lo
 DENSE = "its smaller matrices mix the zeros with the rest, so none would be left: make zeros afterwards"
 FIRST = "a simplified graph is what the other passes look for: simplify first"
 LAST = "a kernel hides the operators that the other passes look for: put kernels in last"
+HIDDEN = "sizes that depend on the data are hidden from it: cut lengths afterwards"
+TRIMMED = "it is trimmed already"
 CODES = "the model is quantized, and its chains are between codes: fuse the float model"
 #: One pass of each kind that a perceptron has something for, and others of that kind.
 KINDS: dict[Stage, tuple[str, ...]] = {
@@ -30,15 +33,17 @@ KINDS: dict[Stage, tuple[str, ...]] = {
     "structure": ("decompose", "prune(kind=neurons)"),
     "recovery": ("finetune", "distill"),
     "sparsity": ("prune", "prune(kind=2:4)"),
+    "length": ("trim",),
     "precision": ("quantize", "quantize(mode=float16)", "mixed_precision"),
     "kernels": ("fuse",),
 }
 INTEGERS = ("quantize", "mixed_precision")
 BAD: dict[tuple[Stage, Stage], str] = {
     ("precision", "precision"): TWICE,
-    **{("precision", later): GRID for later in ("graph", "structure", "recovery", "sparsity")},
+    **{("precision", later): GRID for later in ("graph", "structure", "recovery", "sparsity", "length")},
     ("sparsity", "structure"): DENSE,
-    **{(before, "graph"): FIRST for before in ("structure", "recovery", "sparsity")},
+    **{(before, "graph"): FIRST for before in ("structure", "recovery", "sparsity", "length")},
+    **{("length", after): HIDDEN for after in ("structure", "recovery", "sparsity")},
     **{("kernels", after): LAST for after in STAGES},
 }  # fmt: skip
 PAIRS = list(itertools.product(STAGES, STAGES))
@@ -48,13 +53,16 @@ PAIRS = list(itertools.product(STAGES, STAGES))
 def test_every_order_of_two_kinds(before: Stage, after: Stage, tmp_path: Path) -> None:
     assert misplaced(before, after) == BAD.get((before, after))
     model = perceptron(tmp_path / "net.onnx")
-    model = replace(model, operators={**model.operators, "Softmax": 2})  # something to fuse
+    mask = TensorSpec("mask", "int64", ("n", "t"))  # something to trim by, and something to fuse
+    signature = replace(model.signature, inputs=(*model.signature.inputs, mask))
+    model = replace(model, operators={**model.operators, "Softmax": 2}, signature=signature)
     for first, second in itertools.product(KINDS[before], KINDS[after]):
         steps = [_step(first), _step(second)]
         passes = {step.name: registry.pass_(step.name) for step in steps}
         assert passes[steps[0].name].stage(steps[0].options) == before
         why = disorder(steps, passes, model, this_machine())
         reason = CODES if after == "kernels" and first in INTEGERS else BAD.get((before, after))
+        reason = TRIMMED if (before, after) == ("length", "length") else reason
         assert why == (reason and f"`{steps[1].name}` after `{steps[0].name}`: {reason}"), f"{first}, {second}"
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 from searching import BACKENDS, EXACT, LOSSY, MODEL, PASSES, PLAIN, TARGET, Missing, Ort, space
 
-from portolan.core.backend import Support
+from portolan.core.backend import Exploit, Support
 from portolan.core.goal import parse_goals
 from portolan.core.model import Model
 from portolan.core.passes import Context, compression
@@ -325,6 +325,37 @@ def test_what_keeps_the_outputs_stands_where_its_kind_does() -> None:
     passes = {"blend": blend, "clear": clear, "fewer": kinds()["fewer"]}
     pairs = {"blend", "clear", "fewer", "clear + blend", "fewer + blend", "clear + fewer"}
     assert {str(c.recipe) for c in live(space(SMALL, passes=passes))} == {"-", *pairs, "clear + fewer + blend"}
+
+
+def test_nothing_is_simplified_twice() -> None:
+    """A pass that only folds is left out before one that folds too, and stays before one that does not."""
+
+    @compression(folds=lambda p: True)
+    def clear(model: Model, context: Context) -> Model:
+        """Simplifies."""
+        return model
+
+    @compression(stage=lambda p: "length", produces=lambda p: ("shape:short",), folds=lambda p: True)
+    def short(model: Model, context: Context) -> Model:
+        """Simplifies and cuts."""
+        return model
+
+    passes = {"clear": clear, "short": short, "fewer": kinds()["fewer"]}
+    chains = {str(c.recipe) for c in live(space(SMALL, passes=passes))}
+    assert chains == {"-", "clear", "short", "fewer", "short + fewer", "clear + fewer"}
+
+
+def test_passes_that_compile_are_as_heavy_as_backends_that_do() -> None:
+    @compression(stage=lambda p: "kernels", produces=lambda p: ("kernels",))
+    def weave(model: Model, context: Context) -> Model:
+        """Compiles."""
+        return model
+
+    class Woven(Ort):
+        exploits = (Exploit("kernels"),)
+
+    found = live(space(EXACT, passes={"weave": weave}, backends={"onnxruntime": Woven()}))
+    assert {(str(c.recipe), c.heavy) for c in found} == {("-", False), ("weave", True)}
 
 
 def test_a_recipe_in_a_bad_order_is_refused_with_its_reason() -> None:

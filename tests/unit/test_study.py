@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from portolan.core.measurement import Measurement
 from portolan.core.recipe import Recipe, Step
 from portolan.errors import GoalsNotMet, NoResult
+from portolan.search.candidate import Candidate
+from portolan.study.runner import Runner
 from portolan.study.study import Study
 from portolan.study.trial import Trial
+from support.padded import LENGTH, encoder, sentences
 
 BASE = Trial(0, Recipe(), "ok", metrics={"latency_p50": Measurement(10.0, "ms", 9.9, 10.1, 50)}, met=True, pareto=True)
 FAST = Trial(
@@ -98,3 +102,13 @@ def test_newer_metrics_replace_older_ones() -> None:
     assert newer.stages == ("raced",)
     assert newer.with_metrics({}, "raced").stages == ("raced",)
     assert BASE.metrics.keys() == {"latency_p50"}
+
+
+def test_the_work_of_a_trimmed_model_is_what_is_left_of_its_lengths(tmp_path: Path) -> None:
+    """The roofline would not believe it otherwise. Attention takes the square of a length."""
+    model = encoder(tmp_path / "net.onnx")
+    task = SimpleNamespace(flops=1000.0, model=model)
+    runner = SimpleNamespace(task=task, feeds=[sentences([length]) for length in (LENGTH, LENGTH // 2)])
+    for steps, work in (((), 1000.0), ((Step("trim"),), 250.0), ((Step("trim"), Step("quantize")), 250.0)):
+        candidate = Candidate(Recipe(steps, "onnxruntime"))
+        assert Runner._work(runner, candidate) == work  # type: ignore[arg-type]

@@ -6,13 +6,16 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from portolan.core.backend import Executable
 from portolan.errors import UnknownName, UsageError, WorkerCrashed, WorkerError, WorkerTimeout
 from portolan.worker import Worker
+from portolan.worker.operations import Operations
 from portolan.worker.transport import command
 
 
@@ -100,3 +103,28 @@ def test_a_folder_of_look_alikes_is_not_imported(tmp_path: Path, monkeypatch: py
 
 def test_the_command_of_another_interpreter_starts_with_its_argv() -> None:
     assert command(["ssh", "host", "python3"], 1)[:3] == ["ssh", "host", "python3"]
+
+
+def test_timed_runs_go_on_with_the_input_after_the_last_one() -> None:
+    """Else a fast arm would be timed on all of the inputs, and a slow one on the first few."""
+
+    class Recording(Executable):
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            self.seen.append(int(inputs["x"]))
+            return {}
+
+        def save(self, folder: Path) -> None:
+            raise NotImplementedError
+
+    operations, recording = Operations(), Recording()
+    operations._executable = recording
+    operations.inputs({f"{i}/x": np.array(i) for i in range(3)}, count=3)
+    for runs in (2, 2, 1):
+        assert len(operations.time({}, 0.0, max_runs=runs, min_runs=runs)[1]["ns"]) == runs
+    assert recording.seen == [0, 1, 2, 0, 1]
+    operations.inputs({"0/x": np.array(7)}, count=1)
+    operations.time({}, 0.0, max_runs=1)
+    assert recording.seen[-1] == 7

@@ -99,6 +99,7 @@ class OnnxRuntime(Backend):
         # Products stay in codes (MatMulNBits). Few rows gain speed by it, many lose, and convolutions are unpacked on
         # every run: what is sure is the size. Floats of 16 bits are unpacked when the file is loaded.
         *(Exploit(feature, gain="size") for feature in _STORED),
+        Exploit("length:trimmed"),
         Exploit(FEATURE),
     )
 

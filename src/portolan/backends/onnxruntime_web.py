@@ -74,7 +74,11 @@ class OnnxRuntimeWeb(Backend):
     searched = False
     web = True
     # In bytes only: 8-bit products are slower than floats in WebAssembly.
-    exploits = (Exploit("weights:int8", gain="size"), Exploit("float16", gain="size"))
+    exploits = (
+        Exploit("weights:int8", gain="size"),
+        Exploit("float16", gain="size"),
+        Exploit("length:trimmed"),
+    )
 
     def probe(self, target: Target) -> Support:
         """Ready on a target that `portolan target add` made for the web, as long as its programs are there."""

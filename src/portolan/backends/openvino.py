@@ -257,6 +257,7 @@ class OpenVino(Backend):
         Exploit("weights:int4", _DOT),
         Exploit("float16", gain="size"),
         Exploit("bfloat16", gain="size"),
+        Exploit("length:trimmed"),
         Exploit(FEATURE),
     )
 

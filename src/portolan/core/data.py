@@ -21,6 +21,8 @@ from portolan.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+#: Inferences to time with, and the bytes of them beyond which there are fewer.
+_TIMED, _TIMED_BYTES = 16, 2**25
 #: One in this many distinct samples is for calibration, and never more than so many.
 _SHARE, _MOST_CALIBRATION = 4, 512
 
@@ -282,6 +284,24 @@ def sample(data: Data, row: int, signature: Signature) -> dict[str, np.ndarray]:
     batch = signature.batch
     count = batch if isinstance(batch, int) else 1
     return _take(data, [(row + i) % data.rows for i in range(count)], signature)
+
+
+def timed(data: Data, rows: Sequence[int], signature: Signature) -> list[dict[str, np.ndarray]]:
+    """The inputs of the inferences to time with, in turn: what a model takes may depend on what it gets.
+
+    Args:
+        data: the samples.
+        rows: which may be used, the first ones first.
+        signature: the model's.
+    """
+    found: list[dict[str, np.ndarray]] = []
+    size = 0
+    for row in rows[:_TIMED]:
+        found.append(sample(data, row, signature))
+        size += sum(array.nbytes for array in found[-1].values())
+        if size > _TIMED_BYTES:
+            break
+    return found
 
 
 def feeds(

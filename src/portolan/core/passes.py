@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Need = Literal["nothing", "calibration", "training"]
 Params = Mapping[str, Any]
 #: What kind of change a pass makes, in the order that a search tries them in; see `misplaced`.
-Stage = Literal["graph", "structure", "recovery", "sparsity", "precision", "kernels"]
-STAGES: tuple[Stage, ...] = ("graph", "structure", "recovery", "sparsity", "precision", "kernels")
+Stage = Literal["graph", "structure", "recovery", "sparsity", "length", "precision", "kernels"]
+STAGES: tuple[Stage, ...] = ("graph", "structure", "recovery", "sparsity", "length", "precision", "kernels")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Pass:
         stage: what kind of change it makes with given options, which says where in a recipe it may stand.
         refuse: why it cannot help this model with given options, or None; asked before any time is spent.
         distributions: packages whose versions decide the result.
+        folds: whether it folds constants and drops dead parts on its way with given options, as `simplify` does.
         module: with given options, a module that may live in an environment of its own, where the pass is then
             applied: the interpreter that PORTOLAN_PYTHON_<MODULE> names. None for this one.
     """
@@ -67,6 +68,7 @@ class Pass:
     stage: Callable[[Params], Stage]
     refuse: Callable[[Model, Params, Target], str | None]
     distributions: tuple[str, ...]
+    folds: Callable[[Params], bool] = lambda p: False
     module: Callable[[Params], str | None] = lambda p: None
 
     @property
@@ -92,6 +94,7 @@ def compression(
     stage: Callable[[Params], Stage] = lambda p: "graph",
     refuse: Callable[[Model, Params, Target], str | None] = lambda m, p, t: None,
     distributions: tuple[str, ...] = (),
+    folds: Callable[[Params], bool] = lambda p: False,
     module: Callable[[Params], str | None] = lambda p: None,
 ) -> Callable[[Callable[..., Model]], Pass]:
     """Turns a function into a Pass; see Pass for what each keyword says."""
@@ -104,7 +107,7 @@ def compression(
         return refuse(model, options, target)
 
     def wrap(function: Callable[..., Model]) -> Pass:
-        return Pass(function.__name__, function, needs, produces, lossy, stage, able, distributions, module)
+        return Pass(function.__name__, function, needs, produces, lossy, stage, able, distributions, folds, module)
 
     return wrap
 
@@ -121,6 +124,8 @@ def misplaced(before: Stage, after: Stage) -> str | None:
         if after == "precision":
             return "the weights have a reduced precision already, and a second one would lose twice"
         return "weights of reduced precision are on a grid that any later change leaves: reduce the precision last"
+    if before == "length" and after in ("structure", "recovery", "sparsity"):
+        return "sizes that depend on the data are hidden from it: cut lengths afterwards"
     if before == "sparsity" and after == "structure":
         return "its smaller matrices mix the zeros with the rest, so none would be left: make zeros afterwards"
     if after == "graph" and before != "graph":

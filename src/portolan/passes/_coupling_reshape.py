@@ -23,7 +23,7 @@ def stays(c: Coupling, tensor: str, axes: Sequence[int]) -> None:
 def reshape(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     """The rule of Reshape, Flatten and their like; False where the sizes are not understood."""
     x, y = node.input[0], node.output[0]
-    parts = _regrouped(c.sizes[x], c.sizes[y])
+    parts = regrouped(c.sizes[x], c.sizes[y])
     for before, after in parts:
         _merged(c, x, before, y, after)
     for side, name in enumerate((x, y)):
@@ -32,7 +32,7 @@ def reshape(c: Coupling, proto: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     return node.op_type != "Reshape" or _shape_constant(c, proto, node)
 
 
-def _regrouped(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
+def regrouped(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
     """Runs of axes that hold the same numbers on both sides: from the right while sizes are known, then the left."""
     found = []
     i, j = len(before), len(after)

@@ -72,7 +72,8 @@ def _listed(names: tuple[str, ...]) -> str:
 
 @compression(
     needs=_needs, produces=_produces, lossy=lambda options: True, stage=lambda options: "structure",
-    refuse=_refuse, distributions=("numpy", "onnx", "onnxruntime", "onnxslim", "scipy"),
+    refuse=_refuse, folds=lambda options: True,
+    distributions=("numpy", "onnx", "onnxruntime", "onnxslim", "scipy"),
 )  # fmt: skip
 def decompose(
     model: Model,

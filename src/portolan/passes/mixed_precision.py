@@ -46,7 +46,8 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
     needs=lambda options: "calibration",
     produces=lambda options: (f"weights:int{options.get('lowest', 4)}",),
     lossy=lambda options: True, stage=lambda options: "precision",
-    refuse=_refuse, distributions=("onnxruntime", "onnxslim", "onnx"),
+    refuse=_refuse, folds=lambda options: True,
+    distributions=("onnxruntime", "onnxslim", "onnx"),
 )  # fmt: skip
 def mixed_precision(
     model: Model,

@@ -80,7 +80,8 @@ def _dropped(options: Params) -> str:
 
 @compression(
     needs=_needs, produces=_produces, lossy=lambda options: True, stage=_stage,
-    refuse=_refuse, distributions=("numpy", "onnx", "onnxruntime", "onnxslim", "scipy"),
+    refuse=_refuse, folds=lambda options: True,
+    distributions=("numpy", "onnx", "onnxruntime", "onnxslim", "scipy"),
 )  # fmt: skip
 def prune(
     model: Model,

@@ -100,7 +100,8 @@ def _mismatched(options: Params) -> str | None:
 
 @compression(
     needs=_needs, produces=_produces, lossy=lambda options: True, stage=lambda options: "precision",
-    refuse=_refuse, module=_module, distributions=("onnxruntime", "onnxslim", "onnx"),
+    refuse=_refuse, folds=lambda options: options.get("method") != "nncf", module=_module,
+    distributions=("onnxruntime", "onnxslim", "onnx"),
 )  # fmt: skip
 def quantize(
     model: Model,

@@ -30,7 +30,7 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
     return None
 
 
-@compression(refuse=_refuse, distributions=("onnxslim", "onnx", "onnxruntime"))
+@compression(refuse=_refuse, folds=lambda options: True, distributions=("onnxslim", "onnx", "onnxruntime"))
 def simplify(
     model: Model,
     context: Context,

@@ -30,7 +30,7 @@ class Candidate:
             that do not matter to the reason are left out.
         exact: whether it keeps the arithmetic of the original model.
         refused: why it is not tried; None when it may be.
-        heavy: whether its backend compiles native code, which takes tens of seconds where others take one.
+        heavy: whether its backend or a pass compiles native code, which takes tens of seconds where others take one.
         features: what its passes put into the model.
     """
 

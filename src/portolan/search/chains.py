@@ -28,6 +28,7 @@ class Variant:
     features: tuple[str, ...]
     lossy: bool
     stage: Stage
+    folds: bool
     refused: str | None
 
 
@@ -70,7 +71,8 @@ def make_chains(
     """The chains to try, the empty one first, and what is refused of them.
 
     A chain is any of the passes that leave outputs alone and at most two that change them, each of another kind, in
-    the order of `STAGES`: smaller shapes before zeros, zeros before fewer bits, kernels last. With `fixed`, a chain
+    the order of `STAGES`: smaller shapes before zeros, zeros before fewer bits, kernels last; and none simplifies what
+    the next one simplifies on its way. With `fixed`, a chain
     is what it names, in its order, unless that order is known to be bad.
     """
     told, ready = [], {}
@@ -110,6 +112,7 @@ def make_chains(
         for keeping in itertools.product(*gentle)
         if not {v.step.name for v in keeping if v is not None} & {v.step.name for v in changing}
         for steps in [_in_order([*(v for v in keeping if v is not None), *changing])]
+        if not _twice(steps)
         if not disorder([v.step for v in steps], ready, model, target, known)
     ]
     return sorted(chains, key=lambda c: len(c.steps)), told
@@ -118,6 +121,11 @@ def make_chains(
 def _in_order(steps: Sequence[Variant]) -> list[Variant]:
     """By kind, in the order of `STAGES`."""
     return sorted(steps, key=lambda v: STAGES.index(v.stage))
+
+
+def _twice(steps: Sequence[Variant]) -> bool:
+    """Whether a pass that only folds constants stands before one that does so anyway."""
+    return any(a.folds and not a.features and b.folds for a, b in itertools.pairwise(steps))
 
 
 def _combinations(lossy: Sequence[Variant]) -> Iterator[tuple[Variant, ...]]:
@@ -179,7 +187,9 @@ def _variant(
         refused = "trains for minutes, which a search does only when asked to: name it with --recipe or --passes"
     chosen = item.schema.chosen(options, target)
     said = {name: value for name, value in options.items() if name in chosen and value is not None}  # TOML has no None
-    return Variant(Step(item.name, said), item.produces(options), lossy, item.stage(options), refused)
+    return Variant(
+        Step(item.name, said), item.produces(options), lossy, item.stage(options), item.folds(options), refused
+    )
 
 
 def _refusals(variants: Sequence[Variant], target: Target) -> Iterator[Candidate]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from portolan.core import registry
 from portolan.core.backend import Backend
+from portolan.core.extensions import FEATURE as KERNELS
 from portolan.core.goal import Goals
 from portolan.core.model import Model
 from portolan.core.passes import Pass
@@ -96,9 +97,8 @@ def candidates(
         for chosen in options[backend.name][0]:
             recipe = Recipe(chain.steps, backend.name, chosen, target.id, serving)
             exact = not chain.lossy and backend.exact(chosen)
-            found.append(
-                Candidate(recipe, exact, heavy=backend.heavy or backend.needs_program, features=chain.features)
-            )
+            heavy = backend.heavy or backend.needs_program or KERNELS in chain.features
+            found.append(Candidate(recipe, exact, heavy=heavy, features=chain.features))
     return _merged(found + refused if refused_too else found)
 
 

@@ -42,6 +42,7 @@ THUMB: Mapping[str, tuple[float, float, float]] = {
     "bfloat16": (0.0, -0.69, 0.9),
     "sparsity:": (0.0, -0.5, 0.15),
     "shape:": (-0.4, -0.4, 0.15),
+    "length:": (-0.7, 0.0, 0.95),  # as much as there is padding
     "kernels": (-0.1, 0.0, 0.95),
 }
 #: Time saved by integer arithmetic, in log units: from here on a reduced precision of the rest adds little.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from portolan.core.backend import on_processor
-from portolan.core.data import sample
+from portolan.core.data import timed
 from portolan.core.measurement import METRICS, Measurement, Metrics
 from portolan.core.model import Model
 from portolan.core.recipe import digest
@@ -25,6 +25,7 @@ from portolan.measure.lock import measuring
 from portolan.measure.result import Race
 from portolan.measure.result import Samples as Readings
 from portolan.passes._graphs import quantized
+from portolan.passes.trim import share, trim
 from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
 from portolan.study import ceilings, finals
@@ -43,7 +44,8 @@ Progress = Callable[[str], None]
 Result = TypeVar("Result")
 #: Seconds of timed blocks per fidelity level, and process starts.
 LEVELS = ((0.4, 1), (0.8, 2))
-_FEEDS = 4
+#: Samples on which outputs are compared with those of the same numerics.
+_FEW = 4
 
 
 class Runner:
@@ -60,8 +62,7 @@ class Runner:
         self.task, self._workspace, self.spending, self.say = task, workspace, spending, progress
         self.ledger = workspace.ledger
         self._builder = Builder(workspace, task.model, task.target, task.backends, task.samples)
-        rows = task.samples.evaluation[:_FEEDS]
-        self.feeds = [sample(task.samples.data, row, task.model.signature) for row in rows]
+        self.feeds = timed(task.samples.data, task.samples.evaluation, task.model.signature)
         self._searcher = Searcher(task.candidates, task.unserved, seed=task.seed, prior=task.prior)
         self._quality: dict[str, Metrics] = {}
         self._reference: tuple[tuple[int, ...], Outputs] | None = None
@@ -300,7 +301,7 @@ class Runner:
     def _differs(self, session: Session, known: Metrics) -> bool:
         """Whether a few outputs are further from the original's than what is known of the same numerics."""
         rows, outputs = self._original()
-        few = rows[:_FEEDS]
+        few = rows[:_FEW]
         wanted = {n: a[: len(few)] if len(a) == len(rows) else a for n, a in outputs.items()}
         found = judge(session.outputs(self.task.samples, few, self.task.model.signature), wanted, None, None, None)
         return not found["max_rel_error"].value <= 2 * known["max_rel_error"].value + 1e-5
@@ -375,7 +376,13 @@ class Runner:
         model, features = self.task.model, self.task.target.features
         integers = quantized(replace(model, features=(*model.features, *candidate.features)))
         ms = metrics["latency_p50"].value
-        return roofline.believable(ms, self.task.flops, self._ceilings, features, integers=integers)
+        return roofline.believable(ms, self._work(candidate), self._ceilings, features, integers=integers)
+
+    def _work(self, candidate: Candidate) -> float:
+        """The operations of an inference at least: attention takes the square of what is left of a length."""
+        assert self.task.flops is not None  # the caller has looked
+        cut = next((step for step in candidate.recipe.passes if step.name == trim.name), None)
+        return self.task.flops * (share(self.task.model, self.feeds, cut.options) ** 2 if cut else 1.0)
 
     # --- words
 

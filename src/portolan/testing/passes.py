@@ -130,6 +130,10 @@ class PassContract:
         del folder
         return case.model
 
+    def samples(self, case: Case) -> Mapping[str, np.ndarray]:
+        """Calibration and training data; by default made up from the signature."""
+        return generate(case.model.signature, SAMPLES, 0, _shapes(case)).inputs
+
     def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
         """Models, with options, that the pass cannot help and must refuse."""
         del folder
@@ -149,7 +153,7 @@ class PassContract:
                     continue
                 out = folder / f"{case.name}-{len(found)}"
                 out.mkdir()
-                samples = generate(model.signature, SAMPLES, 0, _shapes(case)).inputs
+                samples = contract.samples(case)
                 trains = cls.pass_.needs(cls.pass_.schema.check(options)) == "training"
                 teacher = contract.original(case, folder / "originals" / out.name) if trains else None
                 context = Context(out, target, samples, original=teacher)
