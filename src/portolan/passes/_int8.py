@@ -146,7 +146,10 @@ class _Building:
             self._quantize(tensor)
 
     def _weigh(self, node: onnx.NodeProto, layer: Layer) -> None:
-        """Gives a product its 8-bit weight, and a convolution or Gemm its bias in the sums' own steps."""
+        """Gives a product its 8-bit weight, and a Gemm its bias in the sums' own steps.
+
+        Runtimes turn the biases of convolutions into such steps themselves: in the file they stay half as large.
+        """
         import numpy as np
         import onnx
 
@@ -162,13 +165,14 @@ class _Building:
             least = np.abs(bias) / np.float32(step) / 2**30
             least = least if self.plan.per_channel else least.max(keepdims=True)
         stored = self.builder.weight(layer, self.plan, scale, least)
-        node.input[1] = self._constant(f"{layer.weight}", stored)
-        if bias is not None and step is not None:
+        convolves = node.op_type == "Conv"
+        node.input[1] = self._constant(f"{layer.weight}", stored, bare=convolves)
+        if bias is not None and step is not None and not convolves:
             sums = (np.float32(step) * stored.scale).astype("f4")
             sums = np.where(sums >= np.finfo("f4").tiny, sums, np.finfo("f4").tiny).astype("f4")
             values = np.clip(np.round(bias.astype("f8") / sums), -(2**31) + 1, 2**31 - 1).astype("i4")
             axis = 0 if len(stored.scale) > 1 else None
-            node.input[2] = self._constant(f"{layer.bias}", Stored(values, sums, 0, axis))
+            node.input[2] = self._constant(f"{layer.bias}", Stored(values, sums, 0, axis), bare=True)
 
     def _spread(self, node: onnx.NodeProto) -> None:
         """Gives a bias behind an 8-bit product a second axis: ONNX Runtime would make a float Gemm of the two."""
@@ -259,18 +263,21 @@ class _Building:
         name = self._fresh(f"{output}/{operator}")
         self.nodes.append(onnx.helper.make_node(operator, inputs, [output], name=name, **attributes))
 
-    def _constant(self, name: str, stored: Stored) -> str:
-        """The output of a DequantizeLinear over a stored constant; the same one for the same constant."""
+    def _constant(self, name: str, stored: Stored, *, bare: bool) -> str:
+        """The output of a DequantizeLinear over a stored constant; the same one for the same constant.
+
+        Zero points of zero may be left out. ONNX Runtime takes Gemm and MatMul for integers only with those of their
+        weights (`bare` is False).
+        """
         import numpy as np
 
         key = ("stored", name, id(stored)) if stored.values.dtype != np.int32 else object()
         if key not in self.done:
             scale = stored.scale if stored.axis is not None else stored.scale[0]
-            zero = np.full(np.shape(scale), stored.zero, stored.values.dtype)
-            names = [
-                self._new(f"{name}/{part}", np.asarray(array))
-                for part, array in (("int8", stored.values), ("scale", scale), ("zero", zero))
-            ]
+            parts = {"int8": stored.values, "scale": scale}
+            if stored.zero or not bare:
+                parts["zero"] = np.full(np.shape(scale), stored.zero, stored.values.dtype)
+            names = [self._new(f"{name}/{part}", np.asarray(array)) for part, array in parts.items()]
             self.done[key] = self._fresh(f"{name}/steps")
             attributes = {} if stored.axis is None else {"axis": stored.axis}
             self._node("DequantizeLinear", names, self.done[key], **attributes)
