@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from lowbits import Judge, line, smaller
 
+from portolan.core.protos import weight_bytes
 from portolan.passes._calibration import usable
-from portolan.passes._graphs import open_graph, save_graph, weight_bytes
+from portolan.passes._graphs import open_graph, save_graph
 from portolan.passes._lowbits import fitted, opened_for_layers
 from portolan.passes._round import Bits
 from portolan.passes._weights import layers, store
