@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from portolan.backends import _convert
+from portolan.backends import _convert, tinygrad
 from portolan.backends.reference import reference
 from portolan.core import registry
 from portolan.core.backend import Executable
@@ -130,3 +130,15 @@ def test_functions_are_inlined(tmp_path: Path) -> None:
     proto.graph.node.append(onnx.helper.make_node("Twice", ["y"], ["z"], domain="mine"))
     onnx.save(proto, case.model.path)
     assert {node.op_type for node in _convert.graph(case.model).graph.node} == {"Gemm", "Relu", "Add"}
+
+
+@pytest.mark.parametrize(
+    ("said", "renderer"), [("14.0.6", "CLANG"), ("16.0.6", "CLANG"), ("19", "LLVM"), ("?", "CLANG")]
+)
+def test_tinygrad_gives_an_old_clang_c(tmp_path: Path, said: str, renderer: str) -> None:
+    """Debian 12's `clang` is 14, which reads none of the pointers in what tinygrad writes for LLVM."""
+    clang = tmp_path / "clang"
+    clang.write_text(f"#!/bin/sh\necho '{said}'\n")
+    clang.chmod(0o755)
+    assert tinygrad._renderer(str(clang)) == renderer
+    assert tinygrad._renderer(str(tmp_path / "missing")) == "CLANG"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,6 +27,8 @@ _TYPES = ("float32", "float64", "int32", "int64", "uint8", "int8", "bool")
 _LACKS = (r"op='?([\w.]+)'? (?:is )?not supported", r"([A-Z]\w+) is not (?:supported|implemented)")
 #: Names that distributions give clang, the newest last.
 _CLANGS = ("clang", *(f"clang-{n}" for n in range(14, 24)))
+#: The first clang that was seen to take all of it: 14 reads none of its pointers, 16 misses declarations.
+_READS_LLVM = 19
 #: Operators that its front end lacks, or computes wrongly.
 _LACKING = ("LSTM", "GRU", "RNN")
 #: Elements up to which a list of whole numbers may be sizes or axes, and sets of such lists that runs are kept for.
@@ -48,7 +51,8 @@ class Replay(Executable):
 
     def __init__(self, artefact: Artefact) -> None:
         # Its disk cache would hide a missing compiler, and leave pickles in the user's home.
-        os.environ.update(DEV="CPU:LLVM", CACHELEVEL="0", CC=_clang() or "clang")
+        clang = _clang() or "clang"
+        os.environ.update(DEV=f"CPU:{_renderer(clang)}", CACHELEVEL="0", CC=clang)
         with explained("tinygrad", artefact.path, *_LACKS), artefact.unpacked() as path:
             tinygrad = runtime("tinygrad")
             runner = runtime("tinygrad.nn.onnx").OnnxRunner(str(path))
@@ -111,7 +115,7 @@ def _lists(inputs: Tensors) -> tuple[bytes, ...]:
 
 
 class Tinygrad(Backend):
-    """tinygrad on the CPU through LLVM. Ten and more times slower than the others here."""
+    """tinygrad on the CPU through clang. Ten and more times slower than the others here."""
 
     name = "tinygrad"
     distributions = ("tinygrad",)
@@ -164,6 +168,16 @@ def _clang() -> str | None:
     if "clang" in given and shutil.which(given):
         return given
     return next((name for name in reversed(_CLANGS) if shutil.which(name)), None)
+
+
+def _renderer(clang: str) -> str:
+    """What the compiler is given: LLVM's language, where it takes what tinygrad writes in it, or C."""
+    try:
+        said = subprocess.run([clang, "-dumpversion"], capture_output=True, text=True, timeout=60, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "CLANG"  # which will say what is missing
+    major = said.partition(".")[0].strip()
+    return "LLVM" if major.isdigit() and int(major) >= _READS_LLVM else "CLANG"
 
 
 tinygrad = Tinygrad()
