@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 FEATURE = "length:trimmed"
 #: The axis of the positions, in the mask and in every input of its shape.
 _AXIS = 1
-_KINDS = "iub"
 #: Calibration samples to check on, and the share of what an output varies by that answers may differ by.
 _CHECKED, _NEAR = 8, 1e-4
 _KEPT = "its output `{}` holds an entry for each position, padding included"
@@ -191,7 +190,7 @@ def _variants(runs: Runs, inputs: list[str], mask: str, padding: int) -> Iterato
         drawn = random.integers(1, size + 1, (len(given), 1))
         places = np.arange(size)
         for shown in (places < drawn, (places < drawn) & (places != drawn // 2), places >= drawn - 1):
-            masked = np.where(shown, np.where(real, given, one), hidden) if mask in inputs else given
+            masked = np.where(shown, np.where(real, given, one), hidden)
             yield {**run, mask: masked.astype(given.dtype)}
 
 
