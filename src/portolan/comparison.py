@@ -20,7 +20,7 @@ from portolan.bundle import Bundle, is_bundle, open_bundle
 from portolan.core import registry, storage
 from portolan.core.analysis import analyse
 from portolan.core.backend import Backend, on_processor
-from portolan.core.data import timed
+from portolan.core.data import TIMED, timed
 from portolan.core.frontend import Shapes
 from portolan.core.measurement import Measurement
 from portolan.core.model import Model
@@ -275,7 +275,7 @@ class _Line:
                 "a bundle as the first arm is timed on its own golden inputs",
                 hint="leave out --data, or name a model first",
             )
-        return [bundle.feeds(row) for row in range(bundle.manifest.rows)]
+        return [bundle.feeds(row) for row in range(min(TIMED, bundle.manifest.rows))]
 
     def _compile(self, entry: Entry) -> Compiled:
         backend, model = self.backends[entry.backend or "onnxruntime"], self._model(entry)

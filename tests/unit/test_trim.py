@@ -140,6 +140,18 @@ def test_a_free_length_that_comes_out_is_refused_unread(tmp_path: Path) -> None:
     assert "`y` holds an entry for each position" in (trim.refuse(model, {}, this_machine()) or "")
 
 
+def test_a_free_length_that_another_input_does_not_share(tmp_path: Path) -> None:
+    """Under another name it is another length, which is not cut: what then does not fit is told as `trim`'s reason."""
+    model = encoder(tmp_path / "m.onnx", length="t")
+    proto = onnx.load(model.path)
+    next(value for value in proto.graph.input if value.name == "mask").type.tensor_type.shape.dim[1].dim_param = "u"
+    onnx.save(proto, model.path)
+    (tmp_path / "t").mkdir()
+    with pytest.raises(UsageError, match="`m` cannot be trimmed: it does not run at other lengths"):
+        trim(load_model(model.path), Context(tmp_path / "t", this_machine(), DATA))
+    assert list((tmp_path / "t").iterdir()) == []
+
+
 def test_data_without_padding(tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     with pytest.raises(UsageError, match="100% of the positions in the calibration data are no padding"):

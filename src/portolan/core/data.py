@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: Inferences to time with, and the bytes of them beyond which there are fewer.
-_TIMED, _TIMED_BYTES = 16, 2**25
+TIMED, _TIMED_BYTES = 16, 2**25
 #: One in this many distinct samples is for calibration, and never more than so many.
 _SHARE, _MOST_CALIBRATION = 4, 512
 
@@ -296,7 +296,7 @@ def timed(data: Data, rows: Sequence[int], signature: Signature) -> list[dict[st
     """
     found: list[dict[str, np.ndarray]] = []
     size = 0
-    for row in rows[:_TIMED]:
+    for row in rows[:TIMED]:
         found.append(sample(data, row, signature))
         size += sum(array.nbytes for array in found[-1].values())
         if size > _TIMED_BYTES:

@@ -16,7 +16,7 @@ from portolan.core.passes import Context, Params, compression
 from portolan.core.schema import Knob
 from portolan.core.signature import TensorSpec
 from portolan.core.target import Target
-from portolan.errors import UsageError
+from portolan.errors import ModelError, UsageError
 from portolan.passes._calibration import Runs, usable
 from portolan.passes._cutting import Cutter
 from portolan.passes._graphs import quantized, save_graph
@@ -124,7 +124,11 @@ def trim(
     tried = list(_variants(few, inputs, said.name, padding))
     right = _answers(model, graph, tried)
     _cut(model, graph, inputs, said, padding, multiple)
-    _compare(model, right, _answers(model, graph, tried))
+    try:
+        ours = _answers(model, graph, tried)
+    except ModelError as error:  # the original has answered all of them
+        raise _cannot(model, f"it does not run at other lengths ({error.message})") from error
+    _compare(model, right, ours)
     return save_graph(graph, original, model, context.folder, (FEATURE,))
 
 

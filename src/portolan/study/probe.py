@@ -47,11 +47,11 @@ class Session:
         left: Left = unlimited,
     ) -> None:
         self._least, self._slow, self._left = least, compiled.patience, left
-        self.cold_start_ms = 0.0
         begin = time.perf_counter()
         self.worker = Worker(python=compiled.python)
         try:
             self._ask("load", timeout=patience(_LOAD_SECONDS * self._slow), folder=str(compiled.folder))
+            self.cold_start_ms = (time.perf_counter() - begin) * 1e3
             if feeds:
                 self._warm_up(feeds, begin)
         except BaseException:
