@@ -16,7 +16,7 @@ from portolan.core.model import Model
 from portolan.core.passes import Context
 from portolan.errors import UsageError
 from portolan.passes.quantize import quantize
-from portolan.passes.trim import share, trim
+from portolan.passes.trim import trim
 from portolan.testing.models import this_machine
 from portolan.testing.passes import run
 from support.padded import LENGTH, SPLITS, encoder, sentences
@@ -171,5 +171,6 @@ def test_options_out_of_range(tmp_path: Path, options: dict[str, object], said: 
 def test_the_share_that_is_left(tmp_path: Path) -> None:
     model = encoder(tmp_path / "m.onnx")
     rows = [{name: array[i : i + 1] for name, array in DATA.items()} for i in range(3)]
-    assert share(model, rows, {}) == 3 / LENGTH
-    assert share(model, [sentences([0, 3])], {}) == 1.0
+    assert trim.left({}, model, rows) == (3 / LENGTH) ** 2
+    assert trim.left({}, model, [sentences([0, 3])]) == 1.0
+    assert quantize.left({}, model, rows) == 1.0

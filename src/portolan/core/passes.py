@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Need = Literal["nothing", "calibration", "training"]
 Params = Mapping[str, Any]
+Feeds = Mapping[str, "np.ndarray"]
 #: What kind of change a pass makes, in the order that a search tries them in; see `misplaced`.
 Stage = Literal["graph", "structure", "recovery", "sparsity", "length", "precision", "kernels"]
 STAGES: tuple[Stage, ...] = ("graph", "structure", "recovery", "sparsity", "length", "precision", "kernels")
@@ -56,6 +57,8 @@ class Pass:
         refuse: why it cannot help this model with given options, or None; asked before any time is spent.
         distributions: packages whose versions decide the result.
         folds: whether it folds constants and drops dead parts on its way with given options, as `simplify` does.
+        left: the least share of a model's operations that it leaves on some inputs, with given options: the roofline of
+            what comes out goes by it.
         module: with given options, a module that may live in an environment of its own, where the pass is then
             applied: the interpreter that PORTOLAN_PYTHON_<MODULE> names. None for this one.
     """
@@ -69,6 +72,7 @@ class Pass:
     refuse: Callable[[Model, Params, Target], str | None]
     distributions: tuple[str, ...]
     folds: Callable[[Params], bool] = lambda p: False
+    left: Callable[[Params, Model, Sequence[Feeds]], float] = lambda p, m, f: 1.0
     module: Callable[[Params], str | None] = lambda p: None
 
     @property
@@ -95,6 +99,7 @@ def compression(
     refuse: Callable[[Model, Params, Target], str | None] = lambda m, p, t: None,
     distributions: tuple[str, ...] = (),
     folds: Callable[[Params], bool] = lambda p: False,
+    left: Callable[[Params, Model, Sequence[Feeds]], float] = lambda p, m, f: 1.0,
     module: Callable[[Params], str | None] = lambda p: None,
 ) -> Callable[[Callable[..., Model]], Pass]:
     """Turns a function into a Pass; see Pass for what each keyword says."""
@@ -107,7 +112,9 @@ def compression(
         return refuse(model, options, target)
 
     def wrap(function: Callable[..., Model]) -> Pass:
-        return Pass(function.__name__, function, needs, produces, lossy, stage, able, distributions, folds, module)
+        return Pass(
+            function.__name__, function, needs, produces, lossy, stage, able, distributions, folds, left, module
+        )
 
     return wrap
 

@@ -8,11 +8,11 @@ graph itself becomes one of any length, so that every runtime with free sizes ga
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from portolan.core.model import Model
-from portolan.core.passes import Context, Params, compression
+from portolan.core.passes import Context, Feeds, Params, compression
 from portolan.core.schema import Knob
 from portolan.core.signature import TensorSpec
 from portolan.core.target import Target
@@ -45,7 +45,7 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
         return "it is trimmed already"
     if quantized(model):
         return "the model is quantized: trim first, then what is quantized is fitted to what is left"
-    mask = mask_of(model, options.get("mask"))
+    mask = _mask_of(model, options.get("mask"))
     if mask is None and options.get("mask"):
         return f"it has no input `{options['mask']}` of two axes with whole numbers"
     if mask is None:
@@ -55,7 +55,7 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
     return kept and _KEPT.format(kept)
 
 
-def mask_of(model: Model, name: str | None = None) -> TensorSpec | None:
+def _mask_of(model: Model, name: str | None = None) -> TensorSpec | None:
     """The input that says what is padding: `name`, or the one called a mask; None without.
 
     It has two axes, rows and positions, and holds whole numbers or truth values.
@@ -69,17 +69,17 @@ def mask_of(model: Model, name: str | None = None) -> TensorSpec | None:
     return found[0] if len(found) == 1 else None
 
 
-def share(model: Model, inputs: Iterable[Mapping[str, np.ndarray]], options: Params) -> float:
-    """The least share of the positions that a trimmed model computes, over some inputs; 1.0 without a mask."""
-    mask = mask_of(model, options.get("mask"))
+def _left(options: Params, model: Model, inputs: Sequence[Feeds]) -> float:
+    """Attention takes the square of the positions that are left."""
+    mask = _mask_of(model, options.get("mask"))
     if mask is None:
         return 1.0
-    return min((_share(feed[mask.name], options.get("padding", 0)) for feed in inputs), default=1.0)
+    return min((_share(feed[mask.name], options.get("padding", 0)) for feed in inputs), default=1.0) ** 2
 
 
 @compression(
     needs=lambda options: "calibration", produces=lambda options: (FEATURE,), stage=lambda options: "length",
-    refuse=_refuse, folds=lambda options: True,
+    refuse=_refuse, folds=lambda options: True, left=_left,
     distributions=("numpy", "onnx", "onnxruntime", "onnxslim"),
 )  # fmt: skip
 def trim(
@@ -112,7 +112,7 @@ def trim(
         raise _cannot(model, reason)
     if multiple < 1:
         raise UsageError(f"`multiple` of `trim` is at least 1, got {multiple}", hint="use 8, or 1 for any length")
-    said = mask_of(model, mask)
+    said = _mask_of(model, mask)
     assert said is not None  # _refuse has seen it
     runs = usable(model, context.calibration, "trim")
     left = sum(_share(run[said.name], padding) for run in runs) / len(runs)

@@ -6,6 +6,7 @@ same questions and finds the answers already there.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from portolan.core import registry
 from portolan.core.backend import on_processor
 from portolan.core.data import timed
 from portolan.core.measurement import METRICS, Measurement, Metrics
@@ -25,7 +27,6 @@ from portolan.measure.lock import measuring
 from portolan.measure.result import Race
 from portolan.measure.result import Samples as Readings
 from portolan.passes._graphs import quantized
-from portolan.passes.trim import share, trim
 from portolan.search.searcher import Searcher
 from portolan.search.space import Candidate
 from portolan.study import ceilings, finals
@@ -379,10 +380,10 @@ class Runner:
         return roofline.believable(ms, self._work(candidate), self._ceilings, features, integers=integers)
 
     def _work(self, candidate: Candidate) -> float:
-        """The operations of an inference at least: attention takes the square of what is left of a length."""
-        assert self.task.flops is not None  # the caller has looked
-        cut = next((step for step in candidate.recipe.passes if step.name == trim.name), None)
-        return self.task.flops * (share(self.task.model, self.feeds, cut.options) ** 2 if cut else 1.0)
+        """The operations of an inference at least, by what its passes leave of the model's."""
+        model, steps = self.task.model, candidate.recipe.passes
+        left = (registry.pass_(step.name).left(step.options, model, self.feeds) for step in steps)
+        return (self.task.flops or 0.0) * math.prod(left)
 
     # --- words
 
