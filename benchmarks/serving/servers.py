@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +26,7 @@ from workloads import Workload
 import portolan as api
 
 HOSTS = Path(__file__).parent / "hosts"
+ROOT = Path(__file__).parents[2]
 PEERS = ("mlserver", "litserve", "kserve", "ray")
 #: A process carries this variable from birth, so daemons that leave their parents are still counted and ended.
 MARK = "PORTOLAN_BENCHMARK"
@@ -160,11 +163,33 @@ def free_port() -> int:
 
 @contextmanager
 def portolan(bundle: Path, model: str, *flags: str) -> Iterator[Server]:
-    """Our own server on one bundle."""
+    """Our own server on one bundle, as a wheel installs it."""
     port = free_port()
     argv = [sys.executable, "-m", "portolan", "serve", str(bundle), "--port", str(port), *flags]
-    with _running("portolan", argv, port, f"/v2/models/{model}/infer", "/v2/health/ready", {}) as server:
+    more = {"PYTHONPATH": str(installed(bundle.parent))}
+    with _running("portolan", argv, port, f"/v2/models/{model}/infer", "/v2/health/ready", more) as server:
         yield server
+
+
+def installed(folder: Path) -> Path:
+    """The project as a wheel installs it: with a C compiler the server is compiled, which an editable install is not.
+
+    It is built once for each state of the sources, into `folder`; `PORTOLAN_COMPILE=0` leaves it interpreted.
+    """
+    sources = [ROOT / "hatch_build.py", ROOT / "pyproject.toml", *sorted((ROOT / "src").rglob("*.py"))]
+    state = hashlib.sha256(os.environ.get("PORTOLAN_COMPILE", "").encode())
+    for path in sources:
+        state.update(path.read_bytes())
+    site = folder / f"site-{state.hexdigest()[:12]}"
+    if not site.exists():
+        for old in folder.glob("site-*"):
+            shutil.rmtree(old)
+        part = folder / f"part-{os.getpid()}"
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", part, ROOT], check=True)
+        part.rename(site)
+    compiled = any((site / "portolan" / "serving").glob("*.so"))
+    print(f"the server is {'compiled' if compiled else 'interpreted'}", file=sys.stderr, flush=True)
+    return site
 
 
 @contextmanager

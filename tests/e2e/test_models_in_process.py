@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -18,9 +19,13 @@ from portolan.core.signature import Signature, TensorSpec
 from portolan.hosting import open_source
 from portolan.serving import instance
 from portolan.serving.calls import Call, Refusal, Tensor
+from portolan.serving.heads import Head
 from portolan.serving.metrics import Metrics
 from portolan.serving.models import Models
+from portolan.serving.request import Request
+from portolan.serving.responses import Response, raw
 from portolan.serving.rollout import Terms
+from portolan.serving.routes import Routes
 from portolan.serving.source import Source
 from support import moody
 
@@ -41,9 +46,9 @@ def source(tmp: Path, factor: float, **limits: Any) -> Source:
     return Source("moody", str(folder), moody.SIGNATURE, "moody").limited(**limits)
 
 
-def call(first: float, rows: int = 1, **more: Any) -> Call:
+def call(first: float, rows: int = 1, version: str | None = None, **more: Any) -> Call:
     x = np.full((rows, 4), first, np.float32)
-    return Call("moody", None, [Tensor("x", "FP32", x.shape, x.tobytes())], **more)
+    return Call("moody", version, [Tensor("x", "FP32", x.shape, x.tobytes())], **more)
 
 
 async def answer(models: Models, first: float, **more: Any) -> float:
@@ -106,7 +111,7 @@ def test_a_canary_that_fails_is_rolled_back_and_the_old_version_serves_on(tmp_pa
         while not any("rolled_back" in item for item in told):
             # What raises does so in both versions, so only the new one is asked for it.
             with pytest.raises(Refusal):
-                await models.infer(replace(call(888.0), version=new.number))
+                await models.infer(call(888.0, version=new.number))
             await asyncio.sleep(0.005)
         assert "failed" in next(item["reason"] for item in told if "rolled_back" in item)
         assert [v.number for v in models.versions()] == ["1"]
@@ -167,6 +172,7 @@ def test_replicas_are_added_while_calls_wait(tmp_path: Path) -> None:
     run(work)
 
 
+@pytest.mark.interpreted
 def test_a_second_replica_runs_beside_the_first_only_where_a_core_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +217,7 @@ def test_large_tensors_go_through_shared_memory_and_come_back_right(tmp_path: Pa
     run(work)
 
 
+@pytest.mark.interpreted
 def test_large_outputs_come_back_through_shared_memory(tmp_path: Path) -> None:
     async def work(models: Models, told: list[dict[str, Any]]) -> None:
         version = await models.add(source(tmp_path, 2.0))
@@ -274,7 +281,7 @@ def test_a_full_queue_refuses_and_a_cancelled_call_leaves_it(tmp_path: Path) -> 
         await asyncio.sleep(0.1)
         waiting = [models.infer(call(1.0)) for _ in range(3)]
         with pytest.raises(Refusal) as refused:
-            models.infer(call(1.0))
+            await models.infer(call(1.0))
         assert (refused.value.kind, version.queue.length) == ("overloaded", 3)
         assert refused.value.retry_after is not None
         waiting[1].cancel()
@@ -318,6 +325,72 @@ def test_a_full_batch_leaves_in_the_middle_of_a_turn_that_reads_many_calls(tmp_p
     run(work)
 
 
+def test_a_replica_is_heard_in_the_middle_of_a_turn_that_reads_many_calls(tmp_path: Path) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        await models.add(source(tmp_path, 2.0, max_batch=4))
+        pool = models.versions()[0].pool
+        first = [models.infer(call(float(i + 1))) for i in range(5)]
+        second = [models.infer(call(9.0)) for _ in range(4)]
+        time.sleep(1.0)  # no turn of the loop passes, and the replica has long answered
+        second.append(models.infer(call(9.0)))
+        assert all(future.done() for future in first[:4])
+        assert sum(len(one.batches) for one in pool.instances) == 1, "the next batch has left"
+        answers = await asyncio.gather(*first, *second)
+        got = [float(np.frombuffer(a.outputs[0].data, np.float32)[0]) for a in answers]
+        assert got == [2.0, 4.0, 6.0, 8.0, 10.0, *[18.0] * 5]
+
+    run(work)
+
+
+class Wire:
+    """A connection that keeps what is answered."""
+
+    peer = "test"
+
+    def __init__(self) -> None:
+        self.said: list[Response] = []
+
+    def extra(self, key: str) -> object:
+        return None
+
+    def answer(self, request: Request, response: Response) -> None:
+        self.said.append(response)
+
+
+@pytest.mark.interpreted
+def test_what_is_refused_at_once_says_the_same_and_keeps_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        await models.add(source(tmp_path, 2.0, max_batch=4))
+        monkeypatch.setattr("portolan.serving.turns.Turns.waited", lambda self, now: 10.0)
+        x = np.ones((1, 4), np.float32)
+        asked = {"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
+        json_part = json.dumps({"inputs": [asked], "parameters": {"timeout": 5_000_000}}).encode()
+        routes, wire = Routes(models), Wire()
+        body = json_part + x.tobytes()
+        head = Head(b"POST", b"/v2/models/moody/infer", {}, False, len(body), len(json_part))
+        for _ in range(2):
+            request = Request(wire, head)
+            into = request.receive(models.arena, len(body), len(json_part))
+            assert into is not None
+            into[:] = body
+            request.body = into
+            routes(request)
+            assert request.cancel is None
+            request.give_back(models.arena)  # as the door does with what nobody was lent
+            assert models.arena.used == 0
+        one, other = wire.said
+        assert one is other
+        assert one.status == 503
+        assert b"cannot be met" in b"".join(raw(one, close=False))
+        assert b"Connection: close" in b"".join(raw(one, close=True))
+        assert models.versions()[0].counters.request_failure["REJECTED"] == 2
+
+    run(work)
+
+
+@pytest.mark.interpreted
 def test_deadlines_count_from_when_a_call_came_and_not_from_when_it_was_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +401,7 @@ def test_deadlines_count_from_when_a_call_came_and_not_from_when_it_was_read(
         version = models.versions()[0]
         came = version.queue.came
         with pytest.raises(Refusal, match="the deadline of 5000 ms cannot be met"):
-            models.infer(call(1.0, timeout=5.0))
+            await models.infer(call(1.0, timeout=5.0))
         assert version.queue.came == came, "it was refused before it was let wait"
         assert version.counters.request_failure["REJECTED"] == 1
         assert await answer(models, 1.0, timeout=15.0) == 2.0

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from typing import Final
 
 #: Tensors from this many bytes on go through shared memory; below, one more copy is cheaper than the bookkeeping.
-LARGE = 64 * 1024
+LARGE: Final = 64 * 1024
 _SMALLEST = 16
 #: The largest order of which pieces are kept as they are, and how many of each.
 _KEPT, _MOST_READY = 22, 16

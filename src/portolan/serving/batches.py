@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from portolan.core.signature import Signature
 from portolan.serving import wire
@@ -13,7 +13,7 @@ from portolan.serving.checks import count
 from portolan.serving.datatypes import SIZE
 from portolan.serving.ticket import Batch
 
-_REMEMBERED = 256
+_REMEMBERED: Final = 256
 
 
 class Packer:

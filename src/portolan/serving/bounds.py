@@ -74,4 +74,5 @@ def deflated(pieces: list[Piece], accepted: bytes, *, binary: bool) -> tuple[byt
     if coding is None or not _LEAST <= size <= _MOST or (binary and len(words) > 1):
         return None
     packer = zlib.compressobj(1, zlib.DEFLATED, _WBITS[coding])
-    return b"".join([*map(packer.compress, pieces), packer.flush()]), coding
+    packed = [packer.compress(piece) for piece in pieces]
+    return b"".join([*packed, packer.flush()]), coding

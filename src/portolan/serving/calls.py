@@ -1,13 +1,13 @@
 """What passes between a front door (HTTP, gRPC) and the models behind it: calls, answers, refusals.
 
 Tensors travel as raw bytes in the layout of the Open Inference Protocol's binary extension, so a front door copies
-nothing and needs no NumPy. Everything here lives on the front's one event loop.
+nothing and needs no NumPy. Everything here lives on the front's one event loop. Every request makes some of these, so
+they are written out: a compiled module calls a dataclass's `__init__` through the interpreter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 #: Bytes, wherever they lie.
@@ -29,7 +29,6 @@ HTTP: Mapping[Kind, int] = {
 }
 
 
-@dataclass(slots=True)
 class Tensor:
     """A named array as bytes.
 
@@ -41,14 +40,16 @@ class Tensor:
         place: where `data` lies in the memory that the front shares with the replicas; -1 where it does not.
     """
 
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: Piece
-    place: int = -1
+    __slots__ = ("data", "datatype", "name", "place", "shape")
+
+    def __init__(self, name: str, datatype: str, shape: tuple[int, ...], data: Piece, place: int = -1) -> None:
+        self.name = name
+        self.datatype = datatype
+        self.shape = shape
+        self.data = data
+        self.place = place
 
 
-@dataclass(slots=True)
 class Call:
     """One request for inference.
 
@@ -67,20 +68,35 @@ class Call:
             elements have one size; None where it does not know.
     """
 
-    model: str
-    version: str | None
-    inputs: list[Tensor]
-    outputs: list[str] = field(default_factory=list)
-    id: str = ""
-    timeout: float | None = None
-    priority: int = 0
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    trace: str | None = None
-    release: Callable[[], None] | None = None
-    form: object | None = None
+    __slots__ = (
+        "form", "id", "inputs", "model", "outputs", "parameters", "priority", "release", "timeout", "trace", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        model: str,
+        version: str | None,
+        inputs: list[Tensor],
+        outputs: list[str] | None = None,
+        id: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+        parameters: Mapping[str, Any] | None = None,
+        form: object | None = None,
+    ) -> None:
+        self.model = model
+        self.version = version
+        self.inputs = inputs
+        self.outputs = [] if outputs is None else outputs
+        self.id = id
+        self.timeout = timeout
+        self.priority = priority
+        self.parameters: Mapping[str, Any] = {} if parameters is None else parameters
+        self.trace: str | None = None
+        self.release: Callable[[], None] | None = None
+        self.form = form
 
 
-@dataclass(slots=True)
 class Answer:
     """The outputs of one call.
 
@@ -93,11 +109,16 @@ class Answer:
             that is not known.
     """
 
-    model: str
-    version: str
-    outputs: list[Tensor]
-    id: str = ""
-    form: object | None = None
+    __slots__ = ("form", "id", "model", "outputs", "version")
+
+    def __init__(
+        self, model: str, version: str, outputs: list[Tensor], id: str = "", form: object | None = None
+    ) -> None:
+        self.model = model
+        self.version = version
+        self.outputs = outputs
+        self.id = id
+        self.form = form
 
 
 class Refusal(Exception):
@@ -107,10 +128,12 @@ class Refusal(Exception):
         kind: what is wrong, in one of the words above.
         message: for the client: what, and where.
         retry_after: seconds until it is worth asking again; None where it never is.
+        form: the same object for refusals that say the same; None where that is not known.
     """
 
-    def __init__(self, kind: Kind, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, kind: Kind, message: str, retry_after: float | None = None, form: object | None = None) -> None:
         super().__init__(message)
+        self.form = form
         self.kind: Kind = kind
         self.message = message
         self.retry_after = retry_after

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from portolan.core.signature import Signature, TensorSpec
 from portolan.errors import nearest
 from portolan.serving.calls import Call, Refusal, Tensor
 from portolan.serving.datatypes import SIZE, WORD, elements
 
-_REMEMBERED = 512
+_REMEMBERED: Final = 512
 _MOST_AXES = 64
 
 

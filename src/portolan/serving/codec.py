@@ -89,7 +89,7 @@ class _Plan:
             else:
                 self._others.append((i, tensor))
         form = None if any(tensor.datatype == "BYTES" for tensor in call.inputs) else self
-        self._rest = (call.outputs, "", call.timeout, call.priority, call.parameters, None, None, form)
+        self._call, self._form = call, form
 
     def apply(self, model: str, version: str | None, view: memoryview, place: int) -> tuple[Call, Wish]:
         """The request whose numbers are in `view`."""
@@ -100,4 +100,7 @@ class _Plan:
         if self._others:
             for i, tensor in self._others:
                 inputs.insert(i, Tensor(tensor.name, tensor.datatype, tensor.shape, tensor.data))
-        return Call(model, version, inputs, *self._rest), self._wish
+        first = self._call
+        return Call(
+            model, version, inputs, first.outputs, "", first.timeout, first.priority, first.parameters, self._form
+        ), self._wish

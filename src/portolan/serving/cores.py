@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from portolan.targets.local import control_groups, usable_cores
 
 #: Share of a core from which on the front counts as one that is taken.
-_TAKEN = 0.35
+_TAKEN: Final = 0.35
 #: Seconds over which the front's share is averaged.
-_SPAN = 0.5
+_SPAN: Final = 0.5
 
 
 class Cores:

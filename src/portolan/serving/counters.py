@@ -109,14 +109,15 @@ class Counters:
     def to_json(self) -> dict[str, Any]:
         """Plain data, for the front that comes after this one."""
         histograms = {name: [list(getattr(self, name).counts), getattr(self, name).total] for name in _HISTOGRAMS}
-        plain = {field.name: copy(getattr(self, field.name)) for field in fields(self)}
+        plain = {f.name: copy(getattr(self, f.name)) for f in fields(self) if f.name not in _HISTOGRAMS}
         return {**plain, **histograms}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Counters:
         """Reads what `to_json` wrote."""
-        made = cls(**{name: value for name, value in data.items() if name not in _HISTOGRAMS})
-        made.batches = {int(rows): (int(times), float(total)) for rows, (times, total) in made.batches.items()}
+        plain = {name: value for name, value in data.items() if name not in _HISTOGRAMS}
+        plain["batches"] = {int(rows): (int(times), float(total)) for rows, (times, total) in data["batches"].items()}
+        made = cls(**plain)
         for name in _HISTOGRAMS:
             histogram: Histogram = getattr(made, name)
             histogram.counts, histogram.total = data[name]

@@ -8,13 +8,14 @@ import fcntl
 import socket
 import termios
 from collections.abc import Sequence
+from typing import Final
 
 from portolan.serving.calls import Piece
 
 #: What is waited for at most.
-_CHUNK = 2**20
+_CHUNK: Final = 2**20
 #: The kernel takes so many pieces at once.
-_MOST_PIECES = 512
+_MOST_PIECES: Final = 512
 
 
 class Direct:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from portolan.serving.arena import LARGE, Arena
 from portolan.serving.bounds import Bounds
@@ -43,9 +44,9 @@ class Door:
         self.heads = Heads()
         self.loop = asyncio.get_running_loop()
 
-    def connection(self) -> Connection:
+    def connection(self) -> asyncio.BufferedProtocol:
         """The protocol of a new connection."""
-        return Connection(self)
+        return cast(asyncio.BufferedProtocol, Connection(self))
 
     def sweep(self) -> None:
         """About once a second: ends connections that are too slow or idle for too long."""

@@ -83,10 +83,10 @@ class Entry:
         raise Refusal("not_found", f"the model `{self.name}` has no version `{number}`; it serves {there}")
 
     def submit(self, call: Call, done: Done) -> tuple[Version, Ticket]:
-        """Gives `call` to the version that is to answer it.
+        """Gives `call` to the version that is to answer it; `done` may be told before this returns.
 
         Raises:
-            Refusal: at once.
+            Refusal: invalid, not found, or not ready.
         """
         version = self.find(call.version)
         trial = self.trial

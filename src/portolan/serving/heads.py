@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from portolan.serving.calls import Refusal
 
-_END = b"\r\n\r\n"
+_END: Final = b"\r\n\r\n"
 _REMEMBERED, _LONGEST = 512, 4096
 #: Headers that the server reads.
-KNOWN = frozenset(
+KNOWN: Final = frozenset(
     (
         *(b"content-length", b"inference-header-content-length", b"content-encoding", b"accept-encoding"),
         *(b"authorization", b"expect", b"traceparent", b"transfer-encoding", b"accept", b"host", b"origin"),
     )
 )
 #: Headers of which there must be one at most.
-ONCE = frozenset(
+ONCE: Final = frozenset(
     (b"content-length", b"inference-header-content-length", b"content-encoding", b"authorization", b"host", b"origin")
 )
 

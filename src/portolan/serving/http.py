@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
@@ -23,14 +23,14 @@ from portolan.serving.responses import Response, error, raw
 if TYPE_CHECKING:
     from portolan.serving.door import Door
 
-_PAUSE_AT = 64
-_LINGER = 2.0
+_PAUSE_AT: Final = 64
+_LINGER: Final = 2.0
 #: What is read first on a connection whose last body was large: the head. The body then goes to its place at once.
-_FIRST = 4096
+_FIRST: Final = 4096
 
 
-class Connection(asyncio.BufferedProtocol):
-    """One client's connection."""
+class Connection:
+    """One client's connection: an asyncio.BufferedProtocol in all but name, which a compiled class cannot inherit."""
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -220,8 +220,7 @@ class Connection(asyncio.BufferedProtocol):
             if first.close:
                 self._finish()
                 return
-        if request.ready is not None and len(request.ready) > 1:  # others come first, and it may lie in lent memory
-            request.ready = [b"".join(request.ready)]
+        request.own()
         if self._paused and len(waiting) < _PAUSE_AT:
             self._resume()
 

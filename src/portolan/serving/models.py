@@ -66,10 +66,10 @@ class Models:
         self._timer = self._loop.call_later(_TICK, self._tick)
 
     def submit(self, call: Call, done: Done) -> tuple[Version, Ticket]:
-        """Lets `call` wait for a replica; `done` is told of its answer or refusal, later, once.
+        """Lets `call` wait for a replica; `done` is told of its answer or refusal once, perhaps before this returns.
 
         Raises:
-            Refusal: at once.
+            Refusal: invalid, not found, or not ready.
         """
         return self._entry(call.model).submit(call, done)
 
@@ -77,7 +77,7 @@ class Models:
         """The answer to `call`; cancelling the future takes it out of the queue.
 
         Raises:
-            Refusal: at once; later, the future raises it.
+            Refusal: invalid, not found, or not ready; every other refusal is the future's.
         """
         future: asyncio.Future[Answer] = self._loop.create_future()
 

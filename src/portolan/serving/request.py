@@ -87,6 +87,11 @@ class Request:
             arena.give(self._slab)
             self._slab = -1
 
+    def own(self) -> None:
+        """Has an answer that others come before keep its bytes: they may lie in memory that is lent."""
+        if self.ready is not None and len(self.ready) > 1:
+            self.ready = [b"".join(self.ready)]
+
     def end(self, *, gone: bool = False) -> None:
         """The request is over; with `gone`, because its client is."""
         cancel, self.cancel = self.cancel, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from typing import Final
 
 from portolan.serving import protocol
 from portolan.serving.arena import LARGE
@@ -15,12 +15,12 @@ _REASONS = {
     408: "Request Timeout", 413: "Content Too Large", 429: "Too Many Requests", 431: "Request Header Fields Too Large",
     500: "Internal Server Error", 503: "Service Unavailable",
 }  # fmt: skip
-_LINES = {status: f"HTTP/1.1 {status} {words}\r\n".encode() for status, words in _REASONS.items()}
-JSON, BINARY = b"Content-Type: application/json\r\n", b"Content-Type: application/octet-stream\r\n"
-_LAST = b"Connection: close\r\n"
+_LINES: Final = {status: f"HTTP/1.1 {status} {words}\r\n".encode() for status, words in _REASONS.items()}
+JSON: Final = b"Content-Type: application/json\r\n"
+BINARY: Final = b"Content-Type: application/octet-stream\r\n"
+_LAST: Final = b"Connection: close\r\n"
 
 
-@dataclass(slots=True)
 class Response:
     """An answer.
 
@@ -30,17 +30,31 @@ class Response:
         headers: lines that end in CR LF; the content's length and the connection's fate are added.
         close: whether it is the connection's last.
         json: length of the JSON part of a body with binary tensors.
+        whole: all of it as it goes over the wire when its connection goes on; None until somebody keeps it.
     """
 
-    status: int
-    pieces: list[Piece] = field(default_factory=list)
-    headers: bytes = JSON
-    close: bool = False
-    json: int | None = None
+    __slots__ = ("close", "headers", "json", "pieces", "status", "whole")
+
+    def __init__(
+        self,
+        status: int,
+        pieces: list[Piece] | None = None,
+        headers: bytes = JSON,
+        close: bool = False,
+        json: int | None = None,
+    ) -> None:
+        self.status = status
+        self.pieces: list[Piece] = [] if pieces is None else pieces
+        self.headers = headers
+        self.close = close
+        self.json = json
+        self.whole: bytes | None = None
 
 
 def raw(response: Response, *, close: bool, body: bool = True) -> list[Piece]:
     """The answer as it goes over the wire, in one piece unless it is large; without its body for HEAD."""
+    if response.whole is not None and body and not close:
+        return [response.whole]
     pieces = response.pieces
     size = sum([len(piece) for piece in pieces])
     head = _head(response.status, response.headers, close, size, response.json)

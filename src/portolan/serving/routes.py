@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from portolan.serving import bounds, protocol, responses
@@ -17,6 +17,7 @@ from portolan.serving.responses import BINARY, JSON, Response
 #: What a path may ask of a model, and by which method.
 _MODEL = {"": b"GET", "ready": b"GET", "infer": b"POST", "config": b"GET", "stats": b"GET"}
 _REPOSITORY = {"load", "unload"}
+_REMEMBERED: Final = 64
 Handler = Callable[[Request], None]
 
 
@@ -38,6 +39,7 @@ class Routes:
         self.pages: dict[str, Callable[[], tuple[str, bytes]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._codec = Codec()
+        self._refusals: dict[object, Response] = {}
 
     def __call__(self, request: Request) -> None:
         """Answers `request`, now or later.
@@ -119,7 +121,7 @@ class Routes:
 
             def done(result: Answer | Refusal) -> None:
                 if isinstance(result, Refusal):
-                    request.answer(responses.error(result))
+                    request.answer(self._refused(result))
                     return
                 try:
                     pieces, length = codec.encode(result, wish)
@@ -132,11 +134,26 @@ class Routes:
                 request.answer(response)
 
             found, ticket = models.submit(call, done)
+            if ticket.done is None:  # refused at once
+                return
             if request.place >= 0:
                 call.release = request.lend(arena)
             request.cancel = lambda: found.cancel(ticket)
 
         return handle
+
+    def _refused(self, refusal: Refusal) -> Response:
+        """The answer that says so, made once for all that say the same."""
+        if refusal.form is None:
+            return responses.error(refusal)
+        found = self._refusals.get(refusal.form)
+        if found is None:
+            found = responses.error(refusal)
+            found.whole = b"".join(responses.raw(found, close=False))
+            if len(self._refusals) >= _REMEMBERED:
+                self._refusals.clear()
+            self._refusals[refusal.form] = found
+        return found
 
     def _told(self, data: Callable[[], dict[str, Any]]) -> Handler:
         def handle(request: Request) -> None:

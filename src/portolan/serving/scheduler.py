@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 #: A head is given up when it allows less than the first share of the possible batch, until the second is reached.
 _TOO_SMALL, _ENOUGH = 0.5, 0.75
 #: How fast corrections follow: up at once, since late answers are worth nothing, down slowly.
 _UP, _DOWN = 0.3, 0.03
 _LEAST, _MOST = 0.05, 100.0
-_MARGIN = 1.1
+_MARGIN: Final = 1.1
 #: How much more than in the cheapest batch a row may cost.
-_NEAR = 1.05
+_NEAR: Final = 1.05
 #: How long a batch grows, as a share of the time that it will take.
-_GROWS = 0.5
+_GROWS: Final = 0.5
 #: Seconds that a batch costs the server besides the runtime: forming it, sending it, dividing its answer.
-_EACH = 1e-4
+_EACH: Final = 1e-4
 
 
 class Cost:

@@ -48,4 +48,7 @@ class Settings:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Settings:
         """Reads what `to_json` wrote."""
-        return cls(**{**data, "opener": tuple(data["opener"])})
+        limits = dict(data["limits"])
+        if limits.get("replicas") is not None:
+            limits["replicas"] = tuple(limits["replicas"])
+        return cls(**{**data, "limits": limits, "opener": tuple(data["opener"])})

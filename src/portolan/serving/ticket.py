@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Final
 
 from portolan.serving.calls import Answer, Call, Refusal
 from portolan.serving.checks import Layout
 
 #: Priority 0 of the protocol: between 1, before everybody else, and 3, behind.
-DEFAULT_LEVEL = 2
+DEFAULT_LEVEL: Final = 2
 Done = Callable[["Answer | Refusal"], None]
 
 

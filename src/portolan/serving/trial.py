@@ -286,6 +286,7 @@ class _Client:
         self._timeout = _PATIENT if offline else None
         self._waiting: deque[tuple[int, Callable[[str | None], None]]] = deque()
         self._flying = 0
+        self._sending = False
         self._awake = threading.Event()
 
     def issue(self, index: int, done: Callable[[str | None], None]) -> None:
@@ -300,6 +301,9 @@ class _Client:
         self._send()
 
     def _send(self) -> None:
+        if self._sending:  # it was refused before `submit` returned, and the loop below goes on
+            return
+        self._sending = True
         while self._waiting and self._flying < self._most:
             index, done = self._waiting.popleft()
             call = Call(self._name, None, self._inputs[index], timeout=self._timeout)
@@ -309,6 +313,7 @@ class _Client:
             except Refusal as refusal:
                 self._flying -= 1
                 done(_why(refusal))
+        self._sending = False
 
     def _ended(self, done: Callable[[str | None], None], result: Answer | Refusal) -> None:
         self._flying -= 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 #: Share of the time between two turns that the loop has to have worked, so that nothing was read for want of a turn.
-_BUSY = 0.3
+_BUSY: Final = 0.3
 
 
 class Turns:

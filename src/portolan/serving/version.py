@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from portolan.errors import ModelError
 from portolan.serving import wire
@@ -22,9 +22,12 @@ from portolan.serving.source import Source
 from portolan.serving.ticket import Batch, Done, Ticket
 from portolan.serving.turns import Turns
 
-_LONGEST_TIMEOUT = 3600.0
+_LONGEST_TIMEOUT: Final = 3600.0
 #: Seconds that calls wait for company at most, where there is no core to run them on.
-_SHORT = 0.01
+_SHORT: Final = 0.01
+_REMEMBERED: Final = 64
+#: Seconds after which replicas are heard again, while calls are read.
+_HEAR: Final = 1e-3
 
 
 class Observer(Protocol):
@@ -75,6 +78,8 @@ class Version:
         self._packer = Packer(source.signature, arena, batches=False)
         self._divisions = Divisions(source.signature)
         self._kicked = False
+        self._heard = 0.0
+        self._told_late: dict[int, Refusal] = {}
         self._growth = Growth()
         self._turns = Turns(self._loop.call_soon)
         self._running = 0
@@ -95,10 +100,11 @@ class Version:
             raise
 
     def submit(self, call: Call, done: Done) -> Ticket:
-        """Checks `call` and lets it wait; `done` is told of its answer or refusal, later.
+        """Checks `call` and lets it wait; `done` is told of its answer or refusal: later, or before this returns where
+        room or time is wanting. Then nothing is raised: a server refuses most calls when it has least time for them.
 
         Raises:
-            Refusal: at once: invalid, overloaded, or not ready.
+            Refusal: invalid, or not ready.
         """
         checker = self.checker
         if checker is None or self.state != "ready":
@@ -108,18 +114,20 @@ class Version:
         timeout = call.timeout
         try:
             layout = checker.check(call)
-            self._check_room(layout.size)
-            deadline = came + (self._patience() if timeout is None else min(timeout, _LONGEST_TIMEOUT))
-            if deadline < now + self.cost(1):  # it would be refused when it is its turn, which costs more
-                raise self._late(deadline - came)
-        except Refusal as refusal:
-            reason = "OTHER" if refusal.kind == "invalid" else "REJECTED"
-            self.counters.request_failure[reason] += 1
+        except Refusal:
+            self.counters.request_failure["OTHER"] += 1
             raise
-        self._last = now
-        if self.queue.rows >= self.cap and self.pool.free() is not None:
-            self._dispatch()  # a turn that reads many calls is long, and a full batch does not wait for its end
+        deadline = came + (self._patience() if timeout is None else min(timeout, _LONGEST_TIMEOUT))
         ticket = Ticket(call, done, layout, came, deadline)
+        hopeless = self._hopeless(ticket, now)
+        if hopeless is not None:
+            self.counters.request_failure["REJECTED"] += 1
+            ticket.done = None
+            done(hopeless)
+            return ticket
+        self._last = now
+        if self.queue.rows >= self.cap:
+            self._amid(now)
         self.queue.push(ticket)
         self._kick()
         return ticket
@@ -138,6 +146,7 @@ class Version:
         """Several times a second: refuses what is late, finds replicas that hang, scales."""
         if self.state == "gone":
             return
+        self._told_late.clear()
         for ticket in self.queue.expire(self._loop.time()):
             self._refuse(ticket, self._late(ticket.deadline - ticket.arrived), "REJECTED")
         self.pool.tick(lambda batch: self.cost(batch.rows))
@@ -283,17 +292,29 @@ class Version:
         limit = self.source.limits.deadline
         return limit if self.pool.up() else limit + 1.0 + 2.0 * self.pool.start_seconds
 
-    def _check_room(self, size: int) -> None:
+    def _hopeless(self, ticket: Ticket, now: float) -> Refusal | None:
+        """Why `ticket` need not be let wait: there is no room, or it would be refused when it is its turn."""
         limits, queue = self.source.limits, self.queue
-        if queue.length >= limits.queue or (queue.length and queue.bytes + size > limits.queue_bytes):
-            wait = self.wait_seconds()
-            raise Refusal("overloaded", f"{queue.length:,} calls wait already", max(wait, 0.1))
+        if queue.length >= limits.queue or (queue.length and queue.bytes + ticket.size > limits.queue_bytes):
+            return Refusal("overloaded", f"{queue.length:,} calls wait already", max(self.wait_seconds(), 0.1))
+        if ticket.deadline < now + self.cost(1):
+            return self._late(ticket.deadline - ticket.arrived)
+        return None
 
     def _kick(self) -> None:
         """Forms a batch at the end of this turn of the loop, so that calls that arrive together run together."""
         if not self._kicked and self.queue.length:
             self._kicked = True
             self._loop.call_soon(self._dispatch)
+
+    def _amid(self, now: float) -> None:
+        """A turn that reads many calls is long: in the middle of it replicas are heard, and full batches leave."""
+        if self.pool.free() is None and now > self._heard + _HEAR:
+            self._heard = now
+            for instance in list(self.pool.instances):
+                instance.hear()
+        if self.pool.free() is not None:
+            self._dispatch()
 
     def _dispatch(self) -> None:
         self._kicked = False
@@ -358,10 +379,19 @@ class Version:
         self._check_empty()
 
     def _late(self, had: float) -> Refusal:
-        if not self.pool.running and self.pool.failure:
-            return Refusal("overloaded", f"no replica of `{self.source.name}` runs: {self.pool.failure}", 5.0)
-        said = f"the deadline of {had * 1e3:.4g} ms cannot be met: {self.queue.length:,} calls wait"
-        return Refusal("late", said, max(self.wait_seconds(), 0.1))
+        """A call that had so many seconds is late; till the next tick all of them are told the same, which is cheap."""
+        micros = int(had * 1e6 + 0.5)
+        told = self._told_late.get(micros)
+        if told is None:
+            said = f"the deadline of {had * 1e3:.4g} ms cannot be met: {self.queue.length:,} calls wait"
+            told = Refusal("late", said, max(self.wait_seconds(), 0.1), object())
+            if not self.pool.running and self.pool.failure:
+                said = f"no replica of `{self.source.name}` runs: {self.pool.failure}"
+                told = Refusal("overloaded", said, 5.0, object())
+            if len(self._told_late) >= _REMEMBERED:
+                self._told_late.clear()
+            self._told_late[micros] = told
+        return Refusal(told.kind, told.message, told.retry_after, told.form)
 
     def _refuse(self, ticket: Ticket, refusal: Refusal, reason: str) -> None:
         if ticket.done is not None:

@@ -13,28 +13,31 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 from portolan.serving.calls import Piece
 
-PREFIX = struct.Struct("<IQd")
+PREFIX: Final = struct.Struct("<IQd")
 #: Offset and size in the memory that front and replicas share.
 Place = tuple[int, int]
-ALIGN = 64
-MOST_HEADER = 16 * 2**20
-MOST_BODY = 16 * 2**30
+ALIGN: Final = 64
+MOST_HEADER: Final = 16 * 2**20
+MOST_BODY: Final = 16 * 2**30
 _REMEMBERED, _LONGEST = 256, 4096
-_JOINED = 128 * 1024
+_JOINED: Final = 128 * 1024
 _SPACES = b" " * ALIGN
-_ZEROS = bytes(ALIGN)
+_ZEROS: Final = bytes(ALIGN)
 
 
-class Frame(NamedTuple):
+class Frame:
     """What has arrived. The body is a view of the reader's buffer: it is good until the next call of `space`."""
 
-    header: list[Any]
-    body: memoryview
-    seconds: float
+    __slots__ = ("body", "header", "seconds")
+
+    def __init__(self, header: list[Any], body: memoryview, seconds: float) -> None:
+        self.header = header
+        self.body = body
+        self.seconds = seconds
 
 
 def header(data: Sequence[Any]) -> bytes:
