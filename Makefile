@@ -91,8 +91,14 @@ targets: $(VENV)/core
 	  PORTOLAN_TARGETS_DIR=$(TARGETS) $(BIN)/portolan target add $${pair%:*} --emulate $${pair#*:} || true; \
 	done
 
-test-all: lint browser $(VENV)/ray $(VENV)/languages envs targets
+# A real Triton, without its libraries for GPUs.
+$(VENV)/tritonserver: $(VENV)/core
+	$(PIP) install -q --no-deps --target $(VENV)/triton-server nvidia-pytriton==0.7.0
+	touch $@
+
+test-all: lint browser $(VENV)/ray $(VENV)/languages $(VENV)/tritonserver envs targets
 	PORTOLAN_PYTHON_TRITON=$(abspath $(VENV)/triton-env/bin/python) \
+	PORTOLAN_TEST_TRITON=$(abspath $(VENV)/triton-server) \
 	PORTOLAN_TEST_RAY=$(VENV)/ray-env/bin/python PORTOLAN_TEST_ENVS=$(ENVS) PORTOLAN_TEST_WEB=$(TARGETS) $(PYTEST) -m "not hardware"
 
 # For a machine with a GPU. It installs nothing for GPUs, since that replaces packages and takes gigabytes: what is missing

@@ -157,10 +157,11 @@ def _warmup(facts: Facts, batched: bool) -> Iterator[str]:
     yield from comment("Run before the model is ready, so that no client pays for the first call of a size.")
     feeds = facts.bundle.feeds(0)
     measured = facts.profile.sizes if facts.profile else []
-    sizes = [s for s in measured if s <= facts.max_batch] or sorted({1, facts.max_batch}) if batched else [0]
+    # A model without a batch axis is warmed up with one call: Triton passes over samples of size 0.
+    sizes = [s for s in measured if s <= facts.max_batch] or sorted({1, facts.max_batch}) if batched else [1]
     for size in sizes:
         yield "model_warmup {"
-        yield f"  name: {quote(f'batch of {size}' if size else 'one call')}"
+        yield f"  name: {quote(f'batch of {size}' if batched else 'one call')}"
         yield f"  batch_size: {size}"
         for spec in facts.manifest.signature.inputs:
             yield from _sample(spec, feeds[spec.name].shape[1 if batched else 0 :])
