@@ -1,4 +1,4 @@
-"""Compiles what every request passes through, when a wheel is built: interpreted, it takes a server half its time.
+"""Compiles what every request passes through, when a wheel is built: interpreted, it is most of what the front does.
 
 An editable install stays as it is, so that no compiled module hides what was edited. `PORTOLAN_COMPILE=0` makes a wheel
 that runs anywhere, as does a machine without a C compiler.

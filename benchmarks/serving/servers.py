@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -182,8 +181,6 @@ def installed(folder: Path) -> Path:
         state.update(path.read_bytes())
     site = folder / f"site-{state.hexdigest()[:12]}"
     if not site.exists():
-        for old in folder.glob("site-*"):
-            shutil.rmtree(old)
         part = folder / f"part-{os.getpid()}"
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", part, ROOT], check=True)
         part.rename(site)

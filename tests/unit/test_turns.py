@@ -37,6 +37,18 @@ def test_a_loop_that_slept_reads_calls_as_they_come() -> None:
     assert loop.waited() == 0.0
 
 
+def test_an_answer_is_seen_as_late_as_turns_are_long() -> None:
+    loop = Loop()
+    for seconds in (0.004, 0.030):
+        loop.work(seconds)
+        loop.waited()
+        loop.end()
+        assert loop.turns.lag == pytest.approx(seconds)
+    loop.work(10.0, share=0.01)
+    loop.waited()
+    assert loop.turns.lag == 0.0
+
+
 def test_calls_of_one_turn_came_before_it() -> None:
     loop = Loop()
     loop.work(10.0, share=0.01)

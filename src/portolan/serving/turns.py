@@ -19,6 +19,10 @@ class Turns:
     Args:
         later: has something done at the end of the turn.
         used: seconds of processor time that the loop's thread has used.
+
+    Attributes:
+        lag: seconds between the last two turns, and so how late an answer may be seen; 0 where the loop had nothing
+            else to do.
     """
 
     def __init__(
@@ -26,7 +30,8 @@ class Turns:
     ) -> None:
         self._later, self._used = later, used
         self._open = False
-        self._begun, self._spent, self._lag = 0.0, 0.0, 0.0
+        self._begun, self._spent = 0.0, 0.0
+        self.lag = 0.0
 
     def waited(self, now: float) -> float:
         """Seconds that a call which is read now has waited at most; 0 where the loop had nothing else to do."""
@@ -35,9 +40,9 @@ class Turns:
             self._later(self._end)
             spent = self._used()
             span = now - self._begun
-            self._lag = span if spent - self._spent > _BUSY * span else 0.0
+            self.lag = span if spent - self._spent > _BUSY * span else 0.0
             self._begun, self._spent = now, spent
-        return self._lag + now - self._begun
+        return self.lag + now - self._begun
 
     def _end(self) -> None:
         self._open = False

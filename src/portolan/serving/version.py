@@ -297,7 +297,7 @@ class Version:
         limits, queue = self.source.limits, self.queue
         if queue.length >= limits.queue or (queue.length and queue.bytes + ticket.size > limits.queue_bytes):
             return Refusal("overloaded", f"{queue.length:,} calls wait already", max(self.wait_seconds(), 0.1))
-        if ticket.deadline < now + self.cost(1):
+        if ticket.deadline < now + self._turns.lag + self.cost(1):
             return self._late(ticket.deadline - ticket.arrived)
         return None
 
@@ -326,7 +326,8 @@ class Version:
             if self._cores.crowded and self._growth.more(self.queue, self.cost, self.cap, now):
                 self._kick()
                 return
-            chosen, refused = self.queue.pick(start, self.cost, self.cap)
+            # The answer is seen a turn after it has come.
+            chosen, refused = self.queue.pick(start + self._turns.lag, self.cost, self.cap)
             if chosen:
                 self._run(instance, chosen, now)
             for ticket in refused:
