@@ -26,13 +26,13 @@ MODULES = (
 _MYPYC = "mypy[mypyc]>=1.18,<3"
 #: Run where the sources are; the first argument is where the modules go.
 _SETUP = """
-import sys
+import os, sys
 from mypyc.build import mypycify
 from setuptools import setup
 
 place, *sources = sys.argv[1:]
 flags = ["--ignore-missing-imports", "--follow-imports=silent"]
-modules = mypycify([*flags, *sources], opt_level="3", target_dir=place + "/c")
+modules = mypycify([*flags, *sources], opt_level=os.environ.get("MYPYC_OPT_LEVEL", "3"), target_dir=place + "/c")
 setup(name="portolan", packages=[], ext_modules=modules,
       script_args=["-q", "build_ext", "--build-lib", place + "/lib", "--build-temp", place + "/o"])
 """
