@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -47,8 +50,6 @@ def test_versions_are_read_only_where_they_decide() -> None:
 
 
 def test_backends_refuse_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlib import Path
-
     from portolan.backends.onnxruntime import onnxruntime
     from portolan.core.model import Model
     from portolan.core.signature import Signature
@@ -119,3 +120,23 @@ def test_the_kept_table_names_operators_of_onnx() -> None:
     for name, measured in kept.table().items():
         assert set(measured.operators) <= names, name
         assert measured.total.cases >= sum(counts.cases for counts in measured.operators.values())
+
+
+@pytest.mark.parametrize(
+    ("said", "kept_of_it"),
+    [
+        ("cannot read `/tmp/x/model.onnx` at all", "cannot read the model at all"),
+        ("passes: /home/me/src/torch_.py:12:0: error", "passes: torch_.py:12:0: error"),
+        ('loc("/home/me/a b.mlir") and c/runtime/src/x.c:9, 1/2', 'loc("a b.mlir") and c/runtime/src/x.c:9, 1/2'),
+    ],
+)
+def test_a_cause_names_no_folder_of_the_machine_it_was_found_on(said: str, kept_of_it: str) -> None:
+    assert conformance._line(ValueError(said)) == kept_of_it
+
+
+def test_no_cause_that_is_kept_names_one() -> None:
+    files = list((Path(__file__).parents[1] / "conformance").glob("*.json"))
+    assert len(files) >= 10
+    for file in files:
+        for cause in json.loads(file.read_text())["exceptions"]:
+            assert not re.search(r"(?<![\w.])/[^\s/]+/", cause), (file.name, cause)

@@ -237,4 +237,5 @@ def _line(error: BaseException) -> str:
     """The first lines of a message, without places that differ from run to run."""
     text = error.message if isinstance(error, PortolanError) else str(error)
     text = re.sub(r"`?/\S*/model\.onnx`?", "the model", " ".join(text.split()))
+    text = re.sub(r"(?<![\w.])/(?:[^\s/:'\"`]+/)+", "", text)  # folders: a runtime may name its own sources, or ours
     return text[:200] or type(error).__name__
