@@ -42,6 +42,7 @@ class Compiled(BuildHookInterface):
     """The hook that `pyproject.toml` names."""
 
     PLUGIN_NAME = "custom"
+    _place: Path | None = None
 
     def dependencies(self) -> list[str]:
         """What the build needs besides hatchling."""
@@ -57,6 +58,7 @@ class Compiled(BuildHookInterface):
         argv = [sys.executable, "-c", _SETUP, str(place), *sources]
         done = subprocess.run(argv, cwd=Path(self.root) / "src", env=environment, capture_output=True, text=True)
         if done.returncode:
+            self.finalize(version, build_data, "")
             self.app.abort(f"{done.stderr}\nthe server was not compiled; PORTOLAN_COMPILE=0 leaves it interpreted")
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
@@ -65,7 +67,7 @@ class Compiled(BuildHookInterface):
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Removes what was built on the way."""
-        if getattr(self, "_place", None) is not None:
+        if self._place is not None:
             shutil.rmtree(self._place, ignore_errors=True)
 
 

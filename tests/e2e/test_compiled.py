@@ -65,8 +65,20 @@ def test_it_passes_the_other_tests_of_the_server(site: dict[str, str]) -> None:
     run(site, OTHERS)
 
 
-def test_a_wheel_for_every_machine_holds_no_machine_code(tmp_path: Path) -> None:
-    place = wheel(ROOT, tmp_path, PORTOLAN_COMPILE="0")
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    asked = {"PORTOLAN_COMPILE": "1", "CC": "/bin/false", "TMPDIR": str(tmp_path)}
+    with pytest.raises(AssertionError, match="PORTOLAN_COMPILE=0 leaves it interpreted"):
+        wheel(ROOT, tmp_path, **asked)
+    assert not list(tmp_path.glob("portolan-build-*"))
+
+
+@pytest.mark.parametrize("asked", [{"PORTOLAN_COMPILE": "0"}, {"CC": "/no/compiler"}])
+def test_a_wheel_for_every_machine_holds_no_machine_code(
+    asked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PORTOLAN_COMPILE", raising=False)
+    place = wheel(ROOT, tmp_path, **asked)
     assert (place / "portolan" / "serving" / "http.py").is_file()
     assert not list(place.rglob("*.so"))
     (about,) = place.glob("portolan-*.dist-info/WHEEL")
