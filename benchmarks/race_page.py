@@ -53,45 +53,46 @@ def page(rows: Mapping[str, Any], order: Sequence[str]) -> str:
     names = [name for name in order if name in rows]
     first = rows[names[0]]
     seen = sorted({one for row in rows.values() for one in (*row["times"], *row["beaten"])})
-    columns = [one for one in seen if one not in _PEERS] + [one for one in _PEERS if one in seen]
+    columns = [one for one in seen if one not in (*_PEERS, "answer")] + [one for one in _PEERS if one in seen]
     dates = sorted({row["date"] for row in rows.values()})
     budget, seconds = first["budget"]
     others = [f"{n} {' and '.join(rows[n]['budget'])}" for n in names if rows[n]["budget"] != first["budget"]]
     lines = [
         "<!-- Written by benchmarks/race_runtimes.py: run it with --write. -->", "", "# Who wins where", "",
-        "For each model, `optimize` searched the backends with exact outputs, and one interleaved race over fresh",
-        "processes set its choice beside each backend at its best options of that search, and beside peers' defaults",
-        "of the same fidelity. Median milliseconds of one inference, batch 1. Bold is the fastest; `=` marks what the",
-        "race could not tell from the choice; in parentheses is what was measured of one that was not raced: it took",
-        "more than twice the choice's time in the search, or three times the fastest's before it, or was the slowest",
-        "where the race had no time for five starts of all. Weights are random but MiniLM's and the tree's, which is",
-        "good for speed alone. A race of fewer than five starts claims nothing: there all others are `=`.", "",
+        "For each model, `optimize` searched the backends and the passes that leave answers alone, and one interleaved",
+        "race over fresh processes set its answer beside each backend with the untouched model, at its best options of",
+        "that search, and beside peers' defaults of the same fidelity. Median milliseconds of one inference, batch 1.",
+        "Bold is the fastest; `=` marks what the race could not tell from the answer; in parentheses is what was",
+        "measured of one that was not raced: it took more than twice the time of the fastest backend in the search,",
+        "or three times before it, or was the slowest where the race had no time for five starts of all. Weights are",
+        "random but MiniLM's and the tree's, which is good for speed alone. A race of fewer than five starts claims",
+        "nothing: there all others are `=`.", "",
         f"Measured on {' and '.join(dates)}, {first['host']}, a virtual machine, by",
         "`python benchmarks/race_runtimes.py ZOO --prepare` and then, with nothing beside it,",
         f"`python benchmarks/race_runtimes.py ZOO --budget {budget} --race {seconds} --write`. ZOO is made by",
         "`python benchmarks/models.py ZOO`." + (f" Other times: {', '.join(others)}." if others else ""), "",
         "Versions: " + ", ".join(f"{n} {v}" for n, v in sorted(first["versions"].items())) + ".", "",
-        f"| model | {' | '.join(columns)} | chosen | slower than |", f"|---|{'---|' * len(columns)}---|---|",
+        f"| model | answer | {' | '.join(columns)} | slower than |", f"|---|---|{'---|' * len(columns)}---|",
         *(_line(name, rows[name], columns) for name in names),
         "", "The peers: `ort-transformers` is the file that ONNX Runtime's own optimizer of transformers writes",
         "(Optimum's `-O2` calls it), `olive` the one of Olive's passes for f32 on CPUs, both on ONNX Runtime's",
         "defaults; `torch eager` and `torch.compile` run the exported program with torch's defaults. The defaults of",
         "ONNX Runtime, OpenVINO and the other backends are among the options that were searched.", "",
-        "## What was chosen", "", "| model | backend | options that are not its defaults |", "|---|---|---|",
-        *(f"| {name} | {rows[name]['chosen']} | {_options(rows[name])} |" for name in names),
+        "## What was chosen", "", "| model | passes | backend | options other than its defaults |", "|---|---|---|---|",
+        *(f"| {name} | {_recipe(rows[name]['recipe'])} |" for name in names),
         "", "## Not in the race", "", "| model | who | why |", "|---|---|---|",
         *(f"| {name} | {one} | {_cell(why)} |" for name in names for one, why in rows[name]["out"].items()),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def _options(row: Mapping[str, Any]) -> str:
+def _recipe(recipe: Mapping[str, Any]) -> str:
     from portolan.core import registry
 
-    chosen = row["chosen"]
-    usual = registry.backend(chosen).schema.check({})
-    other = {key: value for key, value in row["options"][chosen].items() if usual.get(key) != value}
-    return ", ".join(f"{key} {value}" for key, value in other.items()) or "none"
+    passes = " + ".join(f"`{step['name']}`" for step in recipe["passes"]) or "none"
+    usual = registry.backend(recipe["backend"]).schema.check({})
+    other = {key: value for key, value in recipe["options"].items() if usual.get(key) != value}
+    return f"{passes} | `{recipe['backend']}` | {', '.join(f'{key} {value}' for key, value in other.items()) or 'none'}"
 
 
 def _cell(why: str) -> str:
@@ -102,10 +103,12 @@ def _line(name: str, row: Mapping[str, Any], columns: Iterable[str]) -> str:
     known = {one: latency["value"] for one, latency in row["times"].items()}
     fastest = min(known, key=lambda one: known[one])
     same = {ratio["a"] for ratio in row["ratios"] if ratio["verdict"] == "no significant difference"}
-    cells = []
-    for one in columns:
+
+    def cell(one: str) -> str:
         text = f"{known[one]:.3g}" if one in known else "-"
         text = f"({row['beaten'][one]:.3g})" if one in row["beaten"] else text
         text = f"**{text}**" if one == fastest else text
-        cells.append(f"{text} =" if one in same else text)
-    return f"| {name} | {' | '.join(cells)} | {row['chosen']} | {', '.join(slower(row)) or 'none'} |"
+        return f"{text} =" if one in same else text
+
+    cells = map(cell, (row["chosen"], *columns))
+    return f"| {name} | {' | '.join(cells)} | {', '.join(slower(row)) or 'none'} |"

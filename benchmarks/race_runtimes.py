@@ -6,9 +6,9 @@ with whatever backends and environments are there (`portolan doctor`), in two st
     --prepare   every backend compiles the model and answers, each within five minutes; peers' files are made. Other
                 work may run meanwhile: nothing is timed but to leave out what is hopeless.
     without     each is timed alone for a moment, and what takes three times as long as the fastest is out; `optimize`
-                searches the others with exact outputs; then one interleaved race sets what it chose against every
-                backend at its best options in that search, and against peers' defaults of the same fidelity, over
-                fresh processes. This wants a machine that does nothing else.
+                searches the others, with the passes that leave answers alone; then one interleaved race sets what it
+                chose against every backend with the untouched model, at its best options in that search, and against
+                peers' defaults of the same fidelity, over fresh processes. This wants a machine that does nothing else.
 
 The answer must not be slower than any of them beyond the noise. Results go to ZOO/runtimes.json model by model: what
 is there is not raced again (`--again` does). `--write` puts the table of who wins where into
@@ -52,6 +52,8 @@ from portolan.worker.environments import backends as find_backends
 
 MODELS = ("resnet50", "mobilenetv2", "vit", "bert", "gpt2", "minilm", "lstm", "trees")
 BASE = "onnxruntime"
+#: What the answer is called in a race, where it is more than a backend with options.
+ANSWER = "answer"
 #: Samples: speed needs few, and slow runtimes answer for each of them.
 ROWS = 24
 #: How far an output may be from the untouched model's on ONNX Runtime, over its root mean square.
@@ -116,11 +118,22 @@ class Task:
         Raises:
             PortolanError: the backend refuses it, or it does not compile, load or run.
         """
+        return self.started(Recipe((), backend, options, self.target.id), changed)
+
+    def started(self, recipe: Recipe, changed: Model | None = None) -> Session:
+        """A fresh process of a recipe; raises as `session` does."""
         graph = changed or self.model
-        if why := self.backends[backend].refuse(graph, self.target):
+        if why := self.backends[recipe.backend].refuse(graph, self.target):
             raise PortolanError(why)
-        builder = Builder(self.workspace, graph, self.target, self.backends, self.samples)
-        return Session(builder.compiled(Recipe((), backend, options, self.target.id)), self.feeds)
+        return Session(
+            Builder(self.workspace, graph, self.target, self.backends, self.samples).compiled(recipe), self.feeds
+        )
+
+
+def exact() -> list[str]:
+    """The passes that leave answers alone."""
+    found = map(registry.pass_, registry.PASSES.names())
+    return [one.name for one in found if not one.lossy(one.schema.check({}))]
 
 
 def real(backend: str) -> bool:
@@ -232,21 +245,26 @@ def measured(name: str, zoo: Path, budget: str, seconds: str) -> dict[str, Any]:
     names = [one for one in names if one in times and one not in beaten]
     told = portolan.optimize(
         task.source, goals=["min latency_p50"], data=task.data, study=task.study, budget=budget, backend=names,
-        passes=[], progress=say,
+        passes=exact(), progress=say,
     ).to_json()  # fmt: skip
     answer = told["best"] or told["baseline"]
-    chosen = answer["recipe"]["backend"]
-    best = best_of_each(told["trials"]) | {chosen: answer}
+    recipe = Recipe.from_json(answer["recipe"])
+    best = best_of_each(one for one in told["trials"] if not one["recipe"]["passes"])
+    chosen = ANSWER if recipe.passes else recipe.backend
+    best |= {chosen: answer}
+    spent[chosen] = spent[recipe.backend]
     out |= failed(told["trials"], names, best)
     # What the search did not come to runs with its defaults.
-    known_times = {one: latency(best[one]) if one in best else times[one] for one in (*names, *peers) if one in times}
-    beaten |= {one: ms for one, ms in known_times.items() if ms > BEATEN * latency(answer)}
+    known_times = times | {one: latency(trial) for one, trial in best.items()}
+    fastest = min(ms for one, ms in known_times.items() if one != ANSWER)
+    beaten |= {one: ms for one, ms in known_times.items() if ms > BEATEN * fastest}
     given = {one: best[one]["recipe"]["options"] if one in best else {} for one in names}
     wanted = {one: ms for one, ms in known_times.items() if one not in beaten and one not in out}
     racing = fitting(wanted, spent, chosen, parse(seconds, "time"))
     beaten |= {one: ms for one, ms in wanted.items() if one not in racing}
     options = {one: values for one, values in given.items() if one in racing}
     starts: dict[str, Any] = {one: partial(task.session, one, values) for one, values in options.items()}
+    starts |= {chosen: partial(task.started, recipe)}
     starts |= {one: partial(race_peers.session, one, peers[one], task) for one in racing if one in peers}
     outcome = race(
         [Arm(one, start) for one, start in starts.items()],
@@ -261,7 +279,7 @@ def measured(name: str, zoo: Path, budget: str, seconds: str) -> dict[str, Any]:
         "seconds": told["seconds"],
         "versions": task.versions,
         "chosen": chosen,
-        "options": options,
+        "recipe": answer["recipe"],
         "times": {one: arm.metrics()["latency_p50"].to_json() for one, arm in outcome.arms.items()},
         "ratios": [outcome.ratio(one, chosen).to_json() for one in outcome.arms if one != chosen],
         "noise": outcome.noise.to_json(),

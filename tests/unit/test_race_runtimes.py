@@ -38,7 +38,8 @@ def row(*verdicts: tuple[str, float, str]) -> dict[str, Any]:
     ]
     return {
         "versions": {"onnxruntime": "1", "slow": "2"}, "host": "a machine", "date": "2026-01-01",
-        "budget": ["3min", "150s"], "chosen": "onnxruntime", "options": {"onnxruntime": {"threads": 1}},
+        "budget": ["3min", "150s"], "chosen": "onnxruntime",
+        "recipe": {"passes": [{"name": "trim"}], "backend": "onnxruntime", "options": {"threads": 1}},
         "times": {"onnxruntime": {"value": 1.0}} | {name: {"value": ms} for name, ms, _ in verdicts},
         "ratios": ratios, "noise": {"aa_ratio": 1.0}, "beaten": {"iree": 7.0},
         "out": {"broken": "it has no operator `X` | of any kind"},
@@ -66,11 +67,21 @@ def test_the_slowest_stay_out_where_five_starts_of_all_do_not_fit(script: Module
 def test_the_page_names_winners_ties_and_who_is_not_in_it(script: ModuleType) -> None:
     rows = {"vit": row(("slow", 2.0, "slower"), ("same", 0.99, "no significant difference"), ("olive", 1.2, "slower"))}
     text = script.race_page.page(rows, ("bert", "vit"))
-    assert "| model | iree | onnxruntime | same | slow | olive | chosen | slower than |" in text
-    assert "| vit | (7) | 1 | **0.99** = | 2 | 1.2 | onnxruntime | none |" in text
+    assert "| model | answer | iree | onnxruntime | same | slow | olive | slower than |" in text
+    assert "| vit | 1 | (7) | 1 | **0.99** = | 2 | 1.2 | none |" in text
     assert "| vit | broken | it has no operator `X` / of any kind |" in text
-    assert "| vit | onnxruntime | threads 1 |" in text
+    assert "| vit | `trim` | `onnxruntime` | threads 1 |" in text
     assert "--budget 3min --race 150s --write" in text
+
+
+def test_an_answer_with_passes_has_a_place_of_its_own(script: ModuleType) -> None:
+    better = row(("onnxruntime", 1.0, "slower"))
+    better |= {"chosen": script.ANSWER, "times": better["times"] | {script.ANSWER: {"value": 0.5}}}
+    text = script.race_page.page({"vit": better}, ("vit",))
+    assert "| model | answer | iree | onnxruntime | slower than |" in text
+    assert "| vit | **0.5** | (7) | 1 | none |" in text
+    assert {"simplify", "trim", "fuse"} <= set(script.exact())
+    assert not {"quantize", "prune"} & set(script.exact())
 
 
 def test_it_fails_where_the_answer_is_slower_than_a_backend(

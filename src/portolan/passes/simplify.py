@@ -39,6 +39,8 @@ def simplify(
 ) -> Model:
     """Folds constants, fixes free sizes where `shapes` gives them, and drops what no output needs.
 
+    Trees behind a Scaler get the thresholds that its input is to be compared with.
+
     Args:
         model: any model that is not quantized.
         context: its folder gets the new file.
@@ -48,12 +50,16 @@ def simplify(
         UsageError: the model is quantized, or a shape does not fit.
         ModelError: the graph holds something that cannot be handled.
     """
+    from portolan.passes._trees import without_scalers  # it needs NumPy
+
     if reason := _refuse(model, {}, context.target):
         raise UsageError(reason, hint="leave `simplify` out, or put it before `quantize`")
     with tempfile.TemporaryDirectory() as scratch:
         frozen = freeze_shapes(model, _parse(shapes), Path(scratch)) if shapes else model
         original = open_graph(frozen)
-        return save_graph(slim(original, model.name), original, frozen, context.folder)
+        slimmed = slim(original, model.name)
+        without_scalers(slimmed)
+        return save_graph(slimmed, original, frozen, context.folder)
 
 
 def _parse(text: str) -> dict[str, tuple[int | str, ...]]:
