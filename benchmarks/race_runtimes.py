@@ -54,8 +54,8 @@ MODELS = ("resnet50", "mobilenetv2", "vit", "bert", "gpt2", "minilm", "lstm", "t
 BASE = "onnxruntime"
 #: What the answer is called in a race, where it is more than a backend with options.
 ANSWER = "answer"
-#: Samples: speed needs few, and slow runtimes answer for each of them.
-ROWS = 24
+#: Samples: speed needs few, and slow runtimes answer for each of them; a quarter calibrates, for which `trim` wants 8.
+ROWS = 40
 #: How far an output may be from the untouched model's on ONNX Runtime, over its root mean square.
 EXACT = 1e-3
 #: How many times the fastest's time keeps a backend out: compiled beside other work, which slows some runtimes by ten;
