@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "who-wins-where.md"
+#: What the answer is called in a race, where it is more than a backend with options.
+ANSWER = "answer"
 _PEERS = ("ort-transformers", "olive", "torch eager", "torch.compile")
 
 
@@ -53,7 +55,7 @@ def page(rows: Mapping[str, Any], order: Sequence[str]) -> str:
     names = [name for name in order if name in rows]
     first = rows[names[0]]
     seen = sorted({one for row in rows.values() for one in (*row["times"], *row["beaten"])})
-    columns = [one for one in seen if one not in (*_PEERS, "answer")] + [one for one in _PEERS if one in seen]
+    columns = [one for one in seen if one not in (*_PEERS, ANSWER)] + [one for one in _PEERS if one in seen]
     dates = sorted({row["date"] for row in rows.values()})
     budget, seconds = first["budget"]
     others = [f"{n} {' and '.join(rows[n]['budget'])}" for n in names if rows[n]["budget"] != first["budget"]]

@@ -49,11 +49,10 @@ from portolan.study.workspace import Workspace
 from portolan.targets.local import local
 from portolan.units import parse
 from portolan.worker.environments import backends as find_backends
+from race_page import ANSWER
 
 MODELS = ("resnet50", "mobilenetv2", "vit", "bert", "gpt2", "minilm", "lstm", "trees")
 BASE = "onnxruntime"
-#: What the answer is called in a race, where it is more than a backend with options.
-ANSWER = "answer"
 #: Samples: speed needs few, and slow runtimes answer for each of them; a quarter calibrates, for which `trim` wants 8.
 ROWS = 40
 #: How far an output may be from the untouched model's on ONNX Runtime, over its root mean square.
@@ -249,11 +248,12 @@ def measured(name: str, zoo: Path, budget: str, seconds: str) -> dict[str, Any]:
     ).to_json()  # fmt: skip
     answer = told["best"] or told["baseline"]
     recipe = Recipe.from_json(answer["recipe"])
-    best = best_of_each(one for one in told["trials"] if not one["recipe"]["passes"])
+    untouched = [one for one in told["trials"] if not one["recipe"]["passes"]]
+    best = best_of_each(untouched)
     chosen = ANSWER if recipe.passes else recipe.backend
     best |= {chosen: answer}
     spent[chosen] = spent[recipe.backend]
-    out |= failed(told["trials"], names, best)
+    out |= failed(untouched, names, best)
     # What the search did not come to runs with its defaults.
     known_times = times | {one: latency(trial) for one, trial in best.items()}
     fastest = min(ms for one, ms in known_times.items() if one != ANSWER)

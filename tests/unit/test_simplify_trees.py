@@ -45,11 +45,13 @@ def forest(
     folder: Path,
     *,
     mode: str = "BRANCH_LEQ",
-    scale: list[float] | None = None,
+    offset: tuple[float, ...] = (0.1, -2.0, 1e-3),
+    scale: tuple[float, ...] = (0.7, 3.1, 12.7),
     twice: bool = False,
     double: bool = False,
+    without: str = "",
 ) -> Model:
-    """Regression trees of depth 1, one per feature, behind a Scaler; `twice` hands out what it gives as well."""
+    """Regression trees of depth 1, one per feature, behind a Scaler. `twice`: what it gives is an output, too."""
     number = onnx.TensorProto.DOUBLE if double else onnx.TensorProto.FLOAT
     count = 3
     tree = {
@@ -65,8 +67,9 @@ def forest(
         "target_ids": [0] * 2 * count,
         "target_weights": [float(2**n) for n in range(2 * count)],
     }
+    tree.pop(without, None)
     nodes = [
-        oh.make_node("Scaler", ["x"], ["s"], domain=ML, offset=[0.1, -2.0, 1e-3], scale=scale or [0.7, 3.1, 12.7]),
+        oh.make_node("Scaler", ["x"], ["s"], domain=ML, offset=offset, scale=scale),
         oh.make_node("TreeEnsembleRegressor", ["s"], ["y"], domain=ML, n_targets=1, **tree),
     ]
     outputs = [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 1])]
@@ -87,9 +90,16 @@ def answer(model: Model, rows: np.ndarray) -> np.ndarray:
     return onnxruntime.InferenceSession(model.path).run(None, {"x": rows})[0]
 
 
-@pytest.mark.parametrize("mode", ["BRANCH_LEQ", "BRANCH_LT", "BRANCH_GT", "BRANCH_GTE"])
-def test_a_scaler_in_front_of_trees_is_gone_and_the_answers_are_the_same(tmp_path: Path, mode: str) -> None:
-    model = forest(tmp_path, mode=mode)
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"mode": mode} for mode in ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GT", "BRANCH_GTE")),
+        {"offset": (0.4,), "scale": (1.3,)},  # one of each for all features
+    ],
+    ids=str,
+)
+def test_a_scaler_in_front_of_trees_is_gone_and_the_answers_are_the_same(tmp_path: Path, given: dict) -> None:
+    model = forest(tmp_path, **given)
     found = simplified(model, tmp_path)
     assert found.operators == {"TreeEnsembleRegressor": 1}
     nodes = onnx.load(found.path).graph.node[0].attribute
@@ -103,7 +113,17 @@ def test_a_scaler_in_front_of_trees_is_gone_and_the_answers_are_the_same(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "kept", [{"scale": [0.7, -1.0, 1.0]}, {"scale": [0.7, 0.0, 1.0]}, {"twice": True}, {"double": True}], ids=str
+    "kept",
+    [
+        {"scale": (0.7, -1.0, 1.0)},
+        {"scale": (0.7, 0.0, 1.0)},
+        {"scale": (0.7, 1.0)},
+        {"mode": "BRANCH_EQ"},
+        {"without": "nodes_modes"},
+        {"twice": True},
+        {"double": True},
+    ],
+    ids=str,
 )
 def test_a_scaler_stays_where_the_order_is_not_kept_or_others_need_it(tmp_path: Path, kept: dict) -> None:
     model = forest(tmp_path, **kept)

@@ -20,6 +20,8 @@ _DOMAIN = "ai.onnx.ml"
 _FLOAT32 = 1
 """`onnx.TensorProto.FLOAT`."""
 _TREES = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
+#: What their nodes compare, by what, and with what.
+_NODES = ("nodes_featureids", "nodes_modes", "nodes_values")
 #: Comparisons by whether what is equal to the threshold goes with what is below it.
 _BELOW = {b"BRANCH_LEQ": True, b"BRANCH_GT": True, b"BRANCH_LT": False, b"BRANCH_GTE": False}
 _LEAF = b"LEAF"
@@ -48,18 +50,18 @@ def without_scalers(proto: onnx.ModelProto) -> None:
 
 def _foldable(tree: onnx.NodeProto, scaler: onnx.NodeProto) -> bool:
     values = _attributes(tree)
-    if (
-        tree.domain != _DOMAIN or tree.op_type not in _TREES or "nodes_values" not in values
-    ):  # float64 ones have another
+    # Thresholds in float64 are in another attribute.
+    if tree.domain != _DOMAIN or tree.op_type not in _TREES or not values.keys() >= {*_NODES}:
         return False
     offset, scale = _affine(scaler)
     modes, features = values["nodes_modes"].strings, values["nodes_featureids"].ints
-    numbers = np.concatenate([values["nodes_values"].floats, offset, scale])
+    thresholds = values["nodes_values"].floats
     return (
-        {*modes} <= {_LEAF, *_BELOW}
-        and bool(np.isfinite(numbers).all() and (scale > 0).all())
+        0 < len(thresholds) == len(modes) == len(features)
+        and {*modes} <= {_LEAF, *_BELOW}
+        and bool(np.isfinite(np.concatenate([thresholds, offset, scale])).all() and (scale > 0).all())
         and len(scale) == len(offset)
-        and (len(scale) == 1 or max(features) < len(scale))
+        and (len(scale) == 1 or 0 <= min(features) <= max(features) < len(scale))
     )
 
 
