@@ -8,6 +8,7 @@ import ctypes
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +71,31 @@ def test_sizes_around_the_edges_of_tiles(name: str, worker: Worker) -> None:
     assert error <= max(TOLERANCE[o.dtype] for o in kernel.program.outputs)
 
 
-def test_rows_around_the_edges_of_a_table(worker: Worker) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_rows_around_the_edges_of_a_table(worker: Worker, ahead: bool) -> None:
     kernel = operators.deformable
     sizes = {"b": 2, "s": 40, "h": 3, "c": 20, "v": 2, "q": 160, "p": 3}
     options = candidates(kernel.program, groups(kernel.program)[0], local.detect(), sizes)
-    tabled = next(s for s in options if s.table and s.rows == "q")
+    tabled = replace(next(s for s in options if s.table and s.rows == "q"), ahead=ahead)
     rng, step = np.random.default_rng(5), tabled.step
     rows = (step, step + 1, 2 * step - 1, 2 * step, 2 * step + 3, 1)
     cases = [Case(s, random_arrays(kernel.program, s, rng)) for s in (sizes | {"q": n} for n in rows)]
-    path = find().build(source(kernel.program, [tabled]))
-    assert Judge(kernel.program, cases, worker).error("table", path) <= TOLERANCE["f32"]
+    code = source(kernel.program, [tabled])
+    assert ("__builtin_prefetch" in code) == ahead
+    assert Judge(kernel.program, cases, worker).error("table", find().build(code)) <= TOLERANCE["f32"]
+
+
+def test_rows_are_asked_for_ahead_where_the_array_outgrows_the_caches() -> None:
+    program = operators.deformable.program
+    held = {"b": 1, "s": 13_101, "h": 8, "c": 32, "v": 4, "q": 100, "p": 4}
+    asked = {}
+    for batch in (1, 4):
+        for caches in ({"L2": 2**20, "L3": 2**25}, {}):
+            here = replace(local.detect(), caches=caches)
+            tabled = [s for s in candidates(program, groups(program)[0], here, held | {"b": batch}) if s.table]
+            asked[batch, bool(caches)] = {s.ahead for s in tabled}
+    # 13 MB and 54 MB of rows; where nothing is known of caches, memory is thought to be far.
+    assert asked == {(1, True): {False}, (4, True): {True}, (1, False): {True}, (4, False): {True}}
 
 
 @settings(max_examples=40)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from portolan.core.target import Target
-from portolan.kernels.arrays import size_of
+from portolan.kernels.arrays import dtype_of, size_of
 from portolan.kernels.lower.nest import Group
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.lower.stages import apart
-from portolan.kernels.lower.tables import gathers, parts
+from portolan.kernels.lower.tables import gathered, parts
 from portolan.kernels.tree import Program, Ranked, Reduce, free, walk
 from portolan.kernels.work import taken
 
@@ -53,7 +54,7 @@ def candidates(program: Program, group: Group, target: Target, sizes: Mapping[st
     """Schedules in the order in which the model would bet on them; at least one."""
     wide, room = lanes(target), registers(target)
     found: list[tuple[float, Schedule]] = []
-    for bare in _axes(program, group, sizes, wide):
+    for bare in _axes(program, group, sizes, wide, max(target.caches.values(), default=0)):
         for tile_rows, vectors in _TILES:
             if not _sensible(bare, tile_rows, vectors):
                 continue
@@ -70,16 +71,23 @@ def candidates(program: Program, group: Group, target: Target, sizes: Mapping[st
 def _sensible(bare: Schedule, rows: int, vectors: int) -> bool:
     if (bare.rows is None and rows > 1) or (bare.vector is None and vectors > 1):
         return False
-    # Two rows of a table side by side hide the latency of additions; with more, what is fetched ahead leaves the
-    # nearest cache before it is used. Random arguments, whose places are outside mostly, cannot tell which is better.
-    return rows == 2 if bare.table else rows in (1, 2, 4) or not bare.within
+    if bare.table:
+        # Rows side by side hide the latency of additions; what is asked for ahead leaves the nearest cache before it is
+        # used if there are more than two. Random arguments, whose places are outside mostly, cannot tell.
+        return rows == 2 if bare.ahead else rows in (2, 4)
+    return rows in (1, 2, 4) or not bare.within
 
 
-def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int) -> list[Schedule]:
+def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int, cache: int) -> list[Schedule]:
     """Vector axis, row axis, and how a task goes through them: the parts of a schedule that tiles do not change."""
 
-    def bare(vector: str | None, rows: str | None, *, table: bool = False, within: bool = False) -> Schedule:
-        return Schedule(vector, rows, wide, table=table, within=within)
+    def bare(vector: str | None, rows: str | None, *, within: bool = False) -> Schedule:
+        return Schedule(vector, rows, wide, within=within)
+
+    def table(vector: str, rows: str) -> Schedule:
+        # By size: random arguments, whose places are outside mostly, cannot tell what asking ahead is worth.
+        ahead = _reached(program, group, vector, rows, sizes) > cache
+        return Schedule(vector, rows, wide, table=True, ahead=ahead)
 
     if program.stages:
         own = list(apart(program))
@@ -96,7 +104,7 @@ def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int) -
         shares = within or (not group.scan_axis and _reused(group, vector))
         found.append(bare(vector, nearest if shares else None, within=within))
         if not group.scan_axis and sizes.get(vector, 1) >= wide:
-            tabled += [bare(vector, a, table=True) for a in rest if _tabled(group, vector, a, sizes, wide)]
+            tabled += [table(vector, a) for a in rest if _tabled(group, vector, a, sizes, wide)]
     # The last axis has stride 1 in the result; another is worth a look only where the last is narrow.
     if found and sizes.get(str(found[0].vector), 1) >= 16:
         return [*[t for t in tabled if t.vector == found[0].vector], found[0]]
@@ -108,11 +116,18 @@ def _mixed(group: Group, vector: str) -> bool:
     return any(isinstance(e, Reduce) and vector in free(e) for v in group.values for e in walk(v))
 
 
+def _reached(program: Program, group: Group, vector: str, rows: str, sizes: Mapping[str, int]) -> int:
+    """Bytes of the arrays that are read at computed places."""
+    names = {n for v in group.values for e in walk(v) if isinstance(e, Reduce) for n in gathered(e, vector, rows)}
+    tensors = [program.tensor(n) for n in names]
+    return sum(dtype_of(t).itemsize * math.prod(size_of(a, sizes) for a in t.axes) for t in tensors)
+
+
 def _tabled(group: Group, vector: str, rows: str, sizes: Mapping[str, int], wide: int) -> bool:
     """Whether elements are gathered from places that depend on the row, and the tables of a tile are small."""
     if sizes.get(rows, 0) < wide:
         return False
-    reductions = [e for v in group.values for e in walk(v) if isinstance(e, Reduce) and gathers(e, vector, rows)]
+    reductions = [e for v in group.values for e in walk(v) if isinstance(e, Reduce) and gathered(e, vector, rows)]
     held = 0
     for e in reductions:
         count = wide * (len(parts(e, vector, rows)) + 1)

@@ -147,7 +147,7 @@ def _tabled(out: Emitter, group: Group, loops: ExitStack, done: X) -> None:
     begun = sub(done, Do("mod", (done, Lit(tile)), done.type))
     row = loops.enter_context(out.loop("row", begun, Lit(lanes), tile, binds=[rows], extent=rows, note="row"))
     out.env[rows] = add(first, row)
-    ahead = out.let(least(add(row, Lit(tile)), Lit(lanes - tile)), "ahead")
+    ahead = out.let(least(add(row, Lit(tile)), Lit(lanes - tile)), "ahead") if out.schedule.ahead else None
     out.tables = {e: Table(parts, mask, asked, row, ahead, by) for e, (parts, mask, asked, by) in made.items()}
 
 

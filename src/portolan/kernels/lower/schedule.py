@@ -22,6 +22,8 @@ class Schedule:
         pack: whether what is read with stride 1 is packed too, where rows share it.
         table: whether parts that columns share are computed for the tile's rows beforehand, with vectors along them; a
             tile then has as many rows as a vector has lanes, and they are reduced one after another.
+        ahead: whether what later rows of a table read is asked for before: it hides memory, and costs time where the
+            arrays fit in a cache.
         within: whether a task covers all columns, one tile after another: what they share is then computed once.
         shared: rows and columns that each thread of a group makes of the tile, which the group shares; 0 where a task
             has the tile for itself.
@@ -37,6 +39,7 @@ class Schedule:
     stage_vectors: int = 2
     pack: bool = True
     table: bool = False
+    ahead: bool = False
     within: bool = False
     shared: int = 0
 
@@ -64,6 +67,7 @@ class Schedule:
             stage_vectors=1,
             pack=False,
             table=False,
+            ahead=False,
             within=self.within and vector is not None,
             shared=0,
         )

@@ -32,7 +32,7 @@ class Table:
             say it.
         asked: the conditions that are in `mask`.
         row: the first of the rows that are being reduced.
-        ahead: the first of the rows after them.
+        ahead: the first of the rows after them; None where nothing is asked for before.
         steps: of parts that are places in one array only, by what they were multiplied: offsets, ready to be added.
     """
 
@@ -40,7 +40,7 @@ class Table:
     mask: str | None
     asked: frozenset[Expr]
     row: X
-    ahead: X
+    ahead: X | None
     steps: Mapping[Expr, X]
 
     def read(self, out: Emitter, binders: Sequence[Binder], row: int) -> X | None:
@@ -55,6 +55,8 @@ class Table:
 
     def fetch(self, out: Emitter, e: Reduce, row: int) -> None:
         """Asks for what the same element of a later row will read: its place is known, and memory takes long."""
+        if self.ahead is None:
+            return
         offset = _place(out, e.binders, self.ahead, row)
         with out.branch([b.index for b in e.binders]) as body:
             for part, name in self.buffers.items():
@@ -98,10 +100,11 @@ def parts(e: Reduce, vector: str | None, rows: str | None) -> list[Expr]:
     return list(found)
 
 
-def gathers(e: Reduce, vector: str | None, rows: str | None) -> bool:
-    """Whether the elements are read at places that have to be computed: where a table pays."""
+def gathered(e: Reduce, vector: str | None, rows: str | None) -> set[str]:
+    """The arrays of which elements are read at places that have to be computed: where a table pays."""
     wanted = {p for p in parts(e, vector, rows) if p.kind == "i"}
-    return any(isinstance(x, Load) and wanted & set(x.index) for part in e.body for x in walk(part))
+    loads = (x for part in e.body for x in walk(part) if isinstance(x, Load))
+    return {x.tensor for x in loads if wanted & set(x.index)}
 
 
 def over(
@@ -248,4 +251,4 @@ def _place(out: Emitter, binders: Sequence[Binder], row: X, number: int = 0) -> 
     return add(found, Lit(apart * lanes + number))
 
 
-__all__ = ["Table", "fill", "gathers", "over", "parts"]
+__all__ = ["Table", "fill", "gathered", "over", "parts"]
