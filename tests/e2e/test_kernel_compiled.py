@@ -76,13 +76,30 @@ def test_rows_around_the_edges_of_a_table(worker: Worker, ahead: bool) -> None:
     kernel = operators.deformable
     sizes = {"b": 2, "s": 40, "h": 3, "c": 20, "v": 2, "q": 160, "p": 3}
     options = candidates(kernel.program, groups(kernel.program)[0], local.detect(), sizes)
-    tabled = replace(next(s for s in options if s.table and s.rows == "q"), ahead=ahead)
+    tabled = replace(next(s for s in options if s.table == "rows" and s.rows == "q"), ahead=ahead)
     rng, step = np.random.default_rng(5), tabled.step
     rows = (step, step + 1, 2 * step - 1, 2 * step, 2 * step + 3, 1)
     cases = [Case(s, random_arrays(kernel.program, s, rng)) for s in (sizes | {"q": n} for n in rows)]
     code = source(kernel.program, [tabled])
     assert ("__builtin_prefetch" in code) == ahead
     assert Judge(kernel.program, cases, worker).error("table", find().build(code)) <= TOLERANCE["f32"]
+
+
+@pytest.mark.parametrize("rows", ["h", "q"])
+@pytest.mark.parametrize(("tile", "lanes"), [(1, 16), (2, 8), (4, 4)])
+def test_elements_around_the_edges_of_a_table(worker: Worker, rows: str, tile: int, lanes: int) -> None:
+    kernel = operators.deformable
+    sizes = {"b": 2, "s": 40, "h": 5, "c": 37, "v": 2, "q": 7, "p": 8}
+    options = candidates(kernel.program, groups(kernel.program)[0], local.detect(), sizes)
+    inner = next(s for s in options if s.table == "inner")
+    tabled = replace(inner, rows=rows, tile_rows=tile, lanes=lanes, tile_vectors=1)
+    # Fewer than fill a vector, whole vectors, some more: joined indices, and each of them alone.
+    edges = [{"v": v, "p": p} for v, p in ((1, 1), (1, 16), (16, 1), (3, 5), (4, 4), (17, 1), (3, 11), (8, 8))]
+    edges += [{"h": n, "q": n} for n in (1, 3, 4, 9)]
+    rng = np.random.default_rng(6)
+    cases = [Case(s, random_arrays(kernel.program, s, rng)) for s in (sizes | edge for edge in edges)]
+    path = find().build(source(kernel.program, [tabled]))
+    assert Judge(kernel.program, cases, worker).error("inner", path) <= TOLERANCE["f32"]
 
 
 def test_rows_are_asked_for_ahead_where_the_array_outgrows_the_caches() -> None:

@@ -29,10 +29,12 @@ _LINE = 64
 
 
 def address(array: Array) -> int:
-    """Where an array begins. By its buffer where it may be written, a third of the interface's microsecond."""
-    if array.flags.writeable and array.nbytes:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
-    return int(array.__array_interface__["data"][0])
+    """Where an array begins.
+
+    It is read behind the head of the object, where NumPy's headers let compiled extensions read it: asking the array's
+    interface takes several times as long, for each argument of every call.
+    """
+    return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value or 0
 
 
 @dataclass(frozen=True)

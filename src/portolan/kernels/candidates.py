@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from portolan.core.target import Target
 from portolan.kernels.arrays import dtype_of, size_of
+from portolan.kernels.lower import inner
 from portolan.kernels.lower.nest import Group
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.lower.stages import apart
@@ -84,10 +85,14 @@ def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int, c
     def bare(vector: str | None, rows: str | None, *, within: bool = False) -> Schedule:
         return Schedule(vector, rows, wide, within=within)
 
-    def table(vector: str, rows: str) -> Schedule:
-        # By size: random arguments, whose places are outside mostly, cannot tell what asking ahead is worth.
+    def table(vector: str, rows: str) -> list[Schedule]:
+        # By size: random arguments, whose places are outside mostly, cannot tell what asking ahead is worth. It needs
+        # the places of rows that come later, which a table of rows has.
         ahead = _reached(program, group, vector, rows, sizes) > cache
-        return Schedule(vector, rows, wide, table=True, ahead=ahead)
+        found = [Schedule(vector, rows, wide, table="rows", ahead=ahead)] if sizes.get(rows, 0) >= wide else []
+        if not ahead and _joinable(group, vector, rows, sizes, wide):
+            found.append(Schedule(vector, rows, wide, table="inner"))
+        return found
 
     if program.stages:
         own = list(apart(program))
@@ -104,7 +109,7 @@ def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int, c
         shares = within or (not group.scan_axis and _reused(group, vector))
         found.append(bare(vector, nearest if shares else None, within=within))
         if not group.scan_axis and sizes.get(vector, 1) >= wide:
-            tabled += [table(vector, a) for a in rest if _tabled(group, vector, a, sizes, wide)]
+            tabled += [t for a in rest if _tabled(group, vector, a, sizes, wide) for t in table(vector, a)]
     # The last axis has stride 1 in the result; another is worth a look only where the last is narrow.
     if found and sizes.get(str(found[0].vector), 1) >= 16:
         return [*[t for t in tabled if t.vector == found[0].vector], found[0]]
@@ -118,23 +123,29 @@ def _mixed(group: Group, vector: str) -> bool:
 
 def _reached(program: Program, group: Group, vector: str, rows: str, sizes: Mapping[str, int]) -> int:
     """Bytes of the arrays that are read at computed places."""
-    names = {n for v in group.values for e in walk(v) if isinstance(e, Reduce) for n in gathered(e, vector, rows)}
+    names = {n for e in _gathering(group, vector, rows) for n in gathered(e, vector, rows)}
     tensors = [program.tensor(n) for n in names]
     return sum(dtype_of(t).itemsize * math.prod(size_of(a, sizes) for a in t.axes) for t in tensors)
 
 
+def _gathering(group: Group, vector: str, rows: str) -> list[Reduce]:
+    """The reductions of elements from places that depend on the row."""
+    return [e for v in group.values for e in walk(v) if isinstance(e, Reduce) and gathered(e, vector, rows)]
+
+
 def _tabled(group: Group, vector: str, rows: str, sizes: Mapping[str, int], wide: int) -> bool:
     """Whether elements are gathered from places that depend on the row, and the tables of a tile are small."""
-    if sizes.get(rows, 0) < wide:
-        return False
-    reductions = [e for v in group.values for e in walk(v) if isinstance(e, Reduce) and gathered(e, vector, rows)]
     held = 0
-    for e in reductions:
-        count = wide * (len(parts(e, vector, rows)) + 1)
-        for binder in e.binders:
-            count *= size_of(binder.extent, sizes)
-        held += count
+    for e in _gathering(group, vector, rows):
+        held += wide * (len(parts(e, vector, rows)) + 1) * math.prod(size_of(b.extent, sizes) for b in e.binders)
     return 0 < held <= _TABLE
+
+
+def _joinable(group: Group, vector: str, rows: str, sizes: Mapping[str, int], wide: int) -> bool:
+    """Whether the indices of the reductions that gather fill half a vector at least."""
+    found = _gathering(group, vector, rows)
+    counts = [math.prod(size_of(b.extent, sizes) for b in inner.split(e.binders)[0]) for e in found]
+    return all(map(inner.takes, found)) and min(counts) * 2 >= wide
 
 
 def _reused(group: Group, vector: str) -> bool:
@@ -238,8 +249,8 @@ def _cost(group: Group, schedule: Schedule, sizes: Mapping[str, int]) -> float:
         if _restaged(group, schedule.vector):
             work *= -(-size // schedule.width)
     if schedule.table:
-        # Most is computed for a vector of rows at once.
-        work *= 0.14
+        # Most is computed for a vector of rows, or of elements, at once: these lie side by side in memory.
+        work *= 0.14 if schedule.table == "rows" else 0.12
     elif (span := min((_span(e, sizes) for e in _staged(group)), default=0)) and not group.ranks:
         work *= 1.0 + 0.5 * schedule.stage_vectors * schedule.lanes / span
         work *= 1.2 if rows * schedule.stage_vectors < 5 else 1.0

@@ -76,7 +76,7 @@ class Table(Protocol):
     """Parts of a reduction's elements that are computed already."""
 
     @property
-    def asked(self) -> frozenset[Expr]:
+    def asked(self) -> tuple[Expr, ...]:
         """The conditions that `read` answers."""
 
     def read(self, out: Emitter, binders: Sequence[Binder], row: int) -> X | None:
@@ -96,6 +96,7 @@ class Emitter:
         stack: loops around what is written, the outermost first.
         env: each index as a place; of a tile's or a vector's axis, its first.
         extents: the extent of each index.
+        sizes: how long axes are that the kernel does not have, but a layout.
         needs: least sizes under which this variant may run.
         small: products of sizes that have to fit into 31 bits for this variant to run.
         resident: arrays that stages keep in the workspace: how to read them.
@@ -111,6 +112,7 @@ class Emitter:
         self.stack = [Scope(frozenset())]
         self.env: dict[str, X] = {}
         self.extents: dict[str, Extent] = {}
+        self.sizes: dict[str, X] = {}
         self.needs: list[tuple[X, int]] = []
         self.small: list[X] = []
         self.resident: dict[str, Callable[[Emitter, Expr, At], X]] = {}
@@ -290,7 +292,9 @@ class Emitter:
 
     def size(self, extent: Extent) -> X:
         """An extent as a place."""
-        return Lit(extent) if isinstance(extent, int) else Ref(size_name(extent), PLACE)
+        if isinstance(extent, int):
+            return Lit(extent)
+        return self.sizes.get(extent) or Ref(size_name(extent), PLACE)
 
     def rows_of(self, e: Expr) -> range:
         """The rows of a tile for which the value of `e` may differ."""

@@ -187,7 +187,7 @@ def _extent(tensor: Tensor, dim: int) -> Expr:
 def _panel(out: Emitter, e: Load, dim: int, at: At) -> X | None:
     """The element from a packed copy, where packing pays: `[panel][inner indices][lanes]`."""
     v = str(out.context.vector)
-    shared = not (free(e) & {out.schedule.rows}) and out.schedule.rows is not None
+    shared = not (free(e) & {out.schedule.rows}) and out.context.rows is not None
     scanned = out.scan_axis is not None and out.scan_axis not in free(e)
     last = dim == len(e.index) - 1
     if not (shared or scanned) or (last and not (out.schedule.pack and shared)):

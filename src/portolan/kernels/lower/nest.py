@@ -23,6 +23,7 @@ from portolan.kernels.ir import (
     product,
     sub,
 )
+from portolan.kernels.lower import inner
 from portolan.kernels.lower.elements import both, flag, splat
 from portolan.kernels.lower.emitter import At, Emitter, Handler, size_name
 from portolan.kernels.lower.guard import kept
@@ -32,7 +33,7 @@ from portolan.kernels.lower.memory import load
 from portolan.kernels.lower.ranked import ranked
 from portolan.kernels.lower.scans import scan
 from portolan.kernels.lower.schedule import Schedule
-from portolan.kernels.lower.tables import Table, fill
+from portolan.kernels.lower.tables import RowTable, fill, tabled
 from portolan.kernels.tree import Expr, Extent, Load, Program, Ranked, Reduce, Scan, Tensor, free, walk
 
 HANDLERS: Mapping[type, Handler] = {Load: load, Reduce: reduce, Ranked: ranked, Scan: scan}
@@ -126,8 +127,10 @@ def _variant(program: Program, group: Group, schedule: Schedule) -> Variant | No
             size = out.size(out.extents[group.scan_axis])
             loops.enter_context(out.loop(group.scan_axis, Lit(0), size, binds=[group.scan_axis], note="scan"))
         prepare(out, group)
-        if schedule.table:
+        if schedule.table == "rows":
             _tabled(out, group, loops, sub(var, out.env[str(schedule.rows)]))
+        elif schedule.table == "inner":
+            out.tables = {e: inner.filled(out, e) for e in tabled(out, group.values)}
         if schedule.within and schedule.vector is not None:
             shared(out, group.values)
             width, size = schedule.width, out.size(schedule.vector)
@@ -148,7 +151,7 @@ def _tabled(out: Emitter, group: Group, loops: ExitStack, done: X) -> None:
     row = loops.enter_context(out.loop("row", begun, Lit(lanes), tile, binds=[rows], extent=rows, note="row"))
     out.env[rows] = add(first, row)
     ahead = out.let(least(add(row, Lit(tile)), Lit(lanes - tile)), "ahead") if out.schedule.ahead else None
-    out.tables = {e: Table(parts, mask, asked, row, ahead, by) for e, (parts, mask, asked, by) in made.items()}
+    out.tables = {e: RowTable(held, row, ahead) for e, held in made.items()}
 
 
 @dataclass(frozen=True)

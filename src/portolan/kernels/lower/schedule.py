@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Schedule:
         block: elements of a staged reduction kept in a buffer.
         stage_vectors: vectors side by side while a block is filled.
         pack: whether what is read with stride 1 is packed too, where rows share it.
-        table: whether parts that columns share are computed for the tile's rows beforehand, with vectors along them; a
-            tile then has as many rows as a vector has lanes, and they are reduced one after another.
+        table: how parts that columns share are computed for the tile beforehand: empty for not at all; `rows` with
+            vectors along the rows, of which a tile then has as many as a vector has lanes, to be reduced `tile_rows` at
+            a time; `inner` with vectors along the reduction's own indices, for `tile_rows` rows.
         ahead: whether what later rows of a table read is asked for before: it hides memory, and costs time where the
             arrays fit in a cache.
         within: whether a task covers all columns, one tile after another: what they share is then computed once.
@@ -38,7 +39,7 @@ class Schedule:
     block: int = 128
     stage_vectors: int = 2
     pack: bool = True
-    table: bool = False
+    table: Literal["", "rows", "inner"] = ""
     ahead: bool = False
     within: bool = False
     shared: int = 0
@@ -51,7 +52,7 @@ class Schedule:
     @property
     def step(self) -> int:
         """Rows that one turn of the loop over rows takes."""
-        return self.lanes if self.table else self.tile_rows
+        return self.lanes if self.table == "rows" else self.tile_rows
 
     def plain(self, lanes: int) -> Schedule:
         """The same axes for sizes below a tile: one row, one vector of `lanes`."""
@@ -66,7 +67,7 @@ class Schedule:
             chunk=0,
             stage_vectors=1,
             pack=False,
-            table=False,
+            table="",
             ahead=False,
             within=self.within and vector is not None,
             shared=0,

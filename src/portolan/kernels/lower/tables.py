@@ -1,8 +1,8 @@
-"""Tables: what the elements of a reduction need and columns share, computed for many rows at once beforehand.
+"""Tables: what the elements of a reduction need and columns share, computed for many of them at once beforehand.
 
 A sum over sampled points is the pattern: each point has places and weights that take a few dozen operations, and do not
-depend on the column. They are computed with vectors along the rows into tables `[inner indices][rows]`; then each row
-is reduced with vectors along the columns, and reads one number where it would compute.
+depend on the column. They are computed into tables, with vectors along the rows here, or along the reduction's own
+indices (`inner`); then each row is reduced with vectors along the columns, and reads one number where it would compute.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from portolan.kernels.tree import Binder, Expr, Load, Op, Ranked, Reduce, Scan, 
 
 #: Turns up to which a loop of a constant number of them is written out.
 WRITTEN_OUT = 4
-_HELD = {"f": "f32", "i": "i32"}
+#: What buffers of values hold.
+HELD = {"f": "f32", "i": "i32"}
 
 
 @dataclass(frozen=True)
-class Table:
+class Made:
     """What was computed of a reduction's elements.
 
     Attributes:
@@ -31,52 +32,85 @@ class Table:
         mask: the buffer that says which elements count, by a number that is not negative; None where the loops' bounds
             say it.
         asked: the conditions that are in `mask`.
-        row: the first of the rows that are being reduced.
-        ahead: the first of the rows after them; None where nothing is asked for before.
         steps: of parts that are places in one array only, by what they were multiplied: offsets, ready to be added.
     """
 
     buffers: Mapping[Expr, str]
     mask: str | None
-    asked: frozenset[Expr]
-    row: X
-    ahead: X | None
+    asked: tuple[Expr, ...]
     steps: Mapping[Expr, X]
+
+    def named(self, out: Emitter, part: Expr, offset: X, row: int, stem: str = "t") -> X:
+        """Reads a part, and remembers it as what it is: a value, or an offset."""
+        name = self.buffers[part]
+        base = "f" if part.kind == "f" else "i"
+        value = out.let(Read(name, HELD[base], offset, Type(BASES[HELD[base]])), stem)
+        step = self.steps.get(part)
+        out.keep(out.key(part, At(row)) if step is None else offset_key(out, part, step, At(row)), value)
+        return value
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was computed of a reduction's elements, and where it is. A kind of table says where, by `place`."""
+
+    made: Made
+
+    @property
+    def asked(self) -> tuple[Expr, ...]:
+        """The conditions that `read` answers."""
+        return self.made.asked
+
+    def place(self, out: Emitter, binders: Sequence[Binder], row: int) -> X:
+        """Where the buffers hold the element at the present indices, for a row of the tile."""
+        raise NotImplementedError
 
     def read(self, out: Emitter, binders: Sequence[Binder], row: int) -> X | None:
         """Names a row's parts at the present indices; whether its element counts, None for always."""
-        offset = _place(out, binders, self.row, row)
-        named = {name: self._named(out, part, name, offset, row) for part, name in self.buffers.items()}
-        if self.mask is None:
+        made, offset = self.made, self.place(out, binders, row)
+        named = {name: made.named(out, part, offset, row) for part, name in made.buffers.items()}
+        if made.mask is None:
             return None
-        if self.mask in named:
-            return flag("ge", named[self.mask], Lit(0))
-        return flag("ge", Read(self.mask, "i32", offset, Type("i")), Lit(0))
+        if made.mask in named:
+            return flag("ge", named[made.mask], Lit(0))
+        return flag("ge", Read(made.mask, "i32", offset, Type("i")), Lit(0))
+
+    def fetch(self, out: Emitter, e: Reduce, row: int) -> None:
+        """Asks for what the same element of a later row will read, where that is wanted."""
+
+
+@dataclass(frozen=True)
+class RowTable(Table):
+    """A table of as many rows as a vector has lanes: `[inner indices][rows]`.
+
+    Attributes:
+        row: the first of the rows that are being reduced.
+        ahead: the first of the rows after them; None where nothing is asked for before.
+    """
+
+    row: X
+    ahead: X | None
+
+    def place(self, out: Emitter, binders: Sequence[Binder], row: int) -> X:
+        """Where the buffers hold the element at the present indices, for a row of the tile."""
+        return _place(out, binders, self.row, row)
 
     def fetch(self, out: Emitter, e: Reduce, row: int) -> None:
         """Asks for what the same element of a later row will read: its place is known, and memory takes long."""
         if self.ahead is None:
             return
-        offset = _place(out, e.binders, self.ahead, row)
+        made, offset = self.made, _place(out, e.binders, self.ahead, row)
         with out.branch([b.index for b in e.binders]) as body:
-            for part, name in self.buffers.items():
+            for part in made.buffers:
                 if part.kind == "i":
-                    self._named(out, part, name, offset, row, "next")
+                    made.named(out, part, offset, row, "next")
             for x in dict.fromkeys(y for part in e.body for y in walk(part)):
-                if isinstance(x, Load) and set(x.index) & set(self.buffers):
+                if isinstance(x, Load) and set(x.index) & set(made.buffers):
                     for vector in out.vectors_of(x):
                         found = out.handlers[Load](out, x, At(row, vector))
                         if isinstance(found, Read) and found.mode == "plain":
                             out.write(Fetch(found.array, found.offset))
         out.stack[-1].body.extend(body)
-
-    def _named(self, out: Emitter, part: Expr, name: str, offset: X, row: int, stem: str = "t") -> X:
-        """Reads a part, and remembers it as what it is: a value, or an offset."""
-        base = "f" if part.kind == "f" else "i"
-        value = out.let(Read(name, _HELD[base], offset, Type(BASES[_HELD[base]])), stem)
-        step = self.steps.get(part)
-        out.keep(out.key(part, At(row)) if step is None else offset_key(out, part, step, At(row)), value)
-        return value
 
 
 def parts(e: Reduce, vector: str | None, rows: str | None) -> list[Expr]:
@@ -132,28 +166,34 @@ def over(
         over(out, later, bounds.rest, body, written_out=written_out)
 
 
-Made = tuple[dict[Expr, str], str | None, frozenset[Expr], dict[Expr, X]]
+def tabled(out: Emitter, values: Sequence[Expr]) -> list[Reduce]:
+    """The reductions in `values` that have parts to compute beforehand."""
+    found = dict.fromkeys(e for value in values for e in walk(value) if isinstance(e, Reduce))
+    return [e for e in found if parts(e, out.schedule.vector, out.schedule.rows)]
 
 
 def fill(out: Emitter, values: Sequence[Expr], first: X) -> dict[Reduce, Made]:
-    """Writes the loops that make the tables of all reductions in `values`, for the tile of rows that begins at `first`.
-
-    What it gives is what `Table` takes first, for each reduction.
-    """
-    found: dict[Reduce, Made] = {}
-    for value in values:
-        for e in walk(value):
-            if isinstance(e, Reduce) and e not in found and parts(e, out.schedule.vector, out.schedule.rows):
-                found[e] = _filled(out, e, first)
-    return found
+    """Writes the loops that make the tables of all reductions in `values`, for the tile of rows from `first` on."""
+    return {e: _filled(out, e, first) for e in tabled(out, values)}
 
 
 def _filled(out: Emitter, e: Reduce, first: X) -> Made:
-    rows, vector, lanes = out.schedule.rows, out.schedule.vector, out.schedule.lanes
-    whole = product([*(out.size(b.extent) for b in e.binders), Lit(lanes)])
+    rows, lanes = out.schedule.rows, out.schedule.lanes
+    made = allocated(out, e, product([*(out.size(b.extent) for b in e.binders), Lit(lanes)]))
+    before = out.context
+    out.context = replace(before, vector=rows, lanes=lanes, vectors=1, rows=None, tile_rows=1)
+    out.env[str(rows)] = first
+    over(out, e.binders, made.asked, lambda rest: element(out, made, _place(out, e.binders, Lit(0)), rest))
+    out.context = before
+    return made
+
+
+def allocated(out: Emitter, e: Reduce, whole: X) -> Made:
+    """Buffers of `whole` numbers for the parts of `e`, and what they will hold."""
+    vector = out.schedule.vector
     buffers = {
         part: out.alloc("table", "f" if part.kind == "f" else "i", whole, "workspace")
-        for part in parts(e, vector, rows)
+        for part in parts(e, vector, out.schedule.rows)
     }
     shared = tuple(c for c in conditions(e.where) if vector not in free(c))
     # A place inside of an array is never negative, and so can say itself that its element does not count.
@@ -161,24 +201,24 @@ def _filled(out: Emitter, e: Reduce, first: X) -> Made:
     mask = None if not shared else places[0] if places else out.alloc("table", "i", whole, "workspace")
     steps = {part: step for part in buffers if (step := _step(out, e, part)) is not None}
     out.small += [mul(step, _reach(out, e, part)) for part, step in steps.items()]
-    before = out.context
-    out.context = replace(before, vector=rows, lanes=lanes, vectors=1, rows=None, tile_rows=1)
-    out.env[str(rows)] = first
+    return Made(buffers, mask, shared, steps)
 
-    def element(rest: tuple[Expr, ...]) -> None:
-        offset = _place(out, e.binders, Lit(0))
-        counts = mask_of(out, rest, At())
-        lanewise = {name: _times(out.value(part, At()), steps.get(part)) for part, name in buffers.items()}
-        if mask is not None:
-            held = lanewise.get(mask, Lit(0))
-            lanewise[mask] = held if counts is None else select(splat(counts, Type("m", lanes)), held, Lit(-1))
-        for name, value in lanewise.items():
-            base = value.type.base
-            out.write(Write(name, _HELD[base], offset, splat(value, Type(base, lanes))))
 
-    over(out, e.binders, shared, element)
-    out.context = before
-    return buffers, mask, frozenset(shared), steps
+def _itself(e: Expr) -> Expr:
+    return e
+
+
+def element(out: Emitter, made: Made, offset: X, rest: Sequence[Expr], seen: Callable[[Expr], Expr] = _itself) -> None:
+    """Stores a vector of elements, each part as what `seen` makes of it, and whether all of `rest` holds."""
+    lanes = out.context.lanes
+    counts = mask_of(out, [seen(c) for c in rest], At())
+    values = {n: _times(out.value(seen(part), At()), made.steps.get(part)) for part, n in made.buffers.items()}
+    if made.mask is not None:
+        held = values.get(made.mask, Lit(0))
+        values[made.mask] = held if counts is None else select(splat(counts, Type("m", lanes)), held, Lit(-1))
+    for name, value in values.items():
+        base = value.type.base
+        out.write(Write(name, HELD[base], offset, splat(value, Type(base, lanes))))
 
 
 def _times(value: X, step: X | None) -> X:
@@ -251,4 +291,4 @@ def _place(out: Emitter, binders: Sequence[Binder], row: X, number: int = 0) -> 
     return add(found, Lit(apart * lanes + number))
 
 
-__all__ = ["Table", "fill", "gathered", "over", "parts"]
+__all__ = ["Made", "RowTable", "Table", "allocated", "element", "fill", "gathered", "over", "parts", "tabled"]

@@ -183,9 +183,22 @@ ACROSS(vi_across_any, VI, int32_t, x | y) ACROSS(vi_across_all, VI, int32_t, x &
 #define GET_i8(x) (x)
 #define GET_f16(x) f_of_f16(x)
 #define GET_bf16(x) f_of_bf16(x)
+/* Pairs, such as coordinates: two vectors that end where the last element that is wanted does, and a shuffle. */
+#ifdef __clang__
+#define HAVE_PAIRS 0
+#define every_other(p) ((V){})
+#else
+#define HAVE_PAIRS 1
+IN V every_other(const float *p) {
+  VI at; EACH at[l] = 2 * l < LANES ? 2 * l : 2 * l + 1;
+  return __builtin_shuffle(*(const V *)p, *(const V *)(p + LANES - 1), at);
+}
+#endif
 #define READS(d, E, T) \
   IN T plain_##d(const E *p) { T r; if (sizeof(E) == 4) { memcpy(&r, p, sizeof r); } else { EACH r[l] = GET_##d(p[l]); } return r; } \
-  IN T strided_##d(const E *p, int64_t s) { T r; EACH r[l] = GET_##d(p[l * s]); return r; } \
+  IN T strided_##d(const E *p, int64_t s) { \
+    if (HAVE_PAIRS && __builtin_constant_p(s) && s == 2 && sizeof(E) == 4) return (T)every_other((const float *)p); \
+    T r; EACH r[l] = GET_##d(p[l * s]); return r; } \
   IN T guarded_##d(const E *p, int64_t i, int64_t n) { \
     if (i >= 0 && i + LANES <= n) return plain_##d(p + i); \
     T r; EACH r[l] = GET_##d(p[p_max(p_min(i + l, n - 1), 0)]); return r; } \
