@@ -102,7 +102,7 @@ def test_elements_around_the_edges_of_a_table(worker: Worker, rows: str, tile: i
     assert Judge(kernel.program, cases, worker).error("inner", path) <= TOLERANCE["f32"]
 
 
-def test_rows_are_asked_for_ahead_where_the_array_outgrows_the_caches() -> None:
+def test_gathered_rows_are_asked_for_ahead_where_the_array_outgrows_the_caches() -> None:
     program = operators.deformable.program
     held = {"b": 1, "s": 13_101, "h": 8, "c": 32, "v": 4, "q": 100, "p": 4}
     asked = {}
@@ -113,6 +113,30 @@ def test_rows_are_asked_for_ahead_where_the_array_outgrows_the_caches() -> None:
             asked[batch, bool(caches)] = {s.ahead for s in tabled}
     # 13 MB and 54 MB of rows; where nothing is known of caches, memory is thought to be far.
     assert asked == {(1, True): {False}, (4, True): {True}, (1, False): {True}, (4, False): {True}}
+
+
+def test_streamed_rows_are_asked_for_ahead_where_they_outgrow_the_near_cache() -> None:
+    program = operators.matmul.program
+    here = replace(local.detect(), caches={"L2": 2**20})
+    asked = {}
+    for size in (512, 513, 2048):
+        sizes = dict.fromkeys(program.symbols, size)
+        asked[size] = {s.ahead for s in candidates(program, groups(program)[0], here, sizes)}
+    assert asked == {512: {False}, 513: {True}, 2048: {True}}
+
+
+@pytest.mark.parametrize("name", ["half", "matmul", "tropical"])
+def test_rows_that_are_asked_for_ahead(name: str, worker: Worker) -> None:
+    program = operators.EVERY[name].program
+    (group,) = groups(program)
+    sizes = dict.fromkeys(program.symbols, 40)
+    best = next(s for s in candidates(program, group, local.detect(), sizes) if s.rows and s.tile_rows > 1)
+    asking = replace(best, ahead=True)
+    code = source(program, [asking])
+    assert "__builtin_prefetch" in code
+    cases = odd_cases(program, asking, np.random.default_rng(4))
+    error = Judge(program, cases, worker).error(name, find().build(code))
+    assert error <= max(TOLERANCE[o.dtype] for o in program.outputs)
 
 
 @settings(max_examples=40)

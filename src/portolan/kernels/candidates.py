@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from portolan.core.target import Target
 from portolan.kernels.arrays import dtype_of, size_of
 from portolan.kernels.lower import inner
+from portolan.kernels.lower.loops import streamed
 from portolan.kernels.lower.nest import Group
 from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.lower.stages import apart
@@ -22,6 +23,8 @@ _TILES = (
     *((1, 1), (14, 1), (4, 1), (16, 1), (8, 1), (5, 3), (2, 2), (2, 1), (2, 3)),
 )
 _TASKS = 4
+#: Bytes of a core's own cache, where a target does not say.
+_NEAR = 2**20
 #: Numbers in the tables of one tile: they have to stay in the nearest caches.
 _TABLE = 64_000
 #: Elements of one task where a task covers all columns.
@@ -55,7 +58,7 @@ def candidates(program: Program, group: Group, target: Target, sizes: Mapping[st
     """Schedules in the order in which the model would bet on them; at least one."""
     wide, room = lanes(target), registers(target)
     found: list[tuple[float, Schedule]] = []
-    for bare in _axes(program, group, sizes, wide, max(target.caches.values(), default=0)):
+    for bare in _axes(program, group, sizes, wide, target):
         for tile_rows, vectors in _TILES:
             if not _sensible(bare, tile_rows, vectors):
                 continue
@@ -79,16 +82,18 @@ def _sensible(bare: Schedule, rows: int, vectors: int) -> bool:
     return rows in (1, 2, 4) or not bare.within
 
 
-def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int, cache: int) -> list[Schedule]:
+def _axes(program: Program, group: Group, sizes: Mapping[str, int], wide: int, target: Target) -> list[Schedule]:
     """Vector axis, row axis, and how a task goes through them: the parts of a schedule that tiles do not change."""
+    near = target.caches.get("L2", _NEAR)
 
     def bare(vector: str | None, rows: str | None, *, within: bool = False) -> Schedule:
-        return Schedule(vector, rows, wide, within=within)
+        ahead = rows is not None and not within and _streamed(program, group, vector, rows, sizes) > near
+        return Schedule(vector, rows, wide, ahead=ahead, within=within)
 
     def table(vector: str, rows: str) -> list[Schedule]:
         # By size: random arguments, whose places are outside mostly, cannot tell what asking ahead is worth. It needs
         # the places of rows that come later, which a table of rows has.
-        ahead = _reached(program, group, vector, rows, sizes) > cache
+        ahead = _reached(program, group, vector, rows, sizes) > max(target.caches.values(), default=0)
         found = [Schedule(vector, rows, wide, table="rows", ahead=ahead)] if sizes.get(rows, 0) >= wide else []
         if not ahead and _joinable(group, vector, rows, sizes, wide):
             found.append(Schedule(vector, rows, wide, table="inner"))
@@ -123,8 +128,18 @@ def _mixed(group: Group, vector: str) -> bool:
 
 def _reached(program: Program, group: Group, vector: str, rows: str, sizes: Mapping[str, int]) -> int:
     """Bytes of the arrays that are read at computed places."""
-    names = {n for e in _gathering(group, vector, rows) for n in gathered(e, vector, rows)}
-    tensors = [program.tensor(n) for n in names]
+    return _bytes(program, {n for e in _gathering(group, vector, rows) for n in gathered(e, vector, rows)}, sizes)
+
+
+def _streamed(program: Program, group: Group, vector: str | None, rows: str, sizes: Mapping[str, int]) -> int:
+    """Bytes of the arrays of which rows read one element after another, for each panel of columns again."""
+    reductions = [e for v in group.values for e in walk(v) if isinstance(e, Reduce)]
+    found = (x.tensor for e in reductions for x in streamed([e], e.binders[-1].index, rows, vector))
+    return _bytes(program, set(found), sizes)
+
+
+def _bytes(program: Program, names: Collection[str], sizes: Mapping[str, int]) -> int:
+    tensors = [t for t in program.inputs if t.name in names]
     return sum(dtype_of(t).itemsize * math.prod(size_of(a, sizes) for a in t.axes) for t in tensors)
 
 

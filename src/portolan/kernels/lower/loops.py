@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
+from portolan.kernels.arrays import dtype_of
 from portolan.kernels.bounds import affine
-from portolan.kernels.ir import Do, If, Lit, Ref, X, sub
+from portolan.kernels.ir import PLACE, Do, Fetch, If, Lit, Read, Ref, X, sub
 from portolan.kernels.lower import kept
-from portolan.kernels.lower.elements import both, compare, splat
+from portolan.kernels.lower.elements import both, compare, flag, splat
 from portolan.kernels.lower.emitter import At, Emitter
 from portolan.kernels.lower.limits import conditions, limits, mask_of, mentions
 from portolan.kernels.lower.reductions import LANEWISE, across, begin, finish, take
 from portolan.kernels.lower.staged import parts_to_stage, staged
 from portolan.kernels.lower.tables import over
-from portolan.kernels.tree import Binder, Expr, Load, Ranked, Reduce, Scan, free, renamed, walk
+from portolan.kernels.tree import Binder, Expr, Idx, Load, Ranked, Reduce, Scan, free, renamed, walk
+
+#: Bytes that memory moves at once.
+_LINE = 64
 
 
 def reduce(out: Emitter, e: Expr, at: At) -> X:
@@ -93,6 +98,7 @@ def _loops(out: Emitter, group: list[Reduce]) -> None:
 
     def element(rest: tuple[Expr, ...]) -> None:
         if table is None:
+            _fetch(out, group)
             elements(out, group, accs, rest)
             return
         rest = tuple(c for c in rest if c not in table.asked)
@@ -110,6 +116,31 @@ def _loops(out: Emitter, group: list[Reduce]) -> None:
     for scan in scans:
         out.stack[out.level([scan.axis])].known["scanned", scan] = Lit(1)
     results(out, group, accs)
+
+
+def _fetch(out: Emitter, group: list[Reduce]) -> None:
+    """Asks for what the next tile of rows will read along the innermost index, once for each line of the cache.
+
+    Behind the last tile that is memory which nobody reads: asking changes nothing.
+    """
+    rows, tile, index = out.context.rows, out.context.tile_rows, group[0].binders[-1].index
+    if not out.schedule.ahead or rows is None or not isinstance(out.env[index], Ref):
+        return
+    for load in streamed(group, index, rows, out.context.vector):
+        tensor = out.program.tensor(load.tensor)
+        with out.branch([index]) as body:
+            for row in range(tile, 2 * tile):
+                found = out.handlers[Load](out, load, At(row))
+                if isinstance(found, Read) and found.mode == "plain":
+                    out.write(Fetch(found.array, found.offset))
+        place = Do("mod", (out.env[index], Lit(_LINE // dtype_of(tensor).itemsize)), PLACE)
+        out.write(If(flag("eq", place, Lit(0)), tuple(body)))
+
+
+def streamed(group: Sequence[Reduce], index: str, rows: str, vector: str | None) -> list[Load]:
+    """What rows read one element after another along `index`, and columns share."""
+    loads = dict.fromkeys(x for e in group for part in e.body for x in walk(part) if isinstance(x, Load))
+    return [x for x in loads if x.index[-1] == Idx(index) and rows in free(x) and vector not in free(x)]
 
 
 Accs = dict[tuple[Reduce, int, int], tuple[Ref, ...]]

@@ -23,8 +23,8 @@ class Schedule:
         table: how parts that columns share are computed for the tile beforehand: empty for not at all; `rows` with
             vectors along the rows, of which a tile then has as many as a vector has lanes, to be reduced `tile_rows` at
             a time; `inner` with vectors along the reduction's own indices, for `tile_rows` rows.
-        ahead: whether what later rows of a table read is asked for before: it hides memory, and costs time where the
-            arrays fit in a cache.
+        ahead: whether what later rows read is asked for before: it hides memory, and costs time where the arrays fit in
+            a near cache.
         within: whether a task covers all columns, one tile after another: what they share is then computed once.
         shared: rows and columns that each thread of a group makes of the tile, which the group shares; 0 where a task
             has the tile for itself.
