@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from portolan.serving.turns import Turns
+from portolan.serving.turns import Looks, Turns
 
 
 class Loop:
@@ -71,3 +71,33 @@ def test_calls_behind_a_long_turn_came_after_the_loop_looked_last(share: float) 
     loop.end()
     loop.work(0.001)
     assert loop.waited() == pytest.approx(0.004)
+
+
+def test_answers_are_looked_for_in_the_middle_of_a_turn() -> None:
+    looks = Looks()
+    assert looks.due(100.0, 0.0)
+    found = [n for n in range(1, 100) if looks.due(100.0 + n * 1e-4, n * 1e-4)]
+    assert found == [11, 22, 33, 44, 55, 66, 77, 88, 99]
+    assert looks.unseen == pytest.approx(11e-4)
+
+
+def test_an_answer_may_have_lain_for_the_longest_time_without_a_look_and_that_is_forgotten() -> None:
+    looks = Looks()
+    looks.due(100.0, 0.0)
+    looks.due(100.030, 0.050)
+    assert looks.unseen == pytest.approx(0.030)
+    looks.due(100.032, 0.050)
+    assert looks.unseen == pytest.approx(0.027)
+    for n in range(60):
+        looks.due(100.034 + n * 2e-3, 0.050)
+    assert looks.unseen == pytest.approx(0.002)
+
+
+def test_a_loop_that_slept_would_have_seen_an_answer_at_once() -> None:
+    looks = Looks()
+    looks.due(100.0, 0.0)
+    looks.due(100.030, 0.050)
+    looks.due(160.0, 0.0)
+    assert looks.unseen == 0.0
+    looks.due(170.0, 0.004)  # it had slept till 4 ms ago
+    assert looks.unseen == pytest.approx(0.004)

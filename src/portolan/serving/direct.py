@@ -61,9 +61,6 @@ class Direct:
         are not: they go to the kernel from where they lie, and what it does not take at once is copied.
         """
         transport = self._transport
-        if len(pieces) == 1:
-            transport.write(pieces[0])
-            return
         # A transport that is closing has closed the descriptor, and its number may be another connection's by now.
         if self._socket is None or transport.is_closing() or transport.get_write_buffer_size():
             transport.write(b"".join(pieces))

@@ -8,6 +8,10 @@ from typing import Any, Final
 
 #: Share of the time between two turns that the loop has to have worked, so that nothing was read for want of a turn.
 _BUSY: Final = 0.3
+#: Seconds after which answers are looked for again.
+_LOOK: Final = 1e-3
+#: What is left, at each look, of the longest time without one.
+_FORGETS: Final = 0.9
 
 
 class Turns:
@@ -46,3 +50,24 @@ class Turns:
 
     def _end(self) -> None:
         self._open = False
+
+
+class Looks:
+    """When answers of replicas were looked for: in the middle of turns too, for one that reads many calls is long.
+
+    Attributes:
+        unseen: seconds that an answer may lie before it is seen.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self.unseen = 0.0
+
+    def due(self, now: float, waited: float) -> bool:
+        """Whether to look now, where a call that is read now has waited so long; then it counts as done."""
+        if now <= self._last + _LOOK:
+            return False
+        # A loop that had nothing to do would have seen an answer at once, however long ago it looked.
+        self.unseen = max(min(now - self._last, waited), _FORGETS * self.unseen) if waited else 0.0
+        self._last = now
+        return True

@@ -20,14 +20,12 @@ from portolan.serving.pool import Pool
 from portolan.serving.scheduler import Cost, Growth, Queue
 from portolan.serving.source import Source
 from portolan.serving.ticket import Batch, Done, Ticket
-from portolan.serving.turns import Turns
+from portolan.serving.turns import Looks, Turns
 
 _LONGEST_TIMEOUT: Final = 3600.0
 #: Seconds that calls wait for company at most, where there is no core to run them on.
 _SHORT: Final = 0.01
 _REMEMBERED: Final = 64
-#: Seconds after which replicas are heard again, while calls are read.
-_HEAR: Final = 1e-3
 
 
 class Observer(Protocol):
@@ -78,13 +76,23 @@ class Version:
         self._packer = Packer(source.signature, arena, batches=False)
         self._divisions = Divisions(source.signature)
         self._kicked = False
-        self._heard = 0.0
+        self._looks = Looks()
         self._told_late: dict[int, Refusal] = {}
         self._growth = Growth()
         self._turns = Turns(self._loop.call_soon)
         self._running = 0
         self._first: asyncio.Future[None] = self._loop.create_future()
         self._empty: asyncio.Future[None] | None = None
+
+    @property
+    def _full(self) -> int:
+        """Rows of a batch that does not gain by growing."""
+        return min(self.cap, self.cost.efficient)
+
+    @property
+    def _brisk(self) -> bool:
+        """Whether turns are shorter than batches: what is read in this turn may well join the next batch."""
+        return self._turns.lag < self.cost(self._full)
 
     async def load(self) -> None:
         """Starts the first replica and waits until it is warm.
@@ -110,7 +118,11 @@ class Version:
         if checker is None or self.state != "ready":
             raise Refusal("not_ready", f"the model `{self.source.name}` is not ready", 1.0)
         now = self._loop.time()
-        came = now - self._turns.waited(now)
+        waited = self._turns.waited(now)
+        if self._looks.due(now, waited):
+            for instance in list(self.pool.instances):
+                instance.hear()
+        came = now - waited
         timeout = call.timeout
         try:
             layout = checker.check(call)
@@ -126,8 +138,8 @@ class Version:
             done(hopeless)
             return ticket
         self._last = now
-        if self.queue.rows >= self.cap:
-            self._amid(now)
+        if self.queue.rows >= self._full and self.pool.free() is not None:
+            self._dispatch()  # a turn that reads many calls is long: full batches leave in the middle of it
         self.queue.push(ticket)
         self._kick()
         return ticket
@@ -203,14 +215,15 @@ class Version:
         now = self._loop.time()
         if instance.batches:
             instance.batches[0].begun = now
-        self.cost.observe(batch.rows, now - batch.begun)
+        # How late the front looks is counted beside the cost wherever it is used, and would be counted twice.
+        self.cost.observe(batch.rows, max(frame.seconds, now - batch.begun - self._looks.unseen))
         try:
             division = self._divisions.of(frame.header, batch.rows if self._shared else None)
             blob = self._packer.outputs(batch, frame, division.size)
         except (ValueError, KeyError) as error:
             self._running -= 1
             return self._failed(batch, f"the model's outputs are not as its signature says: {error}")
-        if 0 < self.queue.rows < self.cap:
+        if 0 < self.queue.rows < self._full and self._brisk:
             self._kick()  # more calls may be read in this turn of the loop, and the batch can do with them
             self._loop.call_soon(self._answer, batch, division, blob, now, frame.seconds)
             return None
@@ -297,7 +310,7 @@ class Version:
         limits, queue = self.source.limits, self.queue
         if queue.length >= limits.queue or (queue.length and queue.bytes + ticket.size > limits.queue_bytes):
             return Refusal("overloaded", f"{queue.length:,} calls wait already", max(self.wait_seconds(), 0.1))
-        if ticket.deadline < now + self._turns.lag + self.cost(1):
+        if ticket.deadline < now + self._looks.unseen + self.cost(1):
             return self._late(ticket.deadline - ticket.arrived)
         return None
 
@@ -307,15 +320,6 @@ class Version:
             self._kicked = True
             self._loop.call_soon(self._dispatch)
 
-    def _amid(self, now: float) -> None:
-        """A turn that reads many calls is long: in the middle of it replicas are heard, and full batches leave."""
-        if self.pool.free() is None and now > self._heard + _HEAR:
-            self._heard = now
-            for instance in list(self.pool.instances):
-                instance.hear()
-        if self.pool.free() is not None:
-            self._dispatch()
-
     def _dispatch(self) -> None:
         self._kicked = False
         while self.queue.length:
@@ -323,11 +327,11 @@ class Version:
             instance, start = self._place(now)
             if instance is None:
                 return
-            if self._cores.crowded and self._growth.more(self.queue, self.cost, self.cap, now):
+            if self._cores.crowded and self._brisk and self._growth.more(self.queue, self.cost, self.cap, now):
                 self._kick()
                 return
-            # The answer is seen a turn after it has come.
-            chosen, refused = self.queue.pick(start + self._turns.lag, self.cost, self.cap)
+            # The answer is seen some time after it has come.
+            chosen, refused = self.queue.pick(start + self._looks.unseen, self.cost, self.cap)
             if chosen:
                 self._run(instance, chosen, now)
             for ticket in refused:
@@ -340,7 +344,7 @@ class Version:
         free = self.pool.free()
         if free is not None and not self._better_joined(now):
             return free, now
-        if self.queue.rows < self.cap:
+        if self.queue.rows < self._full:
             return None, now
         for busy in self.pool.instances:
             if busy.state == "busy" and len(busy.batches) == 1:
