@@ -57,8 +57,8 @@ class Direct:
         return found[0]
 
     def send(self, pieces: Sequence[Piece]) -> None:
-        """Sends an answer, after what waits to be sent: one piece, which is kept until it is sent, or several, which
-        are not: they go to the kernel from where they lie, and what it does not take at once is copied.
+        """Sends an answer at once, or after what waits to be sent. Its pieces go to the kernel from where they lie, and
+        what it does not take is copied.
         """
         transport = self._transport
         # A transport that is closing has closed the descriptor, and its number may be another connection's by now.
