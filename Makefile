@@ -57,9 +57,8 @@ browser:
 	  || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \
 	  || echo "no browser, and not root: the report's browser tests are left out"
 
-# Files are shared out to two processes: much of the time is spent waiting for processes to start and end. They go in the
-# order of their names, which has unit tests last: files of many tests first would leave the few that take minutes to the end.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15
+# Files are shared out to two processes: much of the time is spent waiting for processes to start and end.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
 
 # Without a browser the tests that need one are deselected by name, and the line above says so.
 test: lint browser
