@@ -7,6 +7,7 @@ indices (`inner`); then each row is reduced with vectors along the columns, and 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -51,7 +52,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(ABC):
     """What was computed of a reduction's elements, and where it is. A kind of table says where, by `place`."""
 
     made: Made
@@ -61,9 +62,9 @@ class Table:
         """The conditions that `read` answers."""
         return self.made.asked
 
+    @abstractmethod
     def place(self, out: Emitter, binders: Sequence[Binder], row: int) -> X:
         """Where the buffers hold the element at the present indices, for a row of the tile."""
-        raise NotImplementedError
 
     def read(self, out: Emitter, binders: Sequence[Binder], row: int) -> X | None:
         """Names a row's parts at the present indices; whether its element counts, None for always."""
@@ -75,7 +76,7 @@ class Table:
             return flag("ge", named[made.mask], Lit(0))
         return flag("ge", Read(made.mask, "i32", offset, Type("i")), Lit(0))
 
-    def fetch(self, out: Emitter, e: Reduce, row: int) -> None:
+    def fetch(self, out: Emitter, e: Reduce, row: int) -> None:  # noqa: B027 - a kind may have nothing to ask for
         """Asks for what the same element of a later row will read, where that is wanted."""
 
 
