@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from portolan.kernels.plan import Plan
 from portolan.kernels.printers.opencl import OpenCLPrinter
 
 _FIX = "pip install 'portolan[opencl]'"
+_TRIAL = "__kernel void trial(__global float *a) { a[0] = 1; }"
 
 
 class OpenCL(Language):
@@ -45,18 +47,29 @@ class OpenCL(Language):
         return _Loaded(path, plan)
 
 
+@functools.cache
 def first_device() -> Any:
-    """The first GPU, else the first device of any kind.
+    """The first GPU that compiles a program, else the first such device of any kind.
 
     Raises:
-        NoBackend: no driver has one.
+        NoBackend: no driver has one. PoCL, for one, refuses all programs on processors newer than its LLVM.
     """
     import pyopencl as cl
 
     found = [d for p in cl.get_platforms() for d in p.get_devices()]
-    if not found:
-        raise NoBackend("no OpenCL driver has a device", hint="apt install pocl-opencl-icd")
-    return next((d for d in found if d.type & cl.device_type.GPU), found[0])
+    refused = []
+    for device in sorted(found, key=lambda d: not d.type & cl.device_type.GPU):
+        try:
+            cl.Program(cl.Context([device]), _TRIAL).build()
+        except cl.Error as error:
+            last = str(error).strip().splitlines()
+            refused.append(next((line for line in last if line.startswith("error:")), last[0]))
+            continue
+        return device
+    if refused:
+        said = "; ".join(dict.fromkeys(refused))
+        raise NoBackend(f"every OpenCL driver refuses to compile: {said}", hint="apt install pocl-opencl-icd")
+    raise NoBackend("no OpenCL driver has a device", hint="apt install pocl-opencl-icd")
 
 
 class _Loaded(OnDevice):
