@@ -8,6 +8,9 @@
  * One thread and one epoll: a generator that shares the server's processors must cost little beside it. So it looks every
  * 0.3 ms, whatever has come by then; woken by each answer, it costs the processors twice as much, and the server has to
  * pay for the waking. A request is that much late at most, which counts, and so is the reading of its answer.
+ *
+ * Where the system allows it, it goes before every other process when it wakes: clients that have machines of their own
+ * send in time however busy the server is.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -16,6 +19,7 @@
 #include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,9 +28,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FIRST = 1024, MOST = 2048, HEAD = 8192, EVENTS = 256 };
+enum { MOST = 2000, HEAD = 8192, EVENTS = 256 };
 static const double PATIENCE = 30.0;
 static const struct timespec tick = {.tv_nsec = 300000};
+static const struct sched_param first = {.sched_priority = 1};
 
 struct result { double status, latency, late; };
 struct client {
@@ -178,11 +183,12 @@ int main(int argc, char **argv) {
     found = calloc(requests, sizeof *found);
     if (!found || (poller = epoll_create1(0)) < 0) fail("start");
     for (long i = 0; i < requests; i++) found[i].latency = INFINITY;
-    for (int i = 0; i < FIRST; i++) {
+    for (int i = 0; i < MOST; i++) {
         int slot = take();
         if (slot < 0) fail("connect");
     }
     for (int i = 0; i < count; i++) idle[idles++] = i;
+    sched_setscheduler(0, SCHED_FIFO, &first);
     begin = seconds() + 0.5;  /* the server takes its time with so many new connections */
     double last = requests ? due[requests - 1] + PATIENCE : 0;
     struct epoll_event events[EVENTS];

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,10 +154,19 @@ def _under(pid: int, roots: set[int], parents: Mapping[int, int]) -> bool:
     return False
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+def free_port(count: int = 1) -> int:
+    """The first of so many free ports in a row."""
+    while True:
+        with ExitStack() as held:
+            first = held.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                for more in range(1, count):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port + more))
+            except OSError:
+                continue
+            return port
 
 
 @contextmanager
@@ -191,8 +200,8 @@ def installed(folder: Path) -> Path:
 
 @contextmanager
 def peer(name: str, environments: Path, model: Path) -> Iterator[Server]:
-    """Another server on the same model, in its own environment."""
-    port, python = free_port(), environments / name / "bin" / "python"
+    """Another server on the same model, in its own environment; MLServer takes three ports."""
+    port, python = free_port(3), environments / name / "bin" / "python"
     if not python.is_file():
         raise SystemExit(f"no `{python}`: run `benchmarks/serving/peers.sh {environments} {name}`")
     paths = {"litserve": ("/predict", "/health"), "ray": ("/infer", "/-/healthz")}

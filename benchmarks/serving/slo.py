@@ -8,7 +8,8 @@ with `--closed` it is the closed loop's itself, which is harder: that load leave
 - at 80 % of capacity, at least 99 % of the admitted requests are answered within the goal;
 - at 120 %, the goodput (answered within the goal) is at least 75 % of capacity;
 - a burst of one second at ten times the rate before it (`--base`, half of capacity): the goodput of that second is at
-  least 75 % of capacity, and requests due later than 2 s after it are served as before it.
+  least 75 % of capacity, and requests due later than 2 s after it are served as before it. Of several bursts
+  (`--bursts`) the median counts, and of what comes before and after them all.
 
 Exits 1 where one of these is missed. A run in which the generator itself was late is void.
 """
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--goal", type=float, help="of the p99, in milliseconds")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each steady load")
     parser.add_argument("--base", type=float, default=0.5, help="load before the burst, as a share of capacity")
+    parser.add_argument("--bursts", type=int, default=5)
     parser.add_argument("--closed", action="store_true", help="take the closed loop's rate for the capacity")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
@@ -51,7 +53,8 @@ def main() -> int:
         print(f"{told}, {capacity / most:.0%} of a closed loop's {most:.0f}/s", flush=True)
         missed = steady(server, work, capacity, goal, given.seconds, given.seed)
         missed += overload(server, work, capacity, goal, given.seconds, given.seed + 1)
-        missed += burst(server, work, capacity * given.base, capacity, goal, given.seed + 2)
+        seeds = range(given.seed + 2, given.seed + 2 + given.bursts)
+        missed += bursts(server, work, capacity * given.base, capacity, goal, seeds)
     return int(missed > 0)
 
 
@@ -91,19 +94,30 @@ def overload(server: Server, work: Workload, capacity: float, goal: float, secon
     return say(f"{line}, {late} answered late; bound 75 %", rate >= 0.75 * capacity)
 
 
-def burst(server: Server, work: Workload, base: float, capacity: float, goal: float, seed: int) -> int:
+def bursts(server: Server, work: Workload, base: float, capacity: float, goal: float, seeds: range) -> int:
+    end = BEFORE + BURST
+    found = [burst(server, work, base, goal, seed) for seed in seeds]
+    during = [one.window(BEFORE, end) for one in found]
+    rates = sorted(one.good(goal) / BURST / capacity for one in during)
+    late = sum(one.admitted() - one.good(goal) for one in during)
+    line = f"10x burst: goodput {np.median(rates):.1%} of capacity ({rates[0]:.1%} to {rates[-1]:.1%}, n={len(rates)})"
+    missed = say(f"{line}, {late} answered late; bound 75 %", float(np.median(rates)) >= 0.75)
+    was = share([one.window(0, BEFORE) for one in found], goal)
+    now = share([one.window(end + RECOVERY, end + RECOVERY + AFTER) for one in found], goal)
+    return missed + say(f"2 s after it: {now:.2%} within the goal, {was:.2%} before it", now >= min(was, 0.99))
+
+
+def burst(server: Server, work: Workload, base: float, goal: float, seed: int) -> Open:
     parts, begin = [], 0.0
     for i, (seconds, rate) in enumerate(((BEFORE, base), (BURST, 10 * base), (RECOVERY + AFTER, base))):
-        parts.append(begin + arrivals(rate, seconds, seed + i))
+        parts.append(begin + arrivals(rate, seconds, 10 * seed + i))
         begin += seconds
-    found = send(server, work, goal, np.concatenate(parts))
-    during = found.window(BEFORE, BEFORE + BURST)
-    before, after = found.window(0, BEFORE), found.window(BEFORE + BURST + RECOVERY, begin)
-    rate = during.good(goal) / BURST
-    line = f"10x burst: goodput {rate:.0f}/s, {rate / capacity:.1%} of capacity"
-    missed = say(f"{line}, {during.admitted() - during.good(goal)} answered late; bound 75 %", rate >= 0.75 * capacity)
-    was, now = (part.good(goal) / max(len(part.due), 1) for part in (before, after))
-    return missed + say(f"2 s after it: {now:.2%} within the goal, {was:.2%} before it", now >= min(was, 0.99))
+    return send(server, work, goal, np.concatenate(parts))
+
+
+def share(parts: list[Open], goal: float) -> float:
+    """What was answered within the goal, of all that was sent."""
+    return sum(part.good(goal) for part in parts) / max(sum(len(part.due) for part in parts), 1)
 
 
 def send(server: Server, work: Workload, goal: float, due: np.ndarray) -> Open:
