@@ -85,7 +85,7 @@ def optimize(env: dict[str, str], folder: Path, *args: str, model: str = "demo:d
 def test_bad_passes_lose_their_own_trials(env: dict[str, str], tmp_path: Path) -> None:
     study = optimize(
         env, tmp_path, "-g", "accuracy_drop <= 1%", "-g", "min latency_p50", "--passes", "hungry,spoil,useless",
-        "--backend", "onnxruntime", "--budget", "12 trials",
+        "--backend", "onnxruntime", "--budget", "40s, 12 trials",
     )  # fmt: skip
     assert study["met"]
     found: dict[str, list[Any]] = {}

@@ -35,7 +35,7 @@ def test_it_is_searched_where_outputs_must_not_change_and_shipped(tmp_path: Path
     path = encoder(tmp_path / "net.onnx", batch=1).path
     study = portolan.optimize(
         path, goals=["min latency_p50"], data=tmp_path / "data.npz", passes=["trim"], backend=["onnxruntime"],
-        budget="4 trials", study=tmp_path / "study",
+        budget="20s, 4 trials", study=tmp_path / "study",
     )  # fmt: skip
     trimmed = [trial for trial in study.trials if [step.name for step in trial.recipe.passes] == ["trim"]]
     assert trimmed

@@ -64,8 +64,12 @@ def _starts(spent: float, chosen: Sequence[Candidate], trials: Trials) -> int:
 
 
 def _block_seconds(chosen: Sequence[Candidate], trials: Trials) -> float:
-    slowest = max(trials[c.key].metrics["latency_p50"].value for c in chosen)
-    return max(0.1, min(0.5, 3 * slowest / 1e3))
+    slowest = max(_latency(c, trials) for c in chosen)
+    return max(0.1, min(0.5, 3 * slowest))
+
+
+def _latency(candidate: Candidate, trials: Trials) -> float:
+    return trials[candidate.key].metrics["latency_p50"].value / 1e3
 
 
 class Finals:
@@ -121,7 +125,7 @@ class Finals:
             if candidate.key in outcome.arms:
                 more[candidate.key] = _seen(seen[candidate.key])
                 if spending.left > LOADED:
-                    more[candidate.key] |= self._loaded(candidate, cores)
+                    more[candidate.key] |= self._loaded(candidate, cores, _latency(candidate, trials))
         found = {key: {name: m.to_json() for name, m in metrics.items()} for key, metrics in more.items()}
         return {"race": outcome.to_json(), "more": found}
 
@@ -134,13 +138,13 @@ class Finals:
 
         return Arm(candidate.key, start)
 
-    def _loaded(self, candidate: Candidate, cores: int) -> Metrics:
+    def _loaded(self, candidate: Candidate, cores: int, latency: float) -> Metrics:
         """Throughput under concurrent callers; nothing if the runtime cannot take them."""
         try:
             session = Session(self._compiled(candidate), self._feeds)
             try:
                 with measuring():
-                    return {"throughput": session.throughput(cores)}
+                    return {"throughput": session.throughput(cores, latency)}
             finally:
                 session.close()
         except WorkerError as error:

@@ -84,8 +84,14 @@ class Session:
         """Peak resident bytes so far."""
         return int(self._ask("memory", timeout=patience(_RUN_SECONDS)).fields["peak"])
 
-    def throughput(self, cores: int, seconds: float = 0.4) -> Measurement:
-        """Inferences per second: the better of one caller and one per core, over three blocks."""
+    def throughput(self, cores: int, latency: float) -> Measurement:
+        """Inferences per second: the better of one caller and one per core, over three blocks.
+
+        Args:
+            cores: of the target.
+            latency: about what one inference takes, in seconds: a block has some thirty, and takes 0.1 to 0.4 s.
+        """
+        seconds = max(0.1, min(0.4, 30 * latency))
         best: list[float] = []
         for callers in dict.fromkeys((1, cores)):
             rates = []
