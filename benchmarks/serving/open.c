@@ -183,7 +183,7 @@ int main(int argc, char **argv) {
     found = calloc(requests, sizeof *found);
     if (!found || (poller = epoll_create1(0)) < 0) fail("start");
     for (long i = 0; i < requests; i++) found[i].latency = INFINITY;
-    for (int i = 0; i < MOST; i++) {
+    for (int i = 0; i < MOST && i < requests; i++) {
         int slot = take();
         if (slot < 0) fail("connect");
     }

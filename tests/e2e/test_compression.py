@@ -126,7 +126,7 @@ def test_a_pass_that_needs_more_memory_than_there_is(env: dict[str, str], tmp_pa
     (tmp_path / "recipe.toml").write_text(recipe)
     study = optimize(
         env, tmp_path, "-g", "cosine >= 0.9", "-g", "min size", "--backend", "onnxruntime", "--data", "rows.npz",
-        "--recipe", "recipe.toml", "--budget", "4 trials", model="w.onnx",
+        "--recipe", "recipe.toml", "--budget", "15s, 4 trials", model="w.onnx",
     )  # fmt: skip
     assert study["met"]
     failed = next(t for t in study["trials"] if t["recipe"]["passes"])

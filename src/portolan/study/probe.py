@@ -20,6 +20,8 @@ from portolan.worker import Reply, Worker, patience
 _LOAD_SECONDS, _RUN_SECONDS, _JUDGE_SECONDS = 120.0, 60.0, 600.0
 #: Seconds of runs before anything is timed, at most; less where every input was run once.
 _WARM = 0.2
+#: The shortest and the longest block of a measurement of throughput, in seconds, and how many inferences one has.
+SHORTEST, LONGEST, _INFERENCES = 0.1, 0.4, 30
 _OUTPUT_BYTES = 512 * 2**20
 Outputs = dict[str, np.ndarray]
 
@@ -89,9 +91,9 @@ class Session:
 
         Args:
             cores: of the target.
-            latency: about what one inference takes, in seconds: a block has some thirty, and takes 0.1 to 0.4 s.
+            latency: about what one inference takes, in seconds.
         """
-        seconds = max(0.1, min(0.4, 30 * latency))
+        seconds = max(SHORTEST, min(LONGEST, _INFERENCES * latency))
         best: list[float] = []
         for callers in dict.fromkeys((1, cores)):
             rates = []
