@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def test_the_pass_runs_where_its_library_is(elsewhere: Path, tmp_path: Path) -> 
 
 def test_a_library_that_is_nowhere_is_refused_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PORTOLAN_PYTHON_NNCF", raising=False)
-    monkeypatch.setattr(interpreters.importlib.util, "find_spec", lambda name, *_: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "nncf" else find(name, *more))
     with pytest.raises(UsageError, match="is refused: the package `nncf` is not installed: `pip install nncf`"):
         portolan.compress(
             "demo:digits", passes=["quantize(mode=static, method=nncf)"], out=str(tmp_path / "digits.onnx")
