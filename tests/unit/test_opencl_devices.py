@@ -29,7 +29,7 @@ def drivers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Drivers]:
     def build(context: list[Any], code: str) -> SimpleNamespace:
         def built() -> None:
             if context[0].refuses:
-                raise Refused(f"clBuildProgram failed\n\nerror: {context[0].refuses}\nDevice failed")
+                raise Refused(context[0].refuses)
 
         return SimpleNamespace(build=built)
 
@@ -60,10 +60,13 @@ def test_a_device_that_compiles_nothing_is_passed_by(drivers: Drivers) -> None:
 
 
 def test_no_device_that_compiles_is_told_with_what_each_said(drivers: Drivers) -> None:
-    drivers([device("old", CPU, "unknown target CPU 'generic'")])
+    drivers([device("old", CPU, "clBuildProgram failed\n\nerror: unknown target CPU 'generic'\nDevice failed")])
     with pytest.raises(NoBackend, match="refuses to compile: error: unknown target CPU 'generic'") as caught:
         first_device()
     assert caught.value.hint == "apt install pocl-opencl-icd"
+    drivers([device("mute", CPU, " ")])
+    with pytest.raises(NoBackend, match="refuses to compile: Refused"):
+        first_device()
     drivers([])
     with pytest.raises(NoBackend, match="no OpenCL driver has a device"):
         first_device()

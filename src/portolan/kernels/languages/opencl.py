@@ -62,8 +62,8 @@ def first_device() -> Any:
         try:
             cl.Program(cl.Context([device]), _TRIAL).build()
         except cl.Error as error:
-            last = str(error).strip().splitlines()
-            refused.append(next((line for line in last if line.startswith("error:")), last[0]))
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            refused.append(next((line for line in lines if line.startswith("error:")), lines[0]))
             continue
         return device
     if refused:
