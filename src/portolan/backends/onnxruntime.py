@@ -52,6 +52,9 @@ class Session(Executable):
             self._operators = artefact.operators(path)
             registered(settings, [(kernel.domain, home.file(kernel)) for kernel, home in self._operators])
             self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDER])
+        # `InferenceSession.run` looks at its arguments in Python and hands them on, which small models feel. What it
+        # looks for is found behind it too, or cannot be here, where there is no other provider to fall back to.
+        self._call = getattr(self._session, "_sess", self._session).run
         self._artefact = artefact
         self._names = list(artefact.outputs)
         asked = {"providers": [_PROVIDER], "threads": threads, "graph_optimization": name}
@@ -59,7 +62,8 @@ class Session(Executable):
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """Runs once; the runtime allocates each call's outputs anew."""
-        return dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
+        feeds = inputs if isinstance(inputs, dict) else dict(inputs)
+        return dict(zip(self._names, self._call(self._names, feeds, None), strict=True))
 
     def save(self, folder: Path) -> None:
         """Writes the graph: an optimised file would be tied to this machine and loads no faster."""
@@ -78,7 +82,7 @@ class Session(Executable):
 
     def close(self) -> None:
         """Drops the session and its threads."""
-        self._session = None
+        self._session = self._call = None
 
 
 def _level(level: Level) -> str:

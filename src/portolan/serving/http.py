@@ -109,9 +109,7 @@ class Connection:
                 start = 0 if self._reading else self._take_known(nbytes)
                 while start < nbytes and not self._closed:
                     start = self._feed(start, nbytes)
-                if self._target is not None and self._direct is not None:
-                    self._bulk = True
-                    self._direct.wake_at(len(self._target) - self._got)
+                self._bulk = self._target is not None
         except Refusal as refusal:
             self._refuse(refusal)
         except httptools.HttpParserCallbackError as wrong:

@@ -4,7 +4,7 @@
 
 The body starts at a multiple of 64 bytes in the frame, and so does every tensor in the body, so that a runtime can
 mostly read it where it lies. The header is a list whose first item says what the frame is; see
-portolan.serving.replica. Headers repeat themselves from batch to batch, so both sides remember what they wrote and
+portolan.serving.executor. Headers repeat themselves from batch to batch, so both sides remember what they wrote and
 read; what differs each time, the seconds that a batch took, is beside it. All integers are little-endian.
 """
 
@@ -76,10 +76,10 @@ def places(spots: Sequence[Place]) -> bytes:
     return struct.pack(f"<{2 * len(spots)}Q", *[number for place in spots for number in place])
 
 
-def read_places(body: memoryview, count: int) -> tuple[list[Place], int]:
-    """The `count` places at the beginning of a body, and what they take there."""
+def read_places(body: memoryview, count: int) -> list[Place]:
+    """The `count` places at the beginning of a body."""
     numbers = iter(struct.unpack_from(f"<{2 * count}Q", body))
-    return list(zip(numbers, numbers, strict=True)), padded(16 * count)
+    return list(zip(numbers, numbers, strict=True))
 
 
 def padded(size: int) -> int:
