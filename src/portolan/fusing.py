@@ -1,9 +1,9 @@
-"""`fuse`: chains of operators as kernels, where measuring shows that they are faster so.
+"""`fuse`: chains of operators and stacks of LSTM layers as kernels, where measuring shows that they are faster so.
 
 Hand-tuned libraries stay where they win; generated code takes what they have no operator for. Each chain of element
 functions, reductions and normalisations becomes a kernel of few passes over memory, compiled and checked as all kernels
 are, and is raced against the same nodes in ONNX Runtime, which has fusions of its own. After: Jeon et al., Collage,
-PACT 2022 (arXiv:2111.00655).
+PACT 2022 (arXiv:2111.00655). LSTM layers that read each other become one kernel, see `portolan.kernels.recurrent`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
     from portolan.kernels.compiler import find
     from portolan.kernels.fusion.elements import ALONG, DEAR
 
-    if sum(model.operators.get(name, 0) for name in (*ALONG, *DEAR)) < _LEAST:
-        return "it has no two of the operators that kernels gain by: normalisations, exponentials and their like"
+    gained = sum(model.operators.get(name, 0) for name in (*ALONG, *DEAR))
+    if gained < _LEAST and not model.operators.get("LSTM"):
+        return "it has no LSTM, and no two of the operators that kernels gain by: normalisations, exponentials and such"
     try:
         find()
     except NoBackend as error:
@@ -51,9 +52,9 @@ def fuse(
     context: Context,
     *,
     gain: Annotated[float, Knob(search=False, help="how many times as fast a kernel has to be than its nodes")] = 1.1,
-    most: Annotated[int, Knob(search=False, help="different chains that are tried")] = 8,
+    most: Annotated[int, Knob(search=False, help="different chains and stacks that are tried")] = 8,
 ) -> Model:
-    """Replaces chains of operators by generated kernels where these are faster.
+    """Replaces chains of operators, and LSTM layers, by kernels where these are faster.
 
     Each becomes an operator of its own, whose body are the nodes it replaces: what has no library for it runs those.
 
@@ -61,7 +62,7 @@ def fuse(
         model: a model that is not quantized.
         context: its folder gets the new file; kernels are compiled for its target, which is this machine.
         gain: the least ratio of times, chain by chain, at which one is replaced.
-        most: how many different chains are compiled and raced, those that move most memory first.
+        most: how many different chains and stacks are compiled and raced, those that move most memory first.
 
     Raises:
         UsageError: no chain is found, or none is faster as a kernel.
@@ -73,12 +74,12 @@ def fuse(
     if reason := _refuse(model, {}, context.target):
         raise UsageError(f"`{model.name}` cannot be fused: {reason}", hint="leave `fuse` out of the recipe")
     original, graph = opened(model)
-    chains = race.found(graph)
-    if not chains:
+    pieces = race.found(graph)
+    if not pieces:
         raise UsageError(f"`{model.name}` has no chain of operators to fuse", hint="leave `fuse` out of the recipe")
-    if not race.put_in(graph, chains, context.target, gain, most):
+    if not race.put_in(graph, pieces, context.target, gain, most):
         raise UsageError(
-            f"none of the {len(chains)} chains of `{model.name}` is {gain:g} times as fast as a kernel",
+            f"none of the {len(pieces)} chains of `{model.name}` is {gain:g} times as fast as a kernel",
             hint="leave `fuse` out of the recipe",
         )
     return save_graph(graph, original, model, context.folder, (FEATURE,))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from portolan.core.files import write_whole
 from portolan.errors import UsageError, VerificationFailed, WorkerError
 from portolan.kernels import export, place
 from portolan.kernels.compiler import find
+from portolan.kernels.embed.carry import about
 from portolan.kernels.embed.export import checked
 from portolan.kernels.embed.function import DOMAIN, model
 from portolan.kernels.embed.ort import door, library
@@ -67,7 +69,9 @@ def test_onnx_runtime_takes_the_library_where_it_is_and_the_body_where_it_is_not
     program = operators.tropical.program
     wrong = place.folder() / "wrong.c"
     write_whole(wrong, b"")
-    code = operators.matmul.code({"i": 40, "k": 40, "j": 40}) + door(operators.matmul.program, name="tropical")
+    code = operators.matmul.code({"i": 40, "k": 40, "j": 40}) + door(
+        replace(about(operators.matmul.program), name="tropical")
+    )
     impostor = find().build(code)
     made = model(program).SerializeToString()
     assert checked(program, made, worker) < 1e-4
@@ -170,7 +174,7 @@ def test_results_that_are_named_as_arguments(worker: Worker) -> None:
 
 def test_names_in_c_are_always_quoted() -> None:
     hostile = '"; system("id"); //\n\\'
-    code = door(operators.tropical.program, domain=hostile, name=hostile)
+    code = door(replace(about(operators.tropical.program), domain=hostile, name=hostile))
     head = code.partition("#define ENTRY ")[0]
     assert "system" not in head
     assert head.count("\n") == 2

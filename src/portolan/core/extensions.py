@@ -22,6 +22,11 @@ DOMAIN = "portolan.fused"
 _CALLED = re.compile(rb"portolan\.fused\.(fused_[0-9a-f]{12})")
 
 
+def domain(name: str) -> str:
+    """The domain of an operator: one for each, since a runtime takes a domain from one library only."""
+    return f"{DOMAIN}.{name}"
+
+
 def place(name: str, target: Target) -> Path:
     """The folder of an operator, if this user compiled it for such a processor."""
     processor = hashlib.sha256(target.instructions.encode()).hexdigest()[:12]

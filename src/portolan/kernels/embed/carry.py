@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from portolan.core.carried import Argument, Carried, Folder, write
@@ -13,28 +14,35 @@ from portolan.kernels.printers.c import function_name
 from portolan.kernels.tree import Program, Tensor, extents_of
 
 
-def carry(folder: Path, libraries: Sequence[tuple[Program, Path]], domain: str = DOMAIN) -> Folder:
-    """Writes libraries (as `embed.ort.library` made them, their source beside them) into a folder."""
-    return write(folder, [_one(program, path, domain) for program, path in libraries])
-
-
-def _one(program: Program, path: Path, domain: str) -> tuple[Carried, bytes, bytes]:
-    library, source = path.read_bytes(), path.with_suffix(".c").read_bytes()
+def about(program: Program, domain: str = DOMAIN) -> Carried:
+    """A kernel as an operator: what it is called, and what it takes and gives. It has no library yet."""
     extents = extents_of(program)
-    outputs = tuple(Argument(o.name, o.dtype, tuple(extents[str(a)] for a in o.axes)) for o in program.outputs)
-    about = Carried(
+    return Carried(
         domain=domain,
         name=program.name,
         entry=function_name(program.name),
         library=f"{program.name}.so",
         source=f"{program.name}.c",
-        sha256=hashlib.sha256(library).hexdigest(),
+        sha256="",
         symbols=program.symbols,
         empty=tuple(sorted(may_be_empty(program))),
         inputs=tuple(_argument(t) for t in program.inputs),
-        outputs=outputs,
+        outputs=tuple(Argument(o.name, o.dtype, tuple(extents[str(a)] for a in o.axes)) for o in program.outputs),
     )
-    return about, library, source
+
+
+def carry(folder: Path, libraries: Sequence[tuple[Program, Path]], domain: str = DOMAIN) -> Folder:
+    """Writes kernels' libraries (as `embed.ort.library` made them, their source beside them) into a folder."""
+    return placed(folder, [(about(program, domain), path) for program, path in libraries])
+
+
+def placed(folder: Path, operators: Sequence[tuple[Carried, Path]]) -> Folder:
+    """Writes operators' libraries, each with the source that lies beside it, into a folder."""
+    made = []
+    for operator, path in operators:
+        library, source = path.read_bytes(), path.with_suffix(".c").read_bytes()
+        made.append((replace(operator, sha256=hashlib.sha256(library).hexdigest()), library, source))
+    return write(folder, made)
 
 
 def _argument(tensor: Tensor) -> Argument:

@@ -13,6 +13,7 @@ from portolan.core.silence import runtime
 from portolan.kernels.compiler import find
 from portolan.kernels.decorated import Kernel
 from portolan.kernels.derive.gradient import Gradient
+from portolan.kernels.embed.carry import about
 from portolan.kernels.embed.tables import tables
 from portolan.kernels.place import digest, folder
 from portolan.kernels.tree import Program, extents_of
@@ -102,7 +103,7 @@ def built(program: Program, kernel: Kernel, include: str) -> Path:
     """
     compiler, argv = find(), plus("XLA's interface")
     code = source(program, kernel.schedules(kernel.usual()))
-    head = tables(program, _TYPES, {"NAME": program.name}) + f"#define HANDLER {_handler(program)}\n"
+    head = tables(about(program), _TYPES, {"NAME": program.name}) + f"#define HANDLER {_handler(program)}\n"
     door = "#include <cstdint>\n" + head + (Path(__file__).parent / "xla_door.cc").read_text(encoding="utf-8")
     path = folder() / "lib" / f"{digest(code, door, argv, compiler.version, include)}.so"
     if not path.is_file():

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from portolan.core.carried import Carried
 from portolan.kernels.compiler import Compiler
+from portolan.kernels.embed.carry import about
 from portolan.kernels.embed.function import DOMAIN
 from portolan.kernels.embed.tables import tables
 from portolan.kernels.lower.schedule import Schedule
@@ -16,9 +18,9 @@ from portolan.kernels.tune import source
 _TYPES = {"f32": 1, "f16": 10, "bf16": 16, "i8": 3, "i32": 6}
 
 
-def door(program: Program, domain: str = DOMAIN, name: str | None = None) -> str:
+def door(operator: Carried) -> str:
     """The C code that makes an operator of a kernel; the kernel's code stands before it."""
-    head = tables(program, _TYPES, {"NAME": name or program.name, "DOMAIN_NAME": domain})
+    head = tables(operator, _TYPES, {"NAME": operator.name, "DOMAIN_NAME": operator.domain})
     return head + (Path(__file__).parent / "ort_door.c").read_text(encoding="utf-8")
 
 
@@ -28,4 +30,4 @@ def library(program: Program, schedules: Sequence[Schedule], compiler: Compiler,
     Raises:
         CompilerError: it could not be compiled.
     """
-    return compiler.build(source(program, schedules) + "\n" + door(program, domain))
+    return compiler.build(source(program, schedules) + "\n" + door(about(program, domain)))

@@ -3,6 +3,9 @@
    Of ONNX Runtime's C interface only what is used is declared here, by its place in the table of functions, which is
    fixed for all versions from the one that is asked for (17 is the first that shares work among threads).
 
+   Where the kernel's code defines STAGED, it can also be run as stages that follow each other's results, all at once:
+   ENTRY_stages says how many there are for some sizes (0 for none), and ENTRY_shared how much memory they share.
+
    Before this file come the kernel's code and: NAME, ENTRY (a function), DOMAIN_NAME, SYMBOLS (their number), INPUTS,
    OUTPUTS, MOST_AXES, input_types, input_ranks, input_axes (a symbol's number, or -1 - size), and the same of outputs. */
 #include <stdatomic.h>
@@ -91,6 +94,32 @@ static void part(void *given, size_t number) {
   returned(c->store, space, c->space);
 }
 
+#ifdef STAGED
+#define OF_ENTRY_(entry, what) entry##what
+#define OF_ENTRY(entry, what) OF_ENTRY_(entry, what)
+typedef struct { Call call; void *shared; } Staged;
+
+static void stage(void *given, size_t number) {
+  Staged *s = given;
+  (void)number;
+  void *space = taken(s->call.store, s->call.space);
+  if (!space) { atomic_store(&s->call.failed, 1); return; }
+  OF_ENTRY(ENTRY, _stage)(s->call.arrays, s->call.sizes, s->shared, space);
+  returned(s->call.store, space, s->call.space);
+}
+
+static OrtStatus *staged(void *context, const Call *call, int64_t stages) {
+  const size_t bytes = ((size_t)OF_ENTRY(ENTRY, _shared)(call->sizes) + 127) / 64 * 64;
+  Staged s = {*call, taken(call->store, bytes)};
+  if (!s.shared) return CREATE_STATUS(FAIL, NAME ": out of memory");
+  OF_ENTRY(ENTRY, _begin)(s.shared);
+  OrtStatus *status = PARALLEL_FOR(context, stage, (size_t)stages, (size_t)stages, &s);
+  returned(call->store, s.shared, bytes);
+  TRY(status);
+  return atomic_load(&s.call.failed) ? CREATE_STATUS(FAIL, NAME ": out of memory") : 0;
+}
+#endif
+
 static OrtStatus *wrong(const char *what, int input, int axis) {
   char text[256];
   snprintf(text, sizeof text, "%s: input %d, axis %d: %s", NAME, input, axis, what);
@@ -153,6 +182,10 @@ static OrtStatus *compute(void *kernel, void *context) {
   if (nothing) return 0;
   TRY(missing(sizes));
   Call call = {kernel, arrays, sizes, ENTRY_TASKS(sizes), 0, ((size_t)ENTRY_WORKSPACE(sizes) + 127) / 64 * 64, 0};
+#ifdef STAGED
+  const int64_t stages = OF_ENTRY(ENTRY, _stages)(sizes);
+  if (stages > 1) return staged(context, &call, stages);
+#endif
   call.parts = call.tasks < PARTS ? call.tasks : PARTS;
   if (call.parts > 1) TRY(PARALLEL_FOR(context, part, call.parts, 0, &call));
   else if (call.parts) part(&call, 0);

@@ -3,33 +3,105 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from portolan.core.carried import Carried
+from portolan.core.extensions import domain
+from portolan.core.target import Target
+from portolan.kernels.candidates import default
+from portolan.kernels.embed.carry import about
+from portolan.kernels.fusion import nodes
 from portolan.kernels.fusion.chains import Chain, arguments
 from portolan.kernels.fusion.elements import ALONG, ELEMENTWISE, Writer
+from portolan.kernels.fusion.piece import Fresh, Piece
 from portolan.kernels.fusion.spaces import Joined, Shape, joined
+from portolan.kernels.lower.nest import groups
+from portolan.kernels.lower.schedule import Schedule
 from portolan.kernels.tree import Expr, Idx, Load, Num, Program, Tensor, walk
+from portolan.kernels.tune import source
+from portolan.kernels.verify import Judge, odd_cases
+from portolan.worker.session import Worker
+
+if TYPE_CHECKING:
+    import onnx
 
 #: Parts of a kernel's expressions, each counted as often as it is used.
 _MOST_PARTS = 1500
 
 
 @dataclass(frozen=True)
-class Fused:
+class Fused(Piece):
     """A kernel that computes a chain.
 
     Attributes:
         program: the kernel; its name says what it computes, so equal chains are one kernel.
         chain: the nodes.
-        inputs, outputs: for each argument and result, the sizes to reshape the graph's tensor to and from; None where
+        numbers: constants of one element that the chain reads.
+        given, results: for each argument and result, the sizes to reshape the graph's tensor to and from; None where
             it is taken as it is.
     """
 
     program: Program
     chain: Chain
-    inputs: tuple[tuple[int, ...] | None, ...]
-    outputs: tuple[tuple[int, ...] | None, ...]
+    numbers: Mapping[str, float]
+    given: tuple[tuple[int, ...] | None, ...]
+    results: tuple[tuple[int, ...] | None, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the operator: what it computes, hashed."""
+        return self.program.name
+
+    @property
+    def nodes(self) -> Sequence[onnx.NodeProto]:
+        """What it replaces."""
+        return self.chain.nodes
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """What it reads."""
+        return self.chain.inputs
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """What it gives."""
+        return self.chain.outputs
+
+    def moved(self) -> float:
+        """What goes from node to node; a free size counts as one."""
+        return float(prod([s if isinstance(s, int) else 1 for s in self.chain.space])) * (len(self.nodes) - 1)
+
+    def operator(self) -> Carried:
+        """What the operator takes and gives."""
+        return about(self.program, domain(self.name))
+
+    def code(self, target: Target, shapes: Mapping[str, Shape]) -> str:
+        """The kernel in C."""
+        return source(self.program, self._schedules(target, shapes))
+
+    def check(self, path: Path, worker: Worker, target: Target, shapes: Mapping[str, Shape]) -> None:
+        """Compares it with the oracle at odd sizes."""
+        cases = odd_cases(self.program, self._schedules(target, shapes)[0], np.random.default_rng(0))
+        Judge(self.program, cases, worker).error(self.name, path)
+
+    def calls(self, graph: onnx.GraphProto, fresh: Fresh) -> list[onnx.NodeProto]:
+        """The operator in the graph."""
+        return nodes.calls(self, graph, fresh)
+
+    def function(self, imports: Sequence[onnx.OperatorSetIdProto]) -> onnx.FunctionProto:
+        """Its body."""
+        return nodes.function(self, imports)
+
+    def _schedules(self, target: Target, shapes: Mapping[str, Shape]) -> list[Schedule]:
+        free = {s: 1 for shape in shapes.values() for s in shape if isinstance(s, str)}
+        wanted = sizes(self, shapes, free)
+        return [default(self.program, group, target, wanted) for group in groups(self.program)]
 
 
 def fused(chain: Chain, shapes: Mapping[str, Shape], numbers: Mapping[str, float]) -> Fused | None:
@@ -50,7 +122,8 @@ def fused(chain: Chain, shapes: Mapping[str, Shape], numbers: Mapping[str, float
     program = Program("fused", inputs, outputs, (), values)
     program = replace(program, name=f"fused_{_digest(program)}")
     given = tuple(w[0] if w else None for w in ways)
-    return Fused(program, chain, given, tuple(b[0] if b else None for b in back))
+    known = {name: numbers[name] for node in chain.nodes for name in arguments(node) if name in numbers}
+    return Fused(program, chain, known, given, tuple(b[0] if b else None for b in back))
 
 
 def _digest(program: Program) -> str:

@@ -1,0 +1,1 @@
+"""Stacks of recurrent layers as kernels."""
