@@ -1,17 +1,19 @@
 /* A stack of LSTM layers, for up to ROWS sequences at a time.
 
-   A step of a layer reads all of its recurrent weights, which lie in a core's own second cache: reading them there is
-   most of the time. So layers run one after another over the whole sequence, each with its own weights, and as many
-   rows as registers hold share what was read. Where threads are to be had, each layer has one of its own, a few steps
+   A step of a layer reads all of its recurrent weights, at best from a core's own second cache: with few rows, reading
+   them is most of the time. So layers run one after another over the whole sequence, each with its own weights, and as
+   many rows as registers hold share what was read. Where threads are to be had, each layer has one of its own, a few steps
    behind the layer below it (a wavefront; Appleyard et al., arXiv:1604.01946).
 
    Before this file come: LANES and the kernels' prelude, ENTRY (a function), LAYERS, INPUT and HIDDEN (sizes).
-   arrays: x [t][b][INPUT]; of each layer w [4 WIDE / 64][INPUT or HIDDEN][64], r [WIDE / 32][HIDDEN][4][32] and the bias
+   arrays: x [t][b][INPUT]; of each layer w [4 WIDE / 64][INPUT or HIDDEN][64], r [WIDE / 16][HIDDEN][4][16] and the bias
    [4 WIDE], gates in ONNX's order (input, output, forget, cell); y [t][1][b][HIDDEN]. sizes: t, b. */
 #include <sched.h>
 #include <stdatomic.h>
 
-enum { WIDE = (HIDDEN + 31) / 32 * 32, GATES = 4 * WIDE, AT_ONCE = 6, ROWS = LANES >= 16 ? 3 : 1, LINE = 64 };
+/* Of the registers, as many hold sums as there are rows times gates times vectors: more rows, narrower steps. */
+enum { WIDE = (HIDDEN + 31) / 32 * 32, GATES = 4 * WIDE, AT_ONCE = 6, LINE = 64 };
+enum { ROWS = LANES >= 16 ? 6 : 3, TWICE = LANES >= 16 ? 3 : 1 };
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 #define AT(p) (*(const V *)(p))
@@ -50,21 +52,27 @@ static void prepared(const float *const *in, const Layer *l, float *out, int m) 
   }
 }
 
-/* One step of `rows` rows: gates [rows][GATES] hold what the inputs give; cell and hidden, [rows][WIDE], are renewed. */
-IN void step(const float *gates, const float *r, float *cell, const float *hidden, float *next, const int rows) {
-  for (int64_t u = 0; u < WIDE; u += 2 * LANES) {
-    const float *w = r + u / 32 * 32 * 4 * HIDDEN + u % 32;
+/* Where the weights of some units begin, whose sums are in one vector. */
+IN const float *weight(const float *r, int64_t unit) { return r + unit / 16 * 64 * HIDDEN + unit % 16; }
+
+/* One step of `rows` rows: gates [rows][GATES] hold what the inputs give; cell [rows][WIDE] is renewed, and hidden gives
+   next. `vectors` of units at a time. */
+IN void step(const float *gates, const float *r, float *cell, const float *hidden, float *next, const int rows,
+             const int vectors) {
+  for (int64_t u = 0; u < WIDE; u += vectors * LANES) {
+    const float *w[2] = {weight(r, u), weight(r, u + LANES)};
     V sum[ROWS][4][2];
     for (int i = 0; i < rows; i++)
       for (int g = 0; g < 4; g++)
-        for (int q = 0; q < 2; q++) sum[i][g][q] = AT(gates + i * GATES + g * WIDE + u + q * LANES);
-    for (int64_t k = 0; k < HIDDEN; k++, w += 4 * 32)
-      for (int g = 0; g < 4; g++) {
-        V a = AT(w + 32 * g), b = AT(w + 32 * g + LANES);
-        for (int i = 0; i < rows; i++) { sum[i][g][0] += hidden[i * WIDE + k] * a; sum[i][g][1] += hidden[i * WIDE + k] * b; }
-      }
+        for (int q = 0; q < vectors; q++) sum[i][g][q] = AT(gates + i * GATES + g * WIDE + u + q * LANES);
+    for (int64_t k = 0; k < HIDDEN; k++)
+      for (int g = 0; g < 4; g++)
+        for (int q = 0; q < vectors; q++) {
+          V a = AT(w[q] + 64 * k + 16 * g);
+          for (int i = 0; i < rows; i++) sum[i][g][q] += hidden[i * WIDE + k] * a;
+        }
     for (int i = 0; i < rows; i++)
-      for (int q = 0; q < 2; q++) {
+      for (int q = 0; q < vectors; q++) {
         float *c = cell + i * WIDE + u + q * LANES;
         V kept = v_sigmoid(sum[i][2][q]) * AT(c) + v_sigmoid(sum[i][0][q]) * v_tanh(sum[i][3][q]);
         PUT(c, kept);
@@ -75,6 +83,7 @@ IN void step(const float *gates, const float *r, float *cell, const float *hidde
 
 typedef struct { _Alignas(LINE) _Atomic int64_t count; } Counter;
 
+/* Waits by looking, and after some 50 us lets others have the core. */
 static void awaited(Counter *done, int64_t count) {
   for (int turns = 0; atomic_load_explicit(&done->count, memory_order_acquire) < count; turns++) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -97,7 +106,7 @@ IN void layer(const Layer *l, Steps in, Steps out, int64_t t, const int rows, fl
     for (int i = 0; i < steps * rows; i++) given[i] = in.from + (s + i / rows) * in.step + i % rows * in.row;
     prepared(given, l, gates, steps * rows);
     for (int n = 0; n < steps; n++, s++) {
-      step(gates + n * rows * GATES, l->r, cell, hidden, next, rows);
+      step(gates + n * rows * GATES, l->r, cell, hidden, next, rows, rows <= TWICE ? 2 : 1);
       for (int i = 0; i < rows; i++)
         memcpy(out.from + s * out.step + i * out.row, next + i * WIDE, HIDDEN * sizeof *next);
       float *swap = hidden; hidden = next; next = swap;
@@ -107,11 +116,13 @@ IN void layer(const Layer *l, Steps in, Steps out, int64_t t, const int rows, fl
 }
 
 static void run(const Layer *l, Steps in, Steps out, int64_t t, int rows, float *space, Counter *before, Counter *done) {
-  if (rows == 1) layer(l, in, out, t, 1, space, before, done);
+#define CASE(n) case n: layer(l, in, out, t, n, space, before, done); break
+  switch (rows) {
+    CASE(1); CASE(2); CASE(3);
 #if LANES >= 16
-  else if (rows == 2) layer(l, in, out, t, 2, space, before, done);
-  else layer(l, in, out, t, 3, space, before, done);
+    CASE(4); CASE(5); CASE(6);
 #endif
+  }
 }
 
 static Layer weights(void *const *arrays, int number) {
@@ -128,15 +139,16 @@ static Steps last_of(void *const *arrays, int64_t b, int64_t row) {
   return (Steps){(float *)arrays[1 + 3 * LAYERS] + row * HIDDEN, b * HIDDEN, HIDDEN};
 }
 
-/* Each task has all layers of its rows. */
+/* Each task has all layers of its rows, which are divided evenly. */
 int64_t JOIN(ENTRY, _tasks)(const int64_t *sizes) { return (sizes[1] + ROWS - 1) / ROWS; }
 int64_t JOIN(ENTRY, _workspace)(const int64_t *sizes) { return 4 * (own() + 2 * between(sizes[0])) + LINE; }
 
 void ENTRY(void *const *arrays, const int64_t *sizes, void *workspace, int64_t first, int64_t last) {
-  const int64_t t = sizes[0], b = sizes[1];
+  const int64_t t = sizes[0], b = sizes[1], tasks = JOIN(ENTRY, _tasks)(sizes);
   float *space = workspace, *results[2] = {space + own(), space + own() + between(t)};
-  for (int64_t row = first * ROWS; row < last * ROWS && row < b; row += ROWS) {
-    const int rows = b - row < ROWS ? (int)(b - row) : ROWS;
+  for (int64_t task = first; task < last; task++) {
+    const int64_t row = b * task / tasks;
+    const int rows = (int)(b * (task + 1) / tasks - row);
     Steps in = first_of(arrays, b, row);
     for (int n = 0; n < LAYERS; n++) {
       Steps out = {results[n % 2], (int64_t)rows * HIDDEN, HIDDEN};
@@ -167,4 +179,6 @@ void JOIN(ENTRY, _stage)(void *const *arrays, const int64_t *sizes, void *shared
   if (n < LAYERS - 1) out = (Steps){results + n * between(t), b * HIDDEN, HIDDEN};
   Layer l = weights(arrays, n);
   run(&l, in, out, t, (int)b, workspace, n ? &p->done[n - 1] : 0, &p->done[n]);
+  /* Who is ready waits here for those at work: a runtime would spin, on what may be the only core that they can have. */
+  for (int other = 0; other < (int)atomic_load(&p->begun.count); other++) awaited(&p->done[other], t);
 }

@@ -71,9 +71,9 @@ class Stack(Piece):
 
     @property
     def name(self) -> str:
-        """Of the operator: what it computes, hashed."""
-        widths = [(one.packed.width, one.packed.hidden) for one in self.layers]
-        return f"fused_{hashlib.sha256(repr(('lstm', widths)).encode()).hexdigest()[:12]}"
+        """Of the operator: what it computes, and the order in which it reads weights, hashed."""
+        sides = [array.shape for one in self.layers for array in one.packed.arrays()]
+        return f"fused_{hashlib.sha256(repr(('lstm', self.layers[0].packed.hidden, sides)).encode()).hexdigest()[:12]}"
 
     @property
     def nodes(self) -> Sequence[onnx.NodeProto]:

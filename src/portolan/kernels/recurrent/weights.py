@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Units whose gates are computed together, and columns of the product with the inputs.
-UNITS, COLUMNS = 32, 64
+#: Units whose weights lie together, columns of the product with the inputs that do, and what units are padded to.
+UNITS, COLUMNS, WHOLE = 16, 64, 32
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One layer's; units are padded with zeros to a multiple of `UNITS`.
+    """One layer's; units are padded with zeros to a multiple of `WHOLE`.
 
     Attributes:
         hidden, width: units, and numbers of an input.
@@ -41,7 +41,7 @@ def packed(w: np.ndarray, r: np.ndarray, b: np.ndarray | None = None) -> Weights
         b: [1, 8 hidden]; zeros without.
     """
     hidden, width = r.shape[-1], w.shape[-1]
-    more = -hidden % UNITS
+    more = -hidden % WHOLE
     padded = hidden + more
 
     def gates(array: np.ndarray) -> np.ndarray:
