@@ -178,6 +178,8 @@ def test_layers_of_other_sizes_are_stacks_of_their_own() -> None:
         "y = LSTM <hidden_size = 40> (x, w0, r0, , lengths)",
         "y = LSTM <hidden_size = 40> (x, w0, r0, , , , , p)",
         "w = Neg (w0)  y = LSTM <hidden_size = 40> (x, w, r0)",
+        "y = LSTM <hidden_size = 40> (x, r0, w0)",
+        "y = LSTM <hidden_size = 40> (x, w0, r0, p)",
         "y, h, c = LSTM <hidden_size = 40> (x, w0, r0)  z = Exp (c)",
     ],
 )

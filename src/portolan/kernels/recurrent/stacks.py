@@ -209,9 +209,10 @@ class _Reader:
             return None
         names = tuple(name for name in (w, r, b) if name)
         arrays = [self._array(name) for name in names]
-        if node.output[0] not in self._shapes or any(array is None for array in arrays):
+        there = [array for array in arrays if array is not None]
+        if node.output[0] not in self._shapes or len(there) < len(arrays) or not _fitting(*there):
             return None
-        return Layer(node, (), names, packed(*[array for array in arrays if array is not None]))
+        return Layer(node, (), names, packed(*there))
 
     def bridge(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, ...]:
         """The nodes that take the axis of directions out of what a layer gives, if another LSTM reads it alone."""
@@ -253,6 +254,15 @@ class _Reader:
     def _zero(self, name: str) -> bool:
         array = self._array(name)
         return array is not None and not array.any()
+
+
+def _fitting(w: np.ndarray, r: np.ndarray, b: np.ndarray | None = None) -> bool:
+    """Whether weights are those of one layer in one direction."""
+    if w.ndim != 3 or r.ndim != 3 or not w.size or not r.size:
+        return False
+    hidden = r.shape[2]
+    fits = w.shape[:2] == (1, 4 * hidden) and r.shape[:2] == (1, 4 * hidden)
+    return fits and (b is None or b.shape == (1, 8 * hidden))
 
 
 def list_of(value: Any) -> list[Any]:
