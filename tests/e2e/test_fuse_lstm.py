@@ -25,6 +25,7 @@ from portolan.kernels.fusion.spaces import shapes
 from portolan.kernels.recurrent.stacks import Stack, stacks
 from portolan.kernels.recurrent.weights import packed
 from portolan.targets.local import local
+from support.fused import misled
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang", "cc"))), reason="needs a C compiler")
 
@@ -81,11 +82,13 @@ def test_every_size_with_the_library_and_without(tmp_path: Path) -> None:
     assert len(folders(made, target)) == 1
     onnx.checker.check_model(str(made), full_check=True)
     oracle, rng = ReferenceEvaluator(str(path)), np.random.default_rng(0)
-    for there in (True, False):
+    other = shutil.copytree(made.parent, tmp_path / "misled") / made.name
+    misled(other)
+    for model, there in ((other, True), (made, False)):
         if not there:
             shutil.rmtree(place(node.op_type, target))
         for threads in (1, 2):
-            session = onnxruntime.compile(load_model(made), target, threads=threads)
+            session = onnxruntime.compile(load_model(model), target, threads=threads)
             # One row, rows that share registers, and more than that; as many steps as are prepared at once, and others.
             for steps, rows in ((1, 1), (6, 1), (50, 1), (7, 2), (5, 3), (4, 5), (2, 7)):
                 x = rng.standard_normal((steps, rows, 7)).astype(np.float32)
@@ -97,7 +100,8 @@ def test_every_size_with_the_library_and_without(tmp_path: Path) -> None:
 def test_openvino_runs_it_too(tmp_path: Path) -> None:
     text = TWO.replace("[t,b,7]", "[9,2,7]").replace("[t,1,b,40]", "[9,1,2,40]").replace("[1,b,40]", "[1,2,40]")
     path = written(text, tmp_path / "in", weights(7, 40))
-    model = load_model(fused(path, tmp_path / "out"))
+    misled(made := fused(path, tmp_path / "out"))
+    model = load_model(made)
     assert openvino.refuse(model, local.detect()) is None
     session = openvino.compile(model, local.detect(), threads=2)
     x = np.random.default_rng(0).standard_normal((9, 2, 7)).astype(np.float32)

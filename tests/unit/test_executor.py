@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,14 @@ def test_text_is_not_looked_for_in_shared_memory() -> None:
     feeds = Feeds([["t", "string", [1], 8, 1]], False)
     with mmap.mmap(arena.fd, arena.size) as shared, pytest.raises(ValueError, match="`t`"):
         feeds.arrays(shared, memoryview(wire.places([(0, 8)])))
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), data=st.data())
+def test_what_was_not_sent_stays_in_order(sizes: list[int], data: st.DataObject) -> None:
+    whole = bytes(range(sum(sizes)))
+    ends = np.cumsum([0, *sizes])
+    left = [memoryview(whole)[a:b] for a, b in pairwise(ends)]
+    sent = data.draw(st.integers(0, len(whole)))
+    wire.drop_sent(left, sent)
+    assert b"".join(left) == whole[sent:]
+    assert all(left)

@@ -149,12 +149,7 @@ class Replica:
             pieces = [memoryview(pieces[0])[sent:]]
         left = [memoryview(piece) for piece in pieces if len(piece)]
         while left:
-            sent = self._sock.sendmsg(left[:256])
-            while left and sent >= len(left[0]):
-                sent -= len(left[0])
-                del left[0]
-            if sent:
-                left[0] = left[0][sent:]
+            wire.drop_sent(left, self._sock.sendmsg(left[:256]))
 
     def _load(self, asked: Mapping[str, Any]) -> list[Piece]:
         folder = Path(asked["folder"])

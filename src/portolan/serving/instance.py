@@ -160,12 +160,7 @@ class Instance:
         left = self._left
         try:
             while left:
-                sent = self._sock.sendmsg(left[:256])
-                while left and sent >= len(left[0]):
-                    sent -= len(left[0])
-                    del left[0]
-                if sent:
-                    left[0] = left[0][sent:]
+                wire.drop_sent(left, self._sock.sendmsg(left[:256]))
         except (BlockingIOError, InterruptedError):
             return
         except OSError:  # it is gone: the reading side will notice

@@ -82,6 +82,15 @@ def read_places(body: memoryview, count: int) -> list[Place]:
     return list(zip(numbers, numbers, strict=True))
 
 
+def drop_sent(left: list[memoryview], sent: int) -> None:
+    """Takes the first `sent` bytes off pieces that wait to be written."""
+    while left and sent >= len(left[0]):
+        sent -= len(left[0])
+        del left[0]
+    if sent:
+        left[0] = left[0][sent:]
+
+
 def padded(size: int) -> int:
     """`size` rounded up to the alignment."""
     return size + -size % ALIGN

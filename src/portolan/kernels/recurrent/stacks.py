@@ -199,7 +199,7 @@ class _Reader:
 
         if node.op_type != "LSTM" or not standard(node):
             return None
-        if any(list_of(attribute(node, name, usual)) != list_of(usual) for name, usual in _USUAL.items()):
+        if any(_list_of(attribute(node, name, usual)) != _list_of(usual) for name, usual in _USUAL.items()):
             return None
         given = [*node.input, *[""] * (8 - len(node.input))]
         x, w, r, b, lengths, *begun, peepholes = given
@@ -265,6 +265,6 @@ def _fitting(w: np.ndarray, r: np.ndarray, b: np.ndarray | None = None) -> bool:
     return fits and (b is None or b.shape == (1, 8 * hidden))
 
 
-def list_of(value: Any) -> list[Any]:
+def _list_of(value: Any) -> list[Any]:
     """An attribute's value as a list."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
