@@ -84,22 +84,33 @@ def _ended(process: subprocess.Popen[str]) -> None:
         process.stderr.close()
 
 
+def cc(what: str) -> list[str]:
+    """The C compiler that PORTOLAN_CC names, else the first of gcc, clang and cc; as `plus`."""
+    return _compiler("C", "PORTOLAN_CC", ("gcc", "clang", "cc"), what)
+
+
 def plus(what: str) -> list[str]:
     """The C++ compiler that PORTOLAN_CXX names, else the first of g++, clang++ and c++.
 
     Args:
-        what: needs it, for the error.
+        what: needs it, for the error; may be empty.
 
     Raises:
         NoBackend: there is none.
     """
-    asked = os.environ.get("PORTOLAN_CXX", "").split()
+    return _compiler("C++", "PORTOLAN_CXX", ("g++", "clang++", "c++"), what)
+
+
+def _compiler(of: str, variable: str, names: Sequence[str], what: str) -> list[str]:
+    asked = os.environ.get(variable, "").split()
     if asked and shutil.which(asked[0]) is None:
-        raise NoBackend(f"the compiler `{asked[0]}` that PORTOLAN_CXX names is not there", hint="unset PORTOLAN_CXX")
-    for argv in [asked] if asked else [["g++"], ["clang++"], ["c++"]]:
+        raise NoBackend(f"the compiler `{asked[0]}` that {variable} names is not there", hint=f"unset {variable}")
+    for argv in [asked] if asked else [[name] for name in names]:
         if (path := shutil.which(argv[0])) is not None:
             return [path, *argv[1:]]
-    raise NoBackend(f"no C++ compiler was found, which {what} needs", hint="apt install g++ (or clang)")
+    needs = f", which {what} needs" if what else ""
+    hint = f"apt install {names[0]} (or clang), or name one: {variable}=/path/to/{names[-1]}"
+    raise NoBackend(f"no {of} compiler was found{needs}", hint=hint)
 
 
 def compiled(command: Sequence[str], source: str, suffix: str, seconds: float) -> bytes:

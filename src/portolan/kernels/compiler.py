@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,9 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from portolan.core.files import write_whole
-from portolan.core.running import CompilerError, run
+from portolan.core.running import CompilerError, cc, run
 from portolan.core.target import Target
-from portolan.errors import NoBackend
 from portolan.kernels.candidates import candidates
 from portolan.kernels.lower.nest import Group, lower
 from portolan.kernels.lower.schedule import Schedule
@@ -24,7 +21,6 @@ from portolan.kernels.tree import Program
 
 #: No -ffast-math: it breaks infinities and NaN, and linked into a library it turns denormals off for the whole process.
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
-_NAMES = ("gcc", "clang", "cc")
 __all__ = ["FLAGS", "Compiler", "CompilerError", "find", "source"]
 
 
@@ -103,13 +99,8 @@ def find() -> Compiler:
     Raises:
         NoBackend: there is none.
     """
-    asked = os.environ.get("PORTOLAN_CC", "").split()
-    if asked and shutil.which(asked[0]) is None:
-        raise NoBackend(f"the compiler `{asked[0]}` that PORTOLAN_CC names is not there", hint="unset PORTOLAN_CC")
-    for argv in [asked] if asked else [[name] for name in _NAMES]:
-        if (path := shutil.which(argv[0])) is not None:
-            return Compiler((path, *argv[1:]), _version(path))
-    raise NoBackend("no C compiler was found", hint="apt install gcc (or clang), or name one: PORTOLAN_CC=/path/to/cc")
+    path, *options = cc("")
+    return Compiler((path, *options), _version(path))
 
 
 @lru_cache(maxsize=8)
