@@ -119,6 +119,28 @@ def test_batches_stop_where_larger_ones_gain_nothing() -> None:
     assert FLAT.efficient == 16
 
 
+def test_who_comes_last_knows_how_long_the_others_take() -> None:
+    queue = queue_of(*[Item(1.0 + i) for i in range(96)])
+    # Six full batches, half of them on each replica, and half as long again, since predictions may be wrong.
+    assert queue.ahead(Item(200.0), FLAT, 16, 2) == pytest.approx(1.5 * 3 * 0.010)
+    assert queue.ahead(Item(200.0), FLAT, 16, 1) == pytest.approx(1.5 * 6 * 0.010)
+    assert queue.ahead(Item(200.0), FLAT, 8, 1) == pytest.approx(1.5 * 12 * 0.010)
+
+
+def test_nobody_is_held_up_by_those_that_he_might_overtake_or_that_are_few() -> None:
+    queue = queue_of(*[Item(1.0 + i) for i in range(96)])
+    assert queue.ahead(Item(50.0), FLAT, 16, 1) == 0
+    assert queue.ahead(Item(200.0, level=1), FLAT, 16, 1) == 0
+    assert queue.ahead(Item(200.0, key="another"), FLAT, 16, 1) == 0
+    assert queue.ahead(Item(200.0), FLAT, 16, 0) == 0
+    assert queue.ahead(Item(200.0), FLAT, 16, 3) == 0, "two batches for each replica are no reserve"
+    queue.push(Item(2.0, key="another"))
+    assert queue.ahead(Item(200.0), FLAT, 16, 1) == 0
+    queue.drain()
+    queue.push(Item(3.0))
+    assert queue.ahead(Item(2.0), FLAT, 1, 1) == 0, "who came long ago counts no more"
+
+
 def test_levels_of_priority_go_before_deadlines() -> None:
     queue = queue_of(Item(1.0, level=3), Item(9.0, level=1), Item(2.0))
     order = [queue.pick(0.0, FLAT, 16)[0][0].name for _ in range(3)]
@@ -199,7 +221,9 @@ def test_no_call_is_lost_or_leaves_twice(data: st.DataObject) -> None:
     assert sorted(left) == sorted(inside)
 
 
-def simulate(profile: tuple[float, float], slo: float, load: float, *, bursty: bool, cap: int = 64) -> float:
+def simulate(
+    profile: tuple[float, float], slo: float, load: float, *, bursty: bool, cap: int = 64, shed: bool = False
+) -> float:
     """The share of Poisson arrivals answered within `slo` seconds by one server; 5 % jitter, as in the facts."""
     rng = random.Random(1)
     base, each = profile
@@ -217,7 +241,9 @@ def simulate(profile: tuple[float, float], slo: float, load: float, *, bursty: b
     while at < len(arrivals) or len(queue):
         now = max(busy, arrivals[at]) if not len(queue) else busy
         while at < len(arrivals) and arrivals[at] <= now:
-            queue.push(Item(arrivals[at] + slo, arrived=arrivals[at]))
+            item = Item(arrivals[at] + slo, arrived=arrivals[at])
+            if not shed or item.deadline >= arrivals[at] + predicted(1) + queue.ahead(item, predicted, cap, 1):
+                queue.push(item)
             at += 1
         batch, _ = queue.pick(now, predicted, cap)
         if not batch:
@@ -251,6 +277,7 @@ def test_early_drop_keeps_promises_under_overload(
     profile: tuple[float, float], slo: float, load: float, bursty: bool, least: float
 ) -> None:
     assert simulate(profile, slo, load, bursty=bursty) >= least
+    assert simulate(profile, slo, load, bursty=bursty, shed=True) >= least
 
 
 def test_cost_between_and_beyond_the_measured_sizes() -> None:

@@ -22,6 +22,10 @@ _MARGIN: Final = 1.1
 _NEAR: Final = 1.05
 #: How long a batch grows, as a share of the time that it will take.
 _GROWS: Final = 0.5
+#: Full batches for each replica that wait before a call is refused for those before it.
+_DEEP: Final = 3
+#: How much longer than predicted they may take: who is let wait had better be answered.
+_RESERVE: Final = 1.5
 #: Seconds that a batch costs the server besides the runtime: forming it, sending it, dividing its answer.
 _EACH: Final = 1e-4
 
@@ -143,6 +147,7 @@ class Queue(Generic[T]):
     """
 
     def __init__(self) -> None:
+        self._latest = 0.0  # the last deadline of what came since nothing waited
         self._heaps: dict[tuple[int, Hashable], _Heap] = {}
         self._rows: dict[tuple[int, Hashable], int] = {}
         self.came = 0
@@ -161,6 +166,7 @@ class Queue(Generic[T]):
         if heap is None:
             heap = self._heaps[place] = []
             self._rows[place] = 0
+        self._latest = max(self._latest, item.deadline) if self.length else item.deadline
         self.came += 1
         item.gone = False
         heapq.heappush(heap, (item.deadline, self.came, item))
@@ -169,6 +175,25 @@ class Queue(Generic[T]):
         self.length += 1
         self.rows += rows
         self.bytes += item.size
+
+    def ahead(self, item: T, cost: Cost, cap: int, replicas: int) -> float:
+        """Seconds that what waits takes before `item`; 0 where it might overtake others, or where little waits.
+
+        Who is refused as he comes costs the server half of what it costs to find out when it is his turn. But while
+        replicas would idle if predictions are wrong, everybody is let wait.
+
+        Args:
+            item: what does not wait yet.
+            cost: seconds of a batch by rows.
+            cap: rows of the largest batch.
+            replicas: that run batches side by side.
+        """
+        full = min(cap, cost.efficient) * replicas
+        if not full or self.rows < _DEEP * full or item.deadline < self._latest:
+            return 0.0
+        if len(self._heaps) > 1 or (item.level, item.key) not in self._heaps:
+            return 0.0
+        return _RESERVE * cost(full // replicas) * self.rows / full
 
     def remove(self, item: T) -> bool:
         """Takes `item` out, wherever it waits; False if it has left already."""

@@ -310,7 +310,10 @@ class Version:
         limits, queue = self.source.limits, self.queue
         if queue.length >= limits.queue or (queue.length and queue.bytes + ticket.size > limits.queue_bytes):
             return Refusal("overloaded", f"{queue.length:,} calls wait already", max(self.wait_seconds(), 0.1))
-        if ticket.deadline < now + self._looks.unseen + self.cost(1):
+        running = self.pool.running
+        # Replicas that are being started may still help.
+        ahead = queue.ahead(ticket, self.cost, self.cap, running) if running == len(self.pool.instances) else 0.0
+        if ticket.deadline < now + self._looks.unseen + self.cost(1) + ahead:
             return self._late(ticket.deadline - ticket.arrived)
         return None
 
