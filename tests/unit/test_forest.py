@@ -215,6 +215,31 @@ def test_nets_and_other_rows_are_refused_in_words(tmp_path: Path) -> None:
         forest.compile(free, this_machine())
 
 
+def test_whatever_of_label_and_scores_is_asked_for_is_given(tmp_path: Path) -> None:
+    """A graph may name them anew, leave one out, or give both in another order."""
+    x = rows(np.random.default_rng(13), 20, 5)
+    proto = boosted(np.random.default_rng(13))
+    right = reference(proto, x)
+    node, outputs = proto.graph.node[0], list(proto.graph.output)
+    node.output[1] = "inside"
+    proto.graph.node.append(onnx.helper.make_node("Cast", ["inside"], ["scores"], to=onnx.TensorProto.FLOAT))
+    del proto.graph.output[:]
+    proto.graph.output.extend(reversed(outputs))
+    got = answers(proto, x, tmp_path)
+    assert list(got) == ["scores", "label"]
+    np.testing.assert_allclose(got["scores"], right["scores"], rtol=1e-4, atol=1e-6)
+    proto = boosted(np.random.default_rng(13))
+    proto.graph.output.pop()
+    alone = answers(proto, x, tmp_path)
+    assert list(alone) == ["label"]
+    np.testing.assert_array_equal(alone["label"], right["label"])
+    proto = boosted(np.random.default_rng(13))
+    proto.graph.node.append(onnx.helper.make_node("Cast", ["label"], ["as_float"], to=onnx.TensorProto.FLOAT))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("as_float", onnx.TensorProto.FLOAT, ["n"]))
+    with pytest.raises(UnsupportedOperator, match="no operator `Cast` of label"):
+        answers(proto, x, tmp_path)
+
+
 def test_other_arrays_are_refused(tmp_path: Path) -> None:
     """Rows of another width would be read past their end."""
     executable = forest.compile(loaded(boosted(np.random.default_rng(9)), tmp_path), this_machine())

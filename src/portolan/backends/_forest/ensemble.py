@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 DOMAIN = "ai.onnx.ml"
-#: Whether they have classes.
-_KINDS = {"TreeEnsembleClassifier": True, "TreeEnsembleRegressor": False}
-TREES = tuple(_KINDS)
+CLASSES = "TreeEnsembleClassifier"
+TREES = (CLASSES, "TreeEnsembleRegressor")
 #: As `forest.c` counts them.
 _TRANSFORMS = {b"NONE": 0, b"LOGISTIC": 1, b"SOFTMAX": 2}
 _NO_LABEL, _LARGEST, _SIDE_OF_ZERO, _SIDE_OF_HALF = range(4)
@@ -81,7 +80,7 @@ def read(node: onnx.NodeProto) -> Ensemble:
     values = {attribute.name: attribute for attribute in node.attribute}
     if doubles := sorted(name for name in values if name.endswith("_as_tensor")):
         raise Unreadable(f"{doubles[0]} in float64")
-    meaning = _Meaning.of(values, _Votes.of(values, _KINDS[node.op_type]))
+    meaning = _Meaning.of(values, _Votes.of(values, node.op_type == CLASSES))
     nodes = _Nodes.of(values)
     order, depths = nodes.places()
     table, target = _table(nodes, meaning.votes, meaning.sums)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from portolan.backends._forest.ensemble import DOMAIN, TREES, Array, Ensemble, Unreadable, read
+from portolan.backends._artefact import other
+from portolan.backends._forest.ensemble import CLASSES, DOMAIN, TREES, Array, Ensemble, Unreadable, read
 from portolan.core.signature import Signature
 from portolan.errors import ModelError, UnsupportedOperator
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 Result = Literal["label", "scores"]
 #: What a graph may hold besides one ensemble: a scaler before it, and what passes tensors on.
 BESIDES = ("Scaler", "Identity", "Cast")
-_HINT = "`--backend onnxruntime` has the most operators"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Reader:
 
     def __init__(self, signature: Signature) -> None:
         if reason := unfit(signature):
-            raise ModelError(reason, hint=_HINT)
+            raise ModelError(reason, hint=other("forest"))
         self._signature = signature
         [rows] = signature.inputs
         self._features = int(rows.shape[1])
@@ -85,7 +85,8 @@ class _Reader:
         outputs = {o.name: self._results.get(o.name) for o in self._signature.outputs}
         kinds = [kind for kind in outputs.values() if kind]
         if self._ensemble is None or len(kinds) < len(outputs) or len({*kinds}) < len(kinds):
-            raise _unsupported(graph.node[-1].op_type if graph.node else "nothing", "whose outputs are no ensemble's")
+            operator = graph.node[-1].op_type if graph.node else TREES[0]
+            raise _unsupported(operator, "where an output is neither label nor scores of an ensemble")
         ensemble, scaled = self._ensemble
         if ensemble.features > self._features:
             raise _unsupported(TREES[0], f"that reads more than {self._features} features")
@@ -106,8 +107,8 @@ class _Reader:
                 self._ensemble = read(node), self._rows[node.input[0]]
             except Unreadable as error:
                 raise _unsupported(node.op_type, f"with {error}") from error
-            results: tuple[Result, ...] = ("label", "scores") if len(node.output) > 1 else ("scores",)
-            self._results |= {name: result for name, result in zip(node.output, results, strict=True) if name}
+            results: tuple[Result, ...] = ("label", "scores") if node.op_type == CLASSES else ("scores",)
+            self._results |= dict(zip(node.output, results, strict=True))
         else:
             raise _unsupported(node.op_type, f"of {', '.join(node.input)}" if kind in (*TREES, *BESIDES) else "")
 
@@ -139,4 +140,4 @@ def _to(node: onnx.NodeProto) -> str:
 
 
 def _unsupported(operator: str, use: str) -> UnsupportedOperator:
-    return UnsupportedOperator(f"`forest` has no operator `{operator}`{use and f' {use}'}", hint=_HINT)
+    return UnsupportedOperator(f"`forest` has no operator `{operator}`{use and f' {use}'}", hint=other("forest"))
