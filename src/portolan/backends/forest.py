@@ -33,8 +33,8 @@ _SECONDS = 60.0
 _SYMBOLS = ("rows", "features", "sums")
 #: In a saved folder: the kernel, and what is said of it.
 _LIBRARY, _ABOUT = "forest.so", "forest.json"
-#: Rows from which on threads share them: waking one takes as long as a few dozen.
-_SHARED = 256
+#: Rows from which on threads share them: waking one takes as long as some two hundred of a usual ensemble.
+_SHARED = 512
 #: Where the first field of NumPy's arrays is, which says where the numbers are.
 _HEAD = object.__basicsize__
 
