@@ -173,6 +173,16 @@ def test_what_is_broken_or_of_another_kind_is_refused(said: str) -> None:
         read(node)
 
 
+@pytest.mark.parametrize("targets", [0, -1, 2**62, 2**19])
+def test_sums_that_would_fill_the_memory_are_refused(targets: int) -> None:
+    """Before memory is asked for."""
+    grown = Grown(np.random.default_rng(14), 2)
+    for number in range(40):
+        grown.tree(number, 4, (0, 1))
+    with pytest.raises(Unreadable, match="sums"):
+        read(grown.regressor(targets).graph.node[0])
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_no_number_of_a_node_makes_it_read_elsewhere(data: st.DataObject) -> None:

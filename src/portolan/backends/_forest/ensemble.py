@@ -31,6 +31,9 @@ _LEAF = b"LEAF"
 _MISSING = 2**31
 #: Numbers of trees, nodes and features are smaller than that.
 _MOST = 2**31
+_MOST_SUMS = 2**20
+#: How much larger than the votes themselves their table may be: what is not voted for takes memory too.
+_SPARSE = 8
 NODE = np.dtype([("at", np.float32), ("feature", np.uint32), ("child", np.uint32), ("vote", np.float32)])
 TREE = np.dtype([(name, np.uint32) for name in ("root", "depth", "target", "none")])
 
@@ -139,6 +142,8 @@ class _Meaning:
                 label, sums = _SIDE_OF_HALF if (votes.weight >= 0).all() else _SIDE_OF_ZERO, 1
         if transform != b"NONE" and (label == _SIDE_OF_HALF or (label == _NO_LABEL and sums == 1)):
             raise Unreadable(f"post_transform {_said(transform)} of one sum, which runtimes read differently")
+        if not 0 < sums < _MOST_SUMS:
+            raise Unreadable(f"{sums} sums")
         base = np.array(values["base_values"].floats if "base_values" in values else [], np.float64)
         if len(base) not in (0, sums):
             raise Unreadable(f"{len(base)} base_values for {sums} sums")
@@ -289,6 +294,8 @@ def _table(nodes: _Nodes, votes: _Votes, targets: int) -> tuple[Array, Array]:
     np.minimum.at(first, tree, votes.target)
     np.maximum.at(last, tree, votes.target)
     alone = bool((first >= last).all())  # one target for each tree, as boosting has
+    if not alone and len(nodes.leaf) * targets > _SPARSE * max(len(votes.target), _MOST_SUMS):
+        raise Unreadable("few votes for many sums")
     table = np.zeros((len(nodes.leaf), 1 if alone else targets), np.float64)
     np.add.at(table, (place, np.where(alone, 0, votes.target)), votes.weight)
     return table.astype(np.float32), np.maximum(last, 0) if alone else np.zeros_like(last)

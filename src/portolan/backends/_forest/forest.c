@@ -2,8 +2,9 @@
 
    What a tree asks of a row can hardly be foretold, so no step is a branch: a node's successor is found by arithmetic,
    and leaves succeed themselves. A few trees of about the same depth are walked together, each as many steps as the
-   deepest, and while one waits for memory the others go on; with many rows they are read once for a block of them. (After Asadi, Lin and de Vries, "Runtime
-   optimizations for tree-based machine learning models", IEEE TKDE 2014: predication and vectorization.)
+   deepest, and while one waits for memory the others go on; with many rows they are read once for a block of them.
+   (After Asadi, Lin and de Vries, "Runtime optimizations for tree-based machine learning models", IEEE TKDE 26(9), 2014:
+   predication and vectorization.)
 
    arrays: what is fixed (`Forest`), x [rows][features] f32, scores [rows][outputs] f32, labels [rows] i64, which nobody
    writes where there are none. sizes: rows, features, sums. A task is a block of rows. */
