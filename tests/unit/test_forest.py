@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,3 +307,44 @@ def test_the_kernel_knows_the_sizes_of_what_it_is_handed() -> None:
     assert "typedef struct { uint32_t root, depth, target, none; } Tree;" in source
     assert TREE.names == ("root", "depth", "target", "none")
     assert (NODE.itemsize, TREE.itemsize) == (16, 16)
+
+
+SANITIZED = """
+import dataclasses, sys
+from pathlib import Path
+import numpy as np
+import onnx
+from portolan.backends.forest import forest
+from portolan.core import registry
+from portolan.testing.models import this_machine
+path, more = sys.argv[1:]
+model = registry.FRONTENDS.get("onnx").load(path, Path(path).parent)
+executable = forest.compile(model, this_machine(), threads=2)
+executable._fixed.features += int(more)
+features = executable._graph.features
+for count in (1, 7, 16, 17, 600):
+    x = np.random.default_rng(count).normal(size=(count, features)).astype(np.float32)
+    executable.run({"x": x})
+"""
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_kernel_reads_and_writes_what_is_there(tmp_path: Path, more: int) -> None:
+    """Under the address sanitizer, which sees one feature too many."""
+    gcc = shutil.which("gcc")
+    runtime = gcc and subprocess.run(
+        [gcc, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()  # fmt: skip
+    if not runtime or not Path(runtime).is_file():
+        pytest.skip("needs the address sanitizer of gcc")
+    for name, proto in (("b", boosted(np.random.default_rng(15))), ("v", voting(np.random.default_rng(15)))):
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+        env = {
+            **os.environ, "PORTOLAN_CC": f"{gcc} -fsanitize=address -g", "PORTOLAN_CACHE": str(tmp_path / "cache"),
+            "LD_PRELOAD": runtime, "PYTHONMALLOC": "malloc", "ASAN_OPTIONS": "detect_leaks=0",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }  # fmt: skip
+        command = [sys.executable, "-c", SANITIZED, str(tmp_path / f"{name}.onnx"), str(more)]
+        ran = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        assert (ran.returncode == 0) == (not more), ran.stderr[-3000:]
+        assert ("heap-buffer-overflow" in ran.stderr) == bool(more)
