@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import helper
-from tests.support.ensembles import Grown, boosted, reference, rows, voting
 
 from portolan.backends.forest import forest
 from portolan.core import registry
 from portolan.testing.backend import BackendContract
 from portolan.testing.models import Case, perceptron
+from support.ensembles import Grown, boosted, reference, rows, voting
 
 
 def case(folder: Path, name: str, proto: onnx.ModelProto, count: int = 40) -> Case:

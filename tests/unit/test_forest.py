@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,6 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.ensembles import MODES, Grown, boosted, reference, rows, voting
 
 from portolan.backends import forest as module
 from portolan.backends._forest.ensemble import Unreadable, read
@@ -26,6 +26,7 @@ from portolan.core import registry
 from portolan.core.model import Model
 from portolan.errors import ModelError, NoBackend, UnsupportedOperator, UsageError, VerificationFailed
 from portolan.testing.models import perceptron, this_machine
+from support.ensembles import MODES, Grown, boosted, reference, rows, voting
 
 #: Kinds of votes: how many classes or sums there are, and which of them the n-th tree votes for.
 KINDS: dict[str, tuple[int, Callable[[int], tuple[int, ...]]]] = {
@@ -282,6 +283,21 @@ def test_what_was_saved_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.Mo
     (saved / "forest.json").write_text(json.dumps(about | {"kernel": "another"}))
     with pytest.raises(NoBackend, match="no C compiler was found, which `forest` needs"):
         forest.load(saved)
+
+
+def test_a_kernel_that_does_not_load_here_is_compiled_anew(tmp_path: Path) -> None:
+    """It is what was written, and for another C library."""
+    proto = boosted(np.random.default_rng(16))
+    executable = forest.compile(loaded(proto, tmp_path), this_machine())
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    executable.save(saved)
+    (saved / "forest.so").write_bytes(b"no library of this system")
+    about = json.loads((saved / "forest.json").read_text())
+    about["sha256"] = hashlib.sha256(b"no library of this system").hexdigest()
+    (saved / "forest.json").write_text(json.dumps(about))
+    x = rows(np.random.default_rng(17), 5, 5)
+    assert forest.load(saved).run({"x": x})["label"].tolist() == reference(proto, x)["label"].tolist()
 
 
 def test_an_altered_kernel_is_not_loaded(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -113,9 +114,10 @@ def _fixed(graph: Graph) -> _Fixed:
     )
 
 
-def _kernel() -> str:
-    """What the kernel is: its source, and the kind of processor that it is compiled for."""
-    return hashlib.sha256(_SOURCE.read_bytes() + platform.machine().encode()).hexdigest()[:24]
+def _kernel(*more: str) -> str:
+    """What the kernel is: its source, how it is compiled, and for which kind of processor."""
+    said = "\0".join((_SOURCE.read_text(encoding="utf-8"), *_FLAGS, platform.machine(), *more))
+    return hashlib.sha256(said.encode()).hexdigest()[:24]
 
 
 def _made() -> Path:
@@ -125,9 +127,10 @@ def _made() -> Path:
         NoBackend: there is no compiler.
         CompilerError: it cannot compile it.
     """
-    path = cache_folder() / "kernels" / "forest" / f"{_kernel()}.so"
+    argv = cc("`forest`")
+    path = cache_folder() / "kernels" / "forest" / f"{_kernel(*argv)}.so"
     if not path.is_file():
-        write_whole(path, compiled([*cc("`forest`"), *_FLAGS], _SOURCE.read_text(encoding="utf-8"), ".c", _SECONDS))
+        write_whole(path, compiled([*argv, *_FLAGS], _SOURCE.read_text(encoding="utf-8"), ".c", _SECONDS))
     return path
 
 
@@ -191,8 +194,12 @@ class Forest(Backend):
         return Trees(Artefact.of(model), threads or target.cores, _made())
 
     def load(self, folder: Path, *, threads: int = 0) -> Trees:
-        """Loads what was saved; the kernel is compiled anew where what was saved is for another kind of processor."""
-        return Trees(Artefact.open(folder), threads or all_cores(), _brought(folder) or _made())
+        """Loads what was saved; the kernel is compiled anew where what was saved is for another kind of system."""
+        artefact, count, brought = Artefact.open(folder), threads or all_cores(), _brought(folder)
+        if brought is not None:
+            with contextlib.suppress(OSError):  # another C library's, say
+                return Trees(artefact, count, brought)
+        return Trees(artefact, count, _made())
 
 
 forest = Forest()

@@ -84,7 +84,7 @@ def _ended(process: subprocess.Popen[str]) -> None:
         process.stderr.close()
 
 
-def cc(what: str) -> list[str]:
+def cc(what: str = "") -> list[str]:
     """The C compiler that PORTOLAN_CC names, else the first of gcc, clang and cc; as `plus`."""
     return _compiler("C", "PORTOLAN_CC", ("gcc", "clang", "cc"), what)
 
@@ -93,7 +93,7 @@ def plus(what: str) -> list[str]:
     """The C++ compiler that PORTOLAN_CXX names, else the first of g++, clang++ and c++.
 
     Args:
-        what: needs it, for the error; may be empty.
+        what: needs it, for the error.
 
     Raises:
         NoBackend: there is none.

@@ -99,7 +99,7 @@ def find() -> Compiler:
     Raises:
         NoBackend: there is none.
     """
-    path, *options = cc("")
+    path, *options = cc()
     return Compiler((path, *options), _version(path))
 
 

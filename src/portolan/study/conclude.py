@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from portolan.core.goal import Goals
 from portolan.core.measurement import METRICS, Metrics, load_of, unloaded
-from portolan.measure.result import MIN_STARTS, Race
+from portolan.measure.result import Race
 from portolan.study.trial import Trial
 
 
@@ -56,9 +56,8 @@ def best_of(trials: Sequence[Trial], goals: Goals, baseline: Trial, race: Race |
     """The best trial that meets every limit; None when none does.
 
     Several objectives count equally, as ratios to the baseline. Among equals the faster wins. When only speed counts
-    and the best one cannot be told from the untouched model, the untouched model is the answer, unless the race was too
-    short and left somebody out who was faster before. To choose takes less than to claim: on a noisy machine the best
-    may be chosen, and still not be called faster.
+    and the best one cannot be told from the untouched model, the untouched model is the answer. To choose takes less
+    than to claim: on a noisy machine the best may be chosen, and still not be called faster.
     """
     raced = [t for t in trials if t.met and FINAL & set(t.stages)]
     met = raced or [t for t in trials if t.met]
@@ -68,25 +67,11 @@ def best_of(trials: Sequence[Trial], goals: Goals, baseline: Trial, race: Race |
     if "loaded" in best.stages and _same_under_load(best, baseline, goals):
         return next((t for t in met if t.recipe.key == baseline.recipe.key), best)
     speed_only = all(o.metric.startswith("latency") for o in goals.objectives)
-    first = next((t for t in met if t.recipe.key == baseline.recipe.key), None)
-    if not speed_only or race is None or first is None or best.recipe.key not in race.arms:
-        return best
-    if best is not first and not _alike(race, best, baseline):
-        return best
-    return first if race.starts >= MIN_STARTS else _left_out(trials, race, goals, first) or first
-
-
-def _left_out(trials: Sequence[Trial], race: Race, goals: Goals, baseline: Trial) -> Trial | None:
-    """The best of those that a race too short to claim anything had no time for, if the search tells it from the
-    untouched model: a race without it says nothing against it.
-    """
-    names = [o.metric for o in goals.objectives]
-    others = [t for t in trials if t.met and t.recipe.key not in race.arms]
-    best = min(others, key=lambda t: (_score(t.metrics, goals, baseline.metrics), _latency(t)), default=None)
-    if best is None or _score(best.metrics, goals, baseline.metrics) >= 0:
-        return None
-    apart = (n in best.metrics and not best.metrics[n].overlaps(baseline.metrics[n]) for n in names)
-    return best if all(apart) else None
+    if speed_only and race is not None and best.recipe.key != baseline.recipe.key:
+        first = next((t for t in met if t.recipe.key == baseline.recipe.key), None)
+        if first is not None and best.recipe.key in race.arms:
+            return first if _alike(race, best, baseline) else best
+    return best
 
 
 def _same_under_load(best: Trial, baseline: Trial, goals: Goals) -> bool:

@@ -34,12 +34,14 @@ _MOST = 2**31
 _MOST_SUMS = 2**20
 #: How much larger than the votes themselves their table may be: what is not voted for takes memory too.
 _SPARSE = 8
+#: Numbers that any table may have.
+_ROOM = 2**23
 NODE = np.dtype([("at", np.float32), ("feature", np.uint32), ("child", np.uint32), ("vote", np.float32)])
 TREE = np.dtype([(name, np.uint32) for name in ("root", "depth", "target", "none")])
 
 
 class Unreadable(ValueError):
-    """An ensemble that the kernel has no form for; the message ends "... has" or "... is"."""
+    """An ensemble that the kernel has no form for; the message says with what."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def read(node: onnx.NodeProto) -> Ensemble:
     values = {attribute.name: attribute for attribute in node.attribute}
     if doubles := sorted(name for name in values if name.endswith("_as_tensor")):
         raise Unreadable(f"{doubles[0]} in float64")
-    meaning = _Meaning.of(values, _Votes.of(values, node.op_type == CLASSES))
+    meaning = _Meaning.of(values, node.op_type == CLASSES)
     nodes = _Nodes.of(values)
     order, depths = nodes.places()
     table, target = _table(nodes, meaning.votes, meaning.sums)
@@ -123,7 +125,8 @@ class _Meaning:
         return len(self.base)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], votes: _Votes) -> _Meaning:
+    def of(cls, values: Mapping[str, Any], classes: bool) -> _Meaning:
+        votes = _Votes.of(values, "class" if classes else "target")
         transform = values["post_transform"].s if "post_transform" in values else b"NONE"
         if transform not in _TRANSFORMS:
             raise Unreadable(f"post_transform {_said(transform)}")
@@ -132,7 +135,7 @@ class _Meaning:
             raise Unreadable(f"aggregate_function {_said(how)}")
         names = np.array(values["classlabels_int64s"].ints if "classlabels_int64s" in values else [], np.int64)
         label, sums = _NO_LABEL, values["n_targets"].i if "n_targets" in values else 1
-        if votes.classes:
+        if classes:
             if not len(names):
                 raise Unreadable("labels that are no integers")
             label, sums = _LARGEST, len(names)
@@ -158,23 +161,21 @@ def _said(value: bytes) -> str:
 
 @dataclass(frozen=True)
 class _Votes:
-    """What leaves say: whether of classes, of which tree and node, for which target, how much."""
+    """What leaves say: of which tree and node, for which target, how much."""
 
-    classes: bool
     tree: Array
     node: Array
     target: Array
     weight: Array
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], classes: bool) -> _Votes:
-        kind = "class" if classes else "target"
+    def of(cls, values: Mapping[str, Any], kind: str) -> _Votes:
         names = [f"{kind}_{name}" for name in ("treeids", "nodeids", "ids", "weights")]
         if lacking := next((name for name in names if name not in values), None):
             raise Unreadable(f"no {lacking}")
         *whole, weight = (values[name] for name in names)
         tree, node, target = (np.array(one.ints, np.int64) for one in whole)
-        votes = cls(classes, tree, node, target, np.array(weight.floats, np.float64))
+        votes = cls(tree, node, target, np.array(weight.floats, np.float64))
         if len({len(tree), len(node), len(target), len(votes.weight)}) > 1 or not len(tree):
             raise Unreadable(f"{kind}_* of different lengths, or none")
         return votes
@@ -294,7 +295,7 @@ def _table(nodes: _Nodes, votes: _Votes, targets: int) -> tuple[Array, Array]:
     np.minimum.at(first, tree, votes.target)
     np.maximum.at(last, tree, votes.target)
     alone = bool((first >= last).all())  # one target for each tree, as boosting has
-    if not alone and len(nodes.leaf) * targets > _SPARSE * max(len(votes.target), _MOST_SUMS):
+    if not alone and len(nodes.leaf) * targets > max(_SPARSE * len(votes.target), _ROOM):
         raise Unreadable("few votes for many sums")
     table = np.zeros((len(nodes.leaf), 1 if alone else targets), np.float64)
     np.add.at(table, (place, np.where(alone, 0, votes.target)), votes.weight)

@@ -75,6 +75,10 @@ IN void voted(const Forest *f, const float *x, double *sums, int64_t rows, const
     for (int64_t r = 0; r < rows; r++) vote(f, f->trees + t, x + r * n, sums + r * f->sums, 1, missing);
 }
 
+/* Scores of a row: one sum of two classes becomes two. */
+static int64_t outputs(const Forest *f) { return f->label == SIDE_OF_ZERO || f->label == SIDE_OF_HALF ? 2 : f->sums; }
+
+/* The scores and the label of a row, of its sums, which are used up. */
 static void finish(const Forest *f, double *sum, float *score, int64_t *label) {
   int64_t n = f->sums, best = 0;
   for (int64_t k = 0; k < n; k++) sum[k] += f->base[k];
@@ -97,9 +101,9 @@ static void finish(const Forest *f, double *sum, float *score, int64_t *label) {
   } else for (int64_t k = 0; k < n; k++) score[k] = sum[k];
 }
 
-/* A block of rows; `space` is for sums [BLOCK][sums], and for x [BLOCK][features] as the scaler gives it. */
+/* A block of rows; behind sums [BLOCK][sums] is room for x [BLOCK][features] as the scaler gives it. */
 static void block(const Forest *f, const float *x, float *scores, int64_t *labels, int64_t rows, double *sums) {
-  int64_t outputs = f->label == SIDE_OF_ZERO || f->label == SIDE_OF_HALF ? 2 : f->sums, n = rows * f->features;
+  int64_t n = rows * f->features;
   float *scaled = (float *)(sums + BLOCK * f->sums);
   if (f->scale) {
     for (int64_t r = 0; r < n; r += f->features)
@@ -109,7 +113,7 @@ static void block(const Forest *f, const float *x, float *scores, int64_t *label
   for (int64_t k = 0; k < rows * f->sums; k++) sums[k] = 0;
   if (f->missing) voted(f, x, sums, rows, 1);
   else voted(f, x, sums, rows, 0);
-  for (int64_t r = 0; r < rows; r++) finish(f, sums + r * f->sums, scores + r * outputs, labels + r);
+  for (int64_t r = 0; r < rows; r++) finish(f, sums + r * f->sums, scores + r * outputs(f), labels + r);
 }
 
 int64_t kernel_forest_tasks(const int64_t *sizes) { return (sizes[0] + BLOCK - 1) / BLOCK; }
@@ -117,11 +121,10 @@ int64_t kernel_forest_workspace(const int64_t *sizes) { return BLOCK * (8 * size
 
 void kernel_forest(void *const *arrays, const int64_t *sizes, void *workspace, int64_t first, int64_t last) {
   const Forest *f = arrays[0];
-  int64_t outputs = f->label == SIDE_OF_ZERO || f->label == SIDE_OF_HALF ? 2 : f->sums;
   for (int64_t at = first * BLOCK; at < sizes[0] && at < last * BLOCK; at += BLOCK) {
     int64_t rows = sizes[0] - at < BLOCK ? sizes[0] - at : BLOCK;
     const float *x = (const float *)arrays[1] + at * f->features;
-    block(f, x, (float *)arrays[2] + at * outputs, (int64_t *)arrays[3] + at, rows, workspace);
+    block(f, x, (float *)arrays[2] + at * outputs(f), (int64_t *)arrays[3] + at, rows, workspace);
   }
 }
 
