@@ -14,6 +14,7 @@ import pytest
 from portolan.core.graph import load_model
 from portolan.core.model import Model
 from portolan.core.passes import Context
+from portolan.filtering import winograd
 from portolan.fusing import fuse
 from portolan.passes.decompose import decompose
 from portolan.passes.distill import distill
@@ -67,6 +68,22 @@ def sentences(rows: int) -> dict[str, np.ndarray]:
     return {"ids": random.integers(0, 50, (rows, 16)), "mask": (np.arange(16) < ends).astype(np.int64)}
 
 
+def filtered(folder: Path) -> Case:
+    """Two convolutions of 3 by 3 with what is added to the second: a free number of images, and of rows and columns."""
+    text = """
+    <ir_version: 8, opset_import: ["": 18]>
+    net (float[n,32,h,w] x) => (float[n,32,h,w] y) {
+      a = Conv <pads = [1, 1, 1, 1]> (x, k, b)  r = Relu (a)
+      c = Conv <pads = [1, 1, 1, 1]> (r, k, b)  s = Add (c, x)  y = Relu (s)
+    }"""
+    graph, random = onnx.parser.parse_model(text).graph, np.random.default_rng(0)
+    sides = {"k": (32, 32, 3, 3), "b": (32,)}
+    given = {name: (random.standard_normal(side) / 17).astype(np.float32) for name, side in sides.items()}
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in given.items())
+    few, many = (random.standard_normal((n, 32, 9, 6)).astype(np.float32) for n in (1, 3))
+    return case(folder, "filtered", graph, {"x": few}, {"x": many})
+
+
 class TestTrim(PassContract):
     pass_ = trim
     options = ({}, {"multiple": 1})
@@ -114,6 +131,19 @@ class TestFuse(PassContract):
 
     def cases(self, folder: Path) -> list[Case]:
         return [normalised(folder)]
+
+    def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
+        return [(quantized(folder), {}), (load_model(perceptron(folder).model.path), {})]
+
+
+class TestWinograd(PassContract):
+    pass_ = winograd
+    options = ({"gain": 0.0},)
+    # The graph stays as it is: what is noted beside it, tests/e2e/test_winograd.py looks at.
+    evidence = {"convolutions:winograd": lambda operators, kinds: set(operators) == {"Conv", "Relu", "Add"}}
+
+    def cases(self, folder: Path) -> list[Case]:
+        return [filtered(folder)]
 
     def unsuited(self, folder: Path) -> list[tuple[Model, Mapping[str, Any]]]:
         return [(quantized(folder), {}), (load_model(perceptron(folder).model.path), {})]

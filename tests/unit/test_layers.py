@@ -28,6 +28,7 @@ ORDER = [
         "measure",
         "kernels",
         "fusing",
+        "filtering",
         "serving",
         "search",
         "study",

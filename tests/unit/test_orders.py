@@ -26,7 +26,11 @@ FIRST = "a simplified graph is what the other passes look for: simplify first"
 LAST = "a kernel hides the operators that the other passes look for: put kernels in last"
 HIDDEN = "sizes that depend on the data are hidden from it: cut lengths afterwards"
 TRIMMED = "it is trimmed already"
-CODES = "the model is quantized, and its chains are between codes: fuse the float model"
+MEASURED = "layers were measured as they are: change them before that"
+CODES: dict[Stage, str] = {
+    "layers": "the model is quantized, and its convolutions are between codes: winograd takes floats",
+    "kernels": "the model is quantized, and its chains are between codes: fuse the float model",
+}
 #: One pass of each kind that a perceptron has something for, and others of that kind.
 KINDS: dict[Stage, tuple[str, ...]] = {
     "graph": ("simplify",),
@@ -35,6 +39,7 @@ KINDS: dict[Stage, tuple[str, ...]] = {
     "sparsity": ("prune", "prune(kind=2:4)"),
     "length": ("trim",),
     "precision": ("quantize", "quantize(mode=float16)", "mixed_precision"),
+    "layers": ("winograd",),
     "kernels": ("fuse",),
 }
 INTEGERS = ("quantize", "mixed_precision")
@@ -44,6 +49,7 @@ BAD: dict[tuple[Stage, Stage], str] = {
     ("sparsity", "structure"): DENSE,
     **{(before, "graph"): FIRST for before in ("structure", "recovery", "sparsity", "length")},
     **{("length", after): HIDDEN for after in ("structure", "recovery", "sparsity")},
+    **{("layers", after): MEASURED for after in STAGES if after != "kernels"},
     **{("kernels", after): LAST for after in STAGES},
 }  # fmt: skip
 PAIRS = list(itertools.product(STAGES, STAGES))
@@ -53,15 +59,16 @@ PAIRS = list(itertools.product(STAGES, STAGES))
 def test_every_order_of_two_kinds(before: Stage, after: Stage, tmp_path: Path) -> None:
     assert misplaced(before, after) == BAD.get((before, after))
     model = perceptron(tmp_path / "net.onnx")
-    mask = TensorSpec("mask", "int64", ("n", "t"))  # something to trim by, and something to fuse
+    mask = TensorSpec("mask", "int64", ("n", "t"))  # something to trim by, to filter and to fuse
     signature = replace(model.signature, inputs=(*model.signature.inputs, mask))
-    model = replace(model, operators={**model.operators, "Softmax": 2}, signature=signature)
+    model = replace(model, operators={**model.operators, "Softmax": 2, "Conv": 1}, signature=signature)
     for first, second in itertools.product(KINDS[before], KINDS[after]):
         steps = [_step(first), _step(second)]
         passes = {step.name: registry.pass_(step.name) for step in steps}
         assert passes[steps[0].name].stage(steps[0].options) == before
         why = disorder(steps, passes, model, this_machine())
-        reason = CODES if after == "kernels" and first in INTEGERS else BAD.get((before, after))
+        reason = CODES.get(after) if first in INTEGERS else None
+        reason = reason or BAD.get((before, after))
         reason = TRIMMED if (before, after) == ("length", "length") else reason
         assert why == (reason and f"`{steps[1].name}` after `{steps[0].name}`: {reason}"), f"{first}, {second}"
 

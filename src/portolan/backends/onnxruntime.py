@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from portolan.backends import _ort_gpu
+from portolan.backends import _ort_blocked, _ort_gpu
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
 from portolan.backends._cuda import demand_able
 from portolan.backends._ort_gpu import LACKS, Precision
@@ -48,10 +48,17 @@ class Session(Executable):
         settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{name}")
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         settings.log_severity_level = 3  # errors; warnings about the graph's style would fill a worker's log
+        self._blocked: _ort_blocked.Rewritten | None = None
         with explained("onnxruntime", artefact.path, *LACKS), artefact.unpacked() as path:
             self._operators = artefact.operators(path)
-            registered(settings, [(kernel.domain, home.file(kernel)) for kernel, home in self._operators])
-            self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDER])
+            libraries = [(kernel.domain, home.file(kernel)) for kernel, home in self._operators]
+            registered(settings, libraries)
+            if _ort_blocked.FEATURE in artefact.features and level == "all":
+                self._blocked = _ort_blocked.rewritten(path, [kernel for kernel, _ in self._operators], libraries)
+            if self._blocked is not None:
+                self._blocked.give(settings)
+            given = str(path) if self._blocked is None else self._blocked.graph
+            self._session = ort.InferenceSession(given, settings, providers=[_PROVIDER])
         # `InferenceSession.run` looks at its arguments in Python and hands them on, which small models feel. What it
         # looks for is found behind it too, or cannot be here, where there is no other provider to fall back to.
         self._call = getattr(self._session, "_sess", self._session).run
@@ -78,11 +85,12 @@ class Session(Executable):
             "threads": settings.intra_op_num_threads,
             "providers": list(self._session.get_providers()),
             "graph_optimization": settings.graph_optimization_level.name.removeprefix("ORT_"),
+            **({} if self._blocked is None else {"winograd": self._blocked.layers}),
         }
 
     def close(self) -> None:
         """Drops the session and its threads."""
-        self._session = self._call = None
+        self._session = self._call = self._blocked = None
 
 
 def _level(level: Level) -> str:
@@ -105,6 +113,8 @@ class OnnxRuntime(Backend):
         *(Exploit(feature, gain="size") for feature in _STORED),
         Exploit("length:trimmed"),
         Exploit(FEATURE),
+        # It keeps channels in blocks at its highest level alone.
+        Exploit(_ort_blocked.FEATURE, options={"graph_optimization": ("all",), "device": (CPU,)}),
     )
 
     @property

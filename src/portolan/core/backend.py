@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -54,11 +54,19 @@ class Support:
 
 @dataclass(frozen=True)
 class Exploit:
-    """A produced feature that a backend turns into speed or size, and the target features of which it needs one."""
+    """A produced feature that a backend turns into speed or size.
+
+    Attributes:
+        feature: what a pass produces.
+        needs: target features, of which it needs one.
+        gain: what it becomes.
+        options: the values of the backend's options with which alone it becomes that.
+    """
 
     feature: str
     needs: tuple[str, ...] = ()
     gain: Gain = "speed"
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 class Executable(ABC):
@@ -193,6 +201,11 @@ class Backend(ABC):
         if feature.startswith(_ANYWHERE):
             return "speed"
         return "size" if feature.startswith(_STORED) else None
+
+    def wasted(self, features: Sequence[str], options: Mapping[str, Any]) -> bool:
+        """Whether one of the features does nothing with these options."""
+        asked = [exploit.options for exploit in self.exploits if exploit.feature in features]
+        return any(options.get(name) not in values for one in asked for name, values in one.items())
 
     def exact(self, options: Mapping[str, Any]) -> bool:
         """Whether these options keep the model's own arithmetic; False for reduced precision."""

@@ -19,8 +19,8 @@ Need = Literal["nothing", "calibration", "training"]
 Params = Mapping[str, Any]
 Feeds = Mapping[str, "np.ndarray"]
 #: What kind of change a pass makes, in the order that a search tries them in; see `misplaced`.
-Stage = Literal["graph", "structure", "recovery", "sparsity", "length", "precision", "kernels"]
-STAGES: tuple[Stage, ...] = ("graph", "structure", "recovery", "sparsity", "length", "precision", "kernels")
+Stage = Literal["graph", "structure", "recovery", "sparsity", "length", "precision", "layers", "kernels"]
+STAGES: tuple[Stage, ...] = ("graph", "structure", "recovery", "sparsity", "length", "precision", "layers", "kernels")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ def misplaced(before: Stage, after: Stage) -> str | None:
     """
     if before == "kernels":
         return "a kernel hides the operators that the other passes look for: put kernels in last"
-    if before == "precision" and after != "kernels":
+    if before == "layers" and after != "kernels":
+        return "layers were measured as they are: change them before that"
+    if before == "precision" and after not in ("layers", "kernels"):
         if after == "precision":
             return "the weights have a reduced precision already, and a second one would lose twice"
         return "weights of reduced precision are on a grid that any later change leaves: reduce the precision last"

@@ -38,7 +38,9 @@ _PACKAGES: dict[Group, str] = {
 
 
 #: Built-ins of a higher layer, which the package of their group cannot import.
-_ELSEWHERE: dict[Group, dict[str, str]] = {"passes": {"fuse": "portolan.fusing:fuse"}}
+_ELSEWHERE: dict[Group, dict[str, str]] = {
+    "passes": {"fuse": "portolan.fusing:fuse", "winograd": "portolan.filtering:winograd"}
+}
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,9 @@ def candidates(
     known = () if "passes" in fixed else payoffs
     for chain, backend in _pairs(chains, usable, model, target, goals, known, refused):
         for chosen in options[backend.name][0]:
+            # What somebody names is tried all the same.
+            if not fixed.get("options") and backend.wasted(chain.features, chosen):
+                continue
             recipe = Recipe(chain.steps, backend.name, chosen, target.id, serving)
             exact = not chain.lossy and backend.exact(chosen)
             heavy = backend.heavy or backend.needs_program or KERNELS in chain.features

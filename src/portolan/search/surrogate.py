@@ -44,6 +44,7 @@ THUMB: Mapping[str, tuple[float, float, float]] = {
     "shape:": (-0.4, -0.4, 0.15),
     "length:": (-0.7, 0.0, 0.95),  # as much as there is padding
     "kernels": (-0.1, 0.0, 0.95),
+    "convolutions:": (-0.1, 0.0, 0.95),
 }
 #: Time saved by integer arithmetic, in log units: from here on a reduced precision of the rest adds little.
 INTEGER = 0.6

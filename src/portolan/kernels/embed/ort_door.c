@@ -58,40 +58,47 @@ enum { FAIL = 1, INVALID = 2, PARTS = 64 };
 
 static const void *const *ort_api;
 
-/* Memory that calls take and give back, so that no task waits for another's and none is asked of the system twice. */
-typedef struct { atomic_flag busy; int count; void *kept[PARTS]; size_t bytes[PARTS]; } Store;
+/* Memory that calls take and give back, so that no task waits for another's and none is asked of the system twice. All
+   nodes share it, whatever their sizes are: they run one after another, mostly. Before each place stands its size. */
+enum { HEAD = 64 };
+static struct { atomic_flag busy; int count, nodes; char *kept[PARTS]; } store = {ATOMIC_FLAG_INIT};
 typedef struct {
-  Store *store; void *const *arrays; const int64_t *sizes; int64_t tasks, parts; size_t space; atomic_int failed;
+  void *const *arrays; const int64_t *sizes; int64_t tasks, parts; size_t space; atomic_int failed;
 } Call;
 
-static void *taken(Store *s, size_t bytes) {
-  void *found = 0;
-  while (atomic_flag_test_and_set_explicit(&s->busy, memory_order_acquire)) { }
-  for (int i = 0; i < s->count && !found; i++) if (s->bytes[i] >= bytes) {
-    found = s->kept[i];
-    s->count--;
-    s->kept[i] = s->kept[s->count];
-    s->bytes[i] = s->bytes[s->count];
+static void lock(void) { while (atomic_flag_test_and_set_explicit(&store.busy, memory_order_acquire)) { } }
+static void unlock(void) { atomic_flag_clear_explicit(&store.busy, memory_order_release); }
+static size_t size_of(const char *place) { return *(const size_t *)place; }
+
+static void *taken(size_t bytes) {
+  char *found = 0, *small = 0;
+  lock();
+  for (int i = store.count - 1; i >= 0 && !found; i--) if (size_of(store.kept[i]) >= bytes) {
+    found = store.kept[i];
+    store.kept[i] = store.kept[--store.count];
   }
-  atomic_flag_clear_explicit(&s->busy, memory_order_release);
-  return found ? found : aligned_alloc(64, bytes);
+  if (!found && store.count) small = store.kept[--store.count]; /* a larger one takes its place */
+  unlock();
+  free(small);
+  if (!found && (found = aligned_alloc(64, bytes + HEAD))) *(size_t *)found = bytes;
+  return found ? found + HEAD : 0;
 }
 
-static void returned(Store *s, void *place, size_t bytes) {
-  void *spare = place;
-  while (atomic_flag_test_and_set_explicit(&s->busy, memory_order_acquire)) { }
-  if (s->count < PARTS) { s->kept[s->count] = place; s->bytes[s->count++] = bytes; spare = 0; }
-  atomic_flag_clear_explicit(&s->busy, memory_order_release);
+static void returned(void *place) {
+  char *spare = (char *)place - HEAD;
+  lock();
+  if (store.nodes && store.count < PARTS) { store.kept[store.count++] = spare; spare = 0; }
+  unlock();
   free(spare);
 }
 
 static void part(void *given, size_t number) {
   Call *c = given;
-  void *space = taken(c->store, c->space);
+  void *space = taken(c->space);
   if (!space) { atomic_store(&c->failed, 1); return; }
   int64_t n = (int64_t)number;
   ENTRY(c->arrays, c->sizes, space, c->tasks * n / c->parts, c->tasks * (n + 1) / c->parts);
-  returned(c->store, space, c->space);
+  returned(space);
 }
 
 #ifdef STAGED
@@ -102,19 +109,19 @@ typedef struct { Call call; void *shared; } Staged;
 static void stage(void *given, size_t number) {
   Staged *s = given;
   (void)number;
-  void *space = taken(s->call.store, s->call.space);
+  void *space = taken(s->call.space);
   if (!space) { atomic_store(&s->call.failed, 1); return; }
   OF_ENTRY(ENTRY, _stage)(s->call.arrays, s->call.sizes, s->shared, space);
-  returned(s->call.store, space, s->call.space);
+  returned(space);
 }
 
 static OrtStatus *staged(void *context, const Call *call, int64_t stages) {
   const size_t bytes = ((size_t)OF_ENTRY(ENTRY, _shared)(call->sizes) + 127) / 64 * 64;
-  Staged s = {*call, taken(call->store, bytes)};
+  Staged s = {*call, taken(bytes)};
   if (!s.shared) return CREATE_STATUS(FAIL, NAME ": out of memory");
   OF_ENTRY(ENTRY, _begin)(s.shared);
   OrtStatus *status = PARALLEL_FOR(context, stage, (size_t)stages, (size_t)stages, &s);
-  returned(call->store, s.shared, bytes);
+  returned(s.shared);
   TRY(status);
   return atomic_load(&s.call.failed) ? CREATE_STATUS(FAIL, NAME ": out of memory") : 0;
 }
@@ -161,6 +168,7 @@ static OrtStatus *compute(void *kernel, void *context) {
   void *arrays[INPUTS + OUTPUTS];
   int64_t sizes[SYMBOLS + 1];
   int nothing = 0;
+  (void)kernel;
   for (int s = 0; s < SYMBOLS; s++) sizes[s] = -1;
   for (int i = 0; i < INPUTS; i++) {
     const OrtValue *value;
@@ -181,11 +189,12 @@ static OrtStatus *compute(void *kernel, void *context) {
   }
   if (nothing) return 0;
   TRY(missing(sizes));
-  Call call = {kernel, arrays, sizes, ENTRY_TASKS(sizes), 0, ((size_t)ENTRY_WORKSPACE(sizes) + 127) / 64 * 64, 0};
+  Call call = {arrays, sizes, ENTRY_TASKS(sizes), 0, ((size_t)ENTRY_WORKSPACE(sizes) + 127) / 64 * 64, 0};
 #ifdef STAGED
   const int64_t stages = OF_ENTRY(ENTRY, _stages)(sizes);
   if (stages > 1) return staged(context, &call, stages);
 #endif
+  if (call.tasks < 0) return CREATE_STATUS(INVALID, NAME ": sizes that the kernel cannot take");
   call.parts = call.tasks < PARTS ? call.tasks : PARTS;
   if (call.parts > 1) TRY(PARALLEL_FOR(context, part, call.parts, 0, &call));
   else if (call.parts) part(&call, 0);
@@ -194,16 +203,18 @@ static OrtStatus *compute(void *kernel, void *context) {
 
 static OrtStatus *create(const OrtCustomOp *op, const void *api, const void *info, void **kernel) {
   (void)op, (void)api, (void)info;
-  Store *made = calloc(1, sizeof *made);
-  if (!made) return CREATE_STATUS(FAIL, NAME ": out of memory");
-  *kernel = made;
+  lock();
+  store.nodes++;
+  unlock();
+  *kernel = &store;
   return 0;
 }
 
 static void destroy(void *kernel) {
-  Store *s = kernel;
-  for (int i = 0; i < s->count; i++) free(s->kept[i]);
-  free(s);
+  (void)kernel;
+  lock();
+  if (!--store.nodes) while (store.count) free(store.kept[--store.count]);
+  unlock();
 }
 
 static const char *op_name(const OrtCustomOp *op) { (void)op; return NAME; }

@@ -113,7 +113,7 @@ class _Race:
         compiler, operator = find(), one.operator()
         code = one.code(self.target, self.shapes) + "\n" + door(operator)
         sides = [array.shape for array in self._arrays(one)]
-        key = place.digest("fused", code, sides, self.target.fingerprint, compiler.version, _runtime())
+        key = place.digest("fused", code, sides, self.target.fingerprint, compiler.version, runtime_version())
         if (known := place.recall(place.RACED, key)) is not None and there(one.name, self.target):
             return float(known["ratio"])
         try:
@@ -128,7 +128,7 @@ class _Race:
             # A kernel that cannot be compiled, is wrong or crashes is no candidate; the nodes stay.
             ratio, reason = 0.0, error.message
         else:
-            _kept(operator, path, place_of(one.name, self.target))
+            kept(operator, path, place_of(one.name, self.target))
         place.remember(place.RACED, key, {"chain": [n.op_type for n in one.nodes], "ratio": ratio, "reason": reason})
         return ratio
 
@@ -193,7 +193,7 @@ class _Race:
         return paths
 
 
-def _kept(operator: Carried, library: Path, folder: Path) -> None:
+def kept(operator: Carried, library: Path, folder: Path) -> None:
     """Puts a compiled kernel where runtimes look for it, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
@@ -203,7 +203,8 @@ def _kept(operator: Carried, library: Path, folder: Path) -> None:
         made.rename(folder)
 
 
-def _runtime() -> str:
+def runtime_version() -> str:
+    """ONNX Runtime's, without importing it."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

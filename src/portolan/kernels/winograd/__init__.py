@@ -1,0 +1,1 @@
+"""Convolutions of 3 by 3 with fewer products."""

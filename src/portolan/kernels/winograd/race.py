@@ -1,0 +1,228 @@
+"""Which convolutions of a graph are faster with fewer products, and by which tiles: measured layer by layer.
+
+A layer is raced as the runtime has it between others: on tensors in blocks of channels, which nothing reorders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from portolan.backends._ort_blocked import BLOCKED, Layer, Noted, block, layers, operator, optimised, put_in
+from portolan.core.carried import Carried
+from portolan.core.extensions import place as place_of
+from portolan.core.extensions import there
+from portolan.core.signature import Signature
+from portolan.core.silence import runtime
+from portolan.core.target import Target
+from portolan.errors import DiskFull, OutOfMemory, PortolanError, WorkerTimeout
+from portolan.kernels import place
+from portolan.kernels.compiler import find
+from portolan.kernels.embed.ort import door
+from portolan.kernels.fusion.race import kept, runtime_version
+from portolan.kernels.printers.c import function_name, prelude
+from portolan.kernels.verify import AGENT, TOLERANCE, difference
+from portolan.measure.lock import measuring
+from portolan.worker.session import Worker, patience
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Sides of tiles: more products are saved by larger ones, whose weights are larger.
+OUTS = (4, 2)
+#: What stands for free sizes: a batch is first, and others are of images.
+_BATCH, _SIDE = 1, 224
+#: And the batch while a kernel is compared besides.
+_OTHER = 3
+_SECONDS, _ROUNDS = 0.01, 9
+_PATIENCE = 60.0
+_L2 = 1 << 20
+
+
+@dataclass(frozen=True)
+class Form:
+    """Layers of one form take the same time.
+
+    Attributes:
+        channels: what they read, and what they give.
+        image: rows and columns.
+        added: whether results are added to another tensor.
+    """
+
+    channels: tuple[int, int]
+    image: tuple[int, int]
+    added: bool
+
+    @property
+    def products(self) -> int:
+        """Without tricks."""
+        return 9 * self.channels[0] * self.channels[1] * self.image[0] * self.image[1]
+
+
+def best(path: Path, signature: Signature, target: Target, gain: float, most: int) -> Noted:
+    """The layers of a graph that are right and at least `gain` times as fast by a kernel, with the fastest tiles.
+
+    Args:
+        path: the graph; ONNX Runtime rewrites it for this processor.
+        signature: its inputs.
+        target: this machine.
+        gain: the least ratio of times.
+        most: forms that are tried, those with the most products first.
+
+    Raises:
+        NoBackend: there is no C compiler.
+    """
+    proto = optimised(path)
+    found = layers(proto, target)
+    forms = _forms(proto, found, signature)
+    order = sorted(forms, key=lambda form: -form.products * len(forms[form]))
+    race = _Race(proto, target)
+    operators: dict[tuple[int, bool], str] = {}
+    chosen: dict[str, int] = {}
+    for form in order[:most]:
+        ratios = {out: race.ratio(forms[form][0], form, out) for out in OUTS}
+        out = max(ratios, key=lambda out: ratios[out])
+        if ratios[out] >= gain:
+            operators[out, form.added] = kernel(out, form.added, target)[0].name
+            # Layers of several forms may share weights: what has the most products says.
+            chosen = {one.key: out for one in forms[form]} | chosen
+    return Noted(operators, chosen)
+
+
+def kernel(out: int, added: bool, target: Target) -> tuple[Carried, str]:
+    """The operator for tiles of `out` by `out` results, and its code without a door."""
+    size = block(target)
+    numbers = {
+        "LANES": size, "OUT": out, "ADDED": int(added), "SPACE": target.caches.get("L2", _L2),
+        "THREADS": target.cores,
+    }  # fmt: skip
+    name = f"fused_{hashlib.sha256(repr(('winograd', sorted(numbers.items()))).encode()).hexdigest()[:12]}"
+    numbers["ENTRY"] = function_name(name)  # type: ignore[assignment]
+    source = (Path(__file__).parent / "winograd.c").read_text(encoding="utf-8")
+    head = [f"#define {macro} {value}" for macro, value in numbers.items()]
+    return operator(name, function_name(name), out, added, size), "\n".join((*head, prelude(), source))
+
+
+def _forms(proto: onnx.ModelProto, found: Sequence[Layer], signature: Signature) -> dict[Form, list[Layer]]:
+    """The layers by form: sizes are those that the runtime sees in one run."""
+    import onnx
+
+    if not found:
+        return {}
+    seen = onnx.ModelProto.FromString(proto.SerializeToString())
+    known = {value.name for value in (*seen.graph.input, *seen.graph.output)}
+    names = list(dict.fromkeys(one.node.input[0] for one in found))
+    for name in names:
+        if name not in known:
+            seen.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    feeds = {spec.name: _zeros(spec.shape, spec.dtype) for spec in signature.inputs}
+    ort = runtime("onnxruntime")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = 1
+    session = ort.InferenceSession(seen.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    wanted = [name for name in names if name not in feeds]
+    sides = {name: array.shape[2:] for name, array in zip(wanted, session.run(wanted, feeds), strict=True)}
+    sides |= {name: array.shape[2:] for name, array in feeds.items()}
+    forms: dict[Form, list[Layer]] = {}
+    for one in found:
+        height, width = sides[one.node.input[0]]
+        forms.setdefault(Form(one.channels, (height, width), one.added), []).append(one)
+    return forms
+
+
+def _zeros(shape: Sequence[int | str], dtype: str) -> np.ndarray:
+    free = (_BATCH, *[_SIDE] * len(shape))
+    return np.zeros([size if isinstance(size, int) else free[n] for n, size in enumerate(shape)], dtype)
+
+
+@dataclass(frozen=True)
+class _Race:
+    """Kernels against the runtime's own convolutions, on one thread.
+
+    Attributes:
+        proto: the graph in the runtime's form.
+        target: this machine.
+    """
+
+    proto: onnx.ModelProto
+    target: Target
+
+    def ratio(self, one: Layer, form: Form, out: int) -> float:
+        """How many times as fast a layer is by a kernel; 0 where that is wrong. What was measured is remembered."""
+        compiler, (carried, source) = find(), kernel(out, form.added, self.target)
+        code = f"{source}\n{door(carried)}"
+        key = place.digest("winograd", code, repr(form), self.target.fingerprint, compiler.version, runtime_version())
+        if (known := place.recall(place.RACED, key)) is not None and there(carried.name, self.target):
+            return float(known["ratio"])
+        try:
+            path = compiler.build(code)
+            with TemporaryDirectory(prefix="portolan-winograd-") as scratch, Worker(module=AGENT) as worker:
+                ratio = self._raced(one, form, carried, path, Path(scratch), worker)
+            reason = None
+        except (DiskFull, OutOfMemory, WorkerTimeout):
+            return 0.0  # for want of what there may be next time: not remembered
+        except PortolanError as error:
+            ratio, reason = 0.0, error.message  # what cannot be compiled or crashes is no candidate
+        else:
+            kept(carried, path, place_of(carried.name, self.target))
+        place.remember(place.RACED, key, {"convolution": repr(form), "out": out, "ratio": ratio, "reason": reason})
+        return ratio
+
+    def _raced(self, one: Layer, form: Form, carried: Carried, library: Path, scratch: Path, worker: Worker) -> float:
+        import onnx
+
+        plain, other = self._alone(one, form), self._alone(one, form)
+        constants = put_in(other, [(layer, carried) for layer in layers(other, self.target)])
+        other.graph.initializer.extend(onnx.numpy_helper.from_array(a, name) for name, a in constants.items())
+        for name, made, libraries in (("plain", plain, []), ("kernel", other, [str(library)])):
+            file = scratch / f"{name}.onnx"
+            file.write_bytes(made.SerializeToString())
+            worker.ask("model", timeout=patience(_PATIENCE), name=name, path=str(file), libraries=libraries)
+        for batch in (_OTHER, _BATCH):
+            tensors = _arrays(form, batch)
+            given: dict[str, Any] = {"dtypes": ["f32"] * len(tensors)}
+            results = [
+                worker.ask("answer", timeout=patience(_PATIENCE), tensors=tensors, name=name, **given).tensors["r0"]
+                for name in ("plain", "kernel")
+            ]
+            if difference(results[1], results[0]) > TOLERANCE["f32"]:
+                return 0.0
+        with measuring():
+            reply = worker.ask(
+                "contest", timeout=patience(_PATIENCE), tensors=tensors, names=["plain", "kernel"], seconds=_SECONDS,
+                rounds=_ROUNDS, **given,
+            )  # fmt: skip
+        ms = reply.fields["ms"]
+        return float(np.median(np.asarray(ms["plain"]) / np.asarray(ms["kernel"])))
+
+    def _alone(self, one: Layer, form: Form) -> onnx.ModelProto:
+        """The layer as a model of its own, in the runtime's form."""
+        from onnx import TensorProto, helper
+
+        constants = [t for t in self.proto.graph.initializer if t.name in one.node.input]
+        given, made = form.channels
+        read = {one.node.input[0]: given} | ({one.node.input[3]: made} if form.added else {})
+
+        def declared(name: str, channels: int) -> onnx.ValueInfoProto:
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels, *form.image])
+
+        inputs = [declared(name, channels) for name, channels in read.items()]
+        graph = helper.make_graph([one.node], "layer", inputs, [declared(one.node.output[0], made)], constants)
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid(BLOCKED, 1)]
+        return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+def _arrays(form: Form, batch: int) -> Mapping[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    channels = form.channels if form.added else form.channels[:1]
+    return {
+        f"a{n}": rng.standard_normal((batch, count, *form.image), np.float32) * np.float32(0.5)
+        for n, count in enumerate(channels)
+    }
