@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from portolan.backends import _ort_blocked
+from portolan.backends._artefact import KERNELS
 from portolan.backends.onnxruntime import onnxruntime
 from portolan.backends.openvino import openvino
+from portolan.core.carried import MANIFEST
 from portolan.core.extensions import folders
 from portolan.core.graph import load_model
 from portolan.core.model import Model
@@ -116,6 +119,21 @@ def test_what_was_saved_runs_where_nothing_is_compiled(tmp_path: Path, monkeypat
     assert after.facts() == before.facts()
     x = {"x": image(1, 3, 20, 20)}
     assert after.run(x)["y"].tobytes() == before.run(x)["y"].tobytes()
+
+
+def test_what_was_compiled_for_another_processor_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = filtered(written(tmp_path / "in"), tmp_path / "out", 4, monkeypatch)
+    before, saved, x = onnxruntime.compile(made, local.detect(), threads=1), tmp_path / "saved", image(1, 3, 20, 20)
+    saved.mkdir()
+    before.save(saved)
+    listed = saved / KERNELS / MANIFEST
+    rows = json.loads(listed.read_text())
+    assert all("x86_64" in row["needs"] for row in rows)
+    listed.write_text(json.dumps([row | {"needs": [*row["needs"], "amx_of_tomorrow"]} for row in rows]))
+    monkeypatch.setenv("PORTOLAN_CACHE", str(tmp_path / "empty"))
+    after = onnxruntime.load(saved, threads=1)
+    assert "winograd" not in after.facts()
+    np.testing.assert_allclose(after.run({"x": x})["y"], before.run({"x": x})["y"], rtol=1e-4, atol=1e-5)
 
 
 def test_without_its_kernels_the_model_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

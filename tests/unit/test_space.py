@@ -358,6 +358,24 @@ def test_passes_that_compile_are_as_heavy_as_backends_that_do() -> None:
     assert {(str(c.recipe), c.heavy) for c in found} == {("-", False), ("weave", True)}
 
 
+def test_a_feature_is_tried_only_with_the_options_that_it_needs() -> None:
+    @compression(produces=lambda p: ("woven",))
+    def weave(model: Model, context: Context) -> Model:
+        """Weaves."""
+        return model
+
+    class Woven(Ort):
+        exploits = (Exploit("woven", options={"threads": (1,)}),)
+
+    def threads(**more: Any) -> set[tuple[str, int]]:
+        found = live(space(EXACT, passes={"weave": weave}, backends={"onnxruntime": Woven()}, **more))
+        return {(str(c.recipe), c.recipe.options["threads"]) for c in found}
+
+    assert ("-", 0) in threads()
+    assert {count for name, count in threads() if name == "weave"} == {1}
+    assert ("weave", 4) in threads(fixed={"options": {"threads": 4}}), "what is named is tried"
+
+
 def test_a_recipe_in_a_bad_order_is_refused_with_its_reason() -> None:
     for names, why in (
         (("fewer", "zeros"), "`zeros` after `fewer`: weights of reduced precision are on a grid"),

@@ -90,13 +90,17 @@ class Artefact:
             yield Path(scratch) / self.path.name
 
     def operators(self, path: Path) -> list[Operator]:
-        """Compiled kernels of the graph's operators, with their folders: what came with it, then this user's own."""
+        """Compiled kernels of the graph's operators, with their folders: what came with it, then this user's own.
+
+        Those for another processor are left out: the operators' bodies run.
+        """
         folders = [] if self.kernels is None else [carried.Folder(self.kernels)]
         if path.suffix == ".onnx":
             folders += extensions.folders(path, local.processor())
+        here = set(local.processor().instructions.split())
         found: dict[tuple[str, str], Operator] = {}
         for folder in folders:
-            for kernel in folder.kernels():
+            for kernel in (one for one in folder.kernels() if here.issuperset(one.needs)):
                 found.setdefault((kernel.domain, kernel.name), (kernel, folder))
         return list(found.values())
 

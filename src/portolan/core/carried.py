@@ -40,6 +40,7 @@ class Carried:
         sha256: of the library.
         symbols: whose sizes the function takes, in order.
         empty: those of them that may be 0 where the results are not empty.
+        needs: the processor that the library is for: its architecture and features. Others must not run it.
     """
 
     domain: str
@@ -52,6 +53,7 @@ class Carried:
     inputs: tuple[Argument, ...]
     outputs: tuple[Argument, ...]
     empty: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     def sizes(self, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
         """The size of each symbol.
@@ -142,5 +144,6 @@ def _carried(row: Mapping[str, object]) -> Carried:
             raise TypeError(f"`{side}` is no list")
         data[side] = tuple(Argument(i["name"], i["dtype"], tuple(i["axes"])) for i in items)
     data["symbols"] = tuple(data["symbols"])  # type: ignore[arg-type]
-    data["empty"] = tuple(data.get("empty", ()))  # type: ignore[arg-type]
+    for name in ("empty", "needs"):
+        data[name] = tuple(data.get(name, ()))  # type: ignore[arg-type]
     return Carried(**data)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from portolan.kernels.embed.empty import may_be_empty
 from portolan.kernels.embed.function import DOMAIN
 from portolan.kernels.printers.c import function_name
 from portolan.kernels.tree import Program, Tensor, extents_of
+from portolan.targets.local import local
 
 
 def about(program: Program, domain: str = DOMAIN) -> Carried:
@@ -37,11 +38,14 @@ def carry(folder: Path, libraries: Sequence[tuple[Program, Path]], domain: str =
 
 
 def placed(folder: Path, operators: Sequence[tuple[Carried, Path]]) -> Folder:
-    """Writes operators' libraries, each with the source that lies beside it, into a folder."""
-    made = []
+    """Writes operators' libraries, each with the source that lies beside it, into a folder.
+
+    They were compiled here, for this processor.
+    """
+    made, here = [], tuple(local.processor().instructions.split())
     for operator, path in operators:
         library, source = path.read_bytes(), path.with_suffix(".c").read_bytes()
-        made.append((replace(operator, sha256=hashlib.sha256(library).hexdigest()), library, source))
+        made.append((replace(operator, sha256=hashlib.sha256(library).hexdigest(), needs=here), library, source))
     return write(folder, made)
 
 
