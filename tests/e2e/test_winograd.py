@@ -167,15 +167,25 @@ def test_weights_that_were_not_measured_stay(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"operators": [[4]], "layers": {}}', '{"operators": [], "layers": 3}'])
-def test_metadata_that_nobody_wrote(text: str, tmp_path: Path) -> None:
-    proto = onnx.load(written(tmp_path / "in"))
-    proto.metadata_props.add(key=_ort_blocked.NOTED, value=text)
+def test_metadata_that_the_pass_did_not_write(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = filtered(written(tmp_path / "in"), tmp_path / "out", 4, monkeypatch)
+    proto = onnx.load(made.path)
+    (entry,) = proto.metadata_props
+    # An operator's name in the file is what makes the runtime look; elsewhere the metadata are nobody's business.
+    proto.doc_string, entry.value = entry.value, text
     onnx.save(proto, tmp_path / "net.onnx")
-    model = replace(load_model(tmp_path / "net.onnx"), features=(_ort_blocked.FEATURE,))
     with pytest.raises(ModelError, match=r"the model's metadata `portolan\.winograd` cannot be read"):
-        onnxruntime.compile(model, local.detect(), threads=1)
-    # Where no pass put it there, it is nothing to us.
-    onnxruntime.compile(load_model(model.path), local.detect(), threads=1).close()
+        onnxruntime.compile(load_model(tmp_path / "net.onnx"), local.detect(), threads=1)
+    monkeypatch.setenv("PORTOLAN_CACHE", str(tmp_path / "empty"))
+    onnxruntime.compile(load_model(tmp_path / "net.onnx"), local.detect(), threads=1).close()
+
+
+def test_the_file_alone_is_enough_and_the_pass_may_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = filtered(written(tmp_path / "in"), tmp_path / "out", 4, monkeypatch)
+    again = filtered(first.path, tmp_path / "again", 2, monkeypatch)
+    assert [entry.key for entry in onnx.load(again.path).metadata_props] == [_ort_blocked.NOTED]
+    session = onnxruntime.compile(load_model(again.path), local.detect(), threads=1)
+    assert session.facts()["winograd"] == 3
 
 
 def test_sizes_are_compared_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import onnx
 
 FEATURE = "convolutions:winograd"
-"""What a model has whose metadata names layers."""
+"""What the pass produces."""
 NOTED = "portolan.winograd"
 """The entry of the metadata."""
 BLOCKED = "com.microsoft.nchwc"
@@ -85,6 +85,9 @@ class Noted:
         """Puts it into the metadata."""
         names = [[out, added, domain(name)] for (out, added), name in sorted(self.operators.items())]
         entry = {"operators": names, "layers": dict(sorted(self.layers.items()))}
+        others = [one for one in proto.metadata_props if one.key != NOTED]
+        del proto.metadata_props[:]
+        proto.metadata_props.extend(others)
         proto.metadata_props.add(key=NOTED, value=json.dumps(entry))
 
     @classmethod

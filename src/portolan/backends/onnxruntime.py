@@ -53,7 +53,7 @@ class Session(Executable):
             self._operators = artefact.operators(path)
             libraries = [(kernel.domain, home.file(kernel)) for kernel, home in self._operators]
             registered(settings, libraries)
-            if _ort_blocked.FEATURE in artefact.features and level == "all":
+            if self._operators and level == "all":
                 self._blocked = _ort_blocked.rewritten(path, [kernel for kernel, _ in self._operators], libraries)
             if self._blocked is not None:
                 self._blocked.give(settings)
