@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from portolan.core.carried import Argument, Carried
-from portolan.core.extensions import domain
+from portolan.core.extensions import domain, mentions
 from portolan.core.native import registered
 from portolan.core.silence import runtime
 from portolan.core.target import Target
@@ -263,10 +263,12 @@ def rewritten(path: Path, kernels: Sequence[Carried], libraries: _Libraries) -> 
         kernels: those that are there, whose libraries are among `libraries`.
 
     Returns:
-        None where no layer is one that was measured, as with another version of the runtime.
+        None where they name none, or no layer is one that was measured, as with another version of the runtime.
     """
     import onnx
 
+    if not mentions(path, NOTED):
+        return None
     noted = Noted.read(onnx.load(path, load_external_data=False))
     there = {kernel.name: kernel for kernel in kernels}
     usable = {which: there[name] for which, name in noted.operators.items() if name in there}

@@ -38,6 +38,12 @@ def there(name: str, target: Target) -> bool:
     return (place(name, target) / MANIFEST).is_file()
 
 
+def mentions(path: Path, text: str) -> bool:
+    """Whether an ONNX file holds some text, which is searched for from its end, where metadata are."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.rfind(text.encode()) >= 0
+
+
 def folders(path: Path, target: Target) -> list[Folder]:
     """The folders that are there for the operators of an ONNX file, which is searched and not parsed."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
