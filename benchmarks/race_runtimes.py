@@ -42,7 +42,6 @@ from portolan.errors import PortolanError
 from portolan.measure.race import Arm, race
 from portolan.measure.result import MIN_STARTS
 from portolan.study.builder import Builder, read_model
-from portolan.study.finals import MOST_STARTS
 from portolan.study.optimize import read_samples
 from portolan.study.probe import Session, judge
 from portolan.study.workspace import Workspace
@@ -62,6 +61,8 @@ EXACT = 1e-3
 HOPELESS, SLOW, BEATEN = 40.0, 3.0, 2.0
 #: Seconds of the warm-up of each process of the race.
 WARM_UP = 0.5
+#: Most starts of each arm: from start to start one runtime differs by more than the best five do from each other.
+STARTS = 20
 #: Seconds that a backend may take for one step: compile, load, answer.
 PATIENCE = 300
 
@@ -268,7 +269,7 @@ def measured(name: str, zoo: Path, budget: str, seconds: str) -> dict[str, Any]:
     starts |= {one: partial(race_peers.session, one, peers[one], task) for one in racing if one in peers}
     outcome = race(
         [Arm(one, start) for one, start in starts.items()],
-        baseline=chosen, starts=MOST_STARTS, warm_up=WARM_UP, deadline=time.monotonic() + parse(seconds, "time"),
+        baseline=chosen, starts=STARTS, warm_up=WARM_UP, deadline=time.monotonic() + parse(seconds, "time"),
         rng=np.random.default_rng(0), progress=say,
     )  # fmt: skip
     task.workspace.close()

@@ -258,7 +258,7 @@ def convolved(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def test_the_runtimes_blocks_are_read_as_they_lie(tmp_path: Path) -> None:
     path, target = written(tmp_path / "in"), local.detect()
-    proto = _ort_blocked.optimised(path)
+    proto = _ort_blocked.optimised(path, tmp_path)
     found = {one.channels: one for one in _ort_blocked.layers(proto, target)}
     assert {channels: one.added for channels, one in found.items()} == {
         (32, 48): False, (48, 64): False, (64, 32): True,

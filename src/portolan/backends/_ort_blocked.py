@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +46,8 @@ _USUAL: Mapping[str, Any] = {
 }  # fmt: skip
 #: The least result, by the function behind a layer.
 _LEAST = {b"": -math.inf, b"Relu": 0.0}
+#: Constants of so many bytes lie apart from the graph.
+_APART = 1024
 #: Protobuf's limit for what is given to the runtime, and room for the graph.
 LARGEST = 2**31 - 2**24
 _Libraries = Sequence[tuple[str, Path]]
@@ -110,19 +113,32 @@ class Noted:
             ) from error
 
 
-def optimised(path: Path, libraries: _Libraries = ()) -> onnx.ModelProto:
-    """What ONNX Runtime makes of a graph for this processor, with the operators of these libraries, by domain."""
+def optimised(path: Path, folder: Path, libraries: _Libraries = ()) -> onnx.ModelProto:
+    """What ONNX Runtime makes of a graph for this processor, with the operators of these libraries, by domain.
+
+    It is written into `folder`, where large constants stay, except those of convolutions that a kernel could compute.
+    """
     import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor
 
     ort = runtime("onnxruntime")
-    with TemporaryDirectory(prefix="portolan-blocked-") as scratch:
-        settings = ort.SessionOptions()
-        settings.optimized_model_filepath = str(Path(scratch) / "made.onnx")
-        settings.log_severity_level = 4  # it warns that the file is for this processor, which is what it is for
-        settings.intra_op_num_threads = 1
-        registered(settings, libraries)
-        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        return onnx.load(settings.optimized_model_filepath)
+    settings = ort.SessionOptions()
+    settings.optimized_model_filepath = str(folder / "made.onnx")
+    for key, value in (("file_name", "made.data"), ("min_size_in_bytes", str(_APART))):
+        settings.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
+    settings.log_severity_level = 4  # it warns that the file is for this processor, which is what it is for
+    settings.intra_op_num_threads = 1
+    registered(settings, libraries)
+    ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    proto = onnx.load(settings.optimized_model_filepath, load_external_data=False)
+    read = {name for node in proto.graph.node if node.domain == BLOCKED for name in node.input[1:3]}
+    for tensor in proto.graph.initializer:
+        apart = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if apart and tensor.name in read and list(tensor.dims[2:]) in ([], [3, 3]):
+            load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return proto
 
 
 def block(target: Target) -> int:
@@ -240,12 +256,12 @@ class Rewritten:
     """A graph in the runtime's form with kernels in place of layers.
 
     Attributes:
-        graph: without the kernels' constants, which it only declares.
-        constants: by name.
+        path: its file, which only declares the kernels' constants.
+        constants: those, by name.
         layers: how many kernels compute.
     """
 
-    graph: bytes
+    path: Path
     constants: Mapping[str, np.ndarray]
     layers: int
 
@@ -255,8 +271,9 @@ class Rewritten:
         settings.add_external_initializers(list(self.constants), [value(array) for array in self.constants.values()])
 
 
-def rewritten(path: Path, kernels: Sequence[Carried], libraries: _Libraries) -> Rewritten | None:
-    """A graph with the kernels that its metadata name.
+@contextmanager
+def rewritten(path: Path, kernels: Sequence[Carried], libraries: _Libraries) -> Iterator[Rewritten | None]:
+    """A graph with the kernels that its metadata name, for as long as the runtime needs it to load.
 
     Args:
         path: the model.
@@ -267,24 +284,34 @@ def rewritten(path: Path, kernels: Sequence[Carried], libraries: _Libraries) -> 
     """
     import onnx
 
-    if not mentions(path, NOTED):
-        return None
+    if not kernels or not mentions(path, NOTED):
+        yield None
+        return
     noted = Noted.read(onnx.load(path, load_external_data=False))
     there = {kernel.name: kernel for kernel in kernels}
     usable = {which: there[name] for which, name in noted.operators.items() if name in there}
     if not usable:
-        return None
-    proto = optimised(path, libraries)
-    chosen = [
-        (one, kernel)
-        for one in layers(proto, local.processor())
-        if (kernel := usable.get((noted.layers.get(one.key, 0), one.added))) is not None
-    ]
-    if not chosen:
-        return None
+        yield None
+        return
+    # What the runtime has mapped into memory stays there when the file is gone, where the system allows that at all.
+    with TemporaryDirectory(prefix="portolan-blocked-", ignore_cleanup_errors=True) as scratch:
+        proto = optimised(path, Path(scratch), libraries)
+        chosen = [
+            (one, kernel)
+            for one in layers(proto, local.processor())
+            if (kernel := usable.get((noted.layers.get(one.key, 0), one.added))) is not None
+        ]
+        yield _written(proto, chosen, Path(scratch)) if chosen else None
+
+
+def _written(proto: onnx.ModelProto, chosen: Sequence[tuple[Layer, Carried]], folder: Path) -> Rewritten:
+    import onnx
+
     made = put_in(proto, chosen)
     for name, array in made.items():
         declared = proto.graph.initializer.add(name=name, dims=array.shape, data_type=onnx.TensorProto.FLOAT)
         declared.data_location = onnx.TensorProto.EXTERNAL
         declared.external_data.add(key="location", value="given")
-    return Rewritten(proto.SerializeToString(), made, len(chosen))
+    path = folder / "given.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return Rewritten(path, made, len(chosen))

@@ -48,17 +48,16 @@ class Session(Executable):
         settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{name}")
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         settings.log_severity_level = 3  # errors; warnings about the graph's style would fill a worker's log
-        self._blocked: _ort_blocked.Rewritten | None = None
         with explained("onnxruntime", artefact.path, *LACKS), artefact.unpacked() as path:
             self._operators = artefact.operators(path)
             libraries = [(kernel.domain, home.file(kernel)) for kernel, home in self._operators]
             registered(settings, libraries)
-            if self._operators and level == "all":
-                self._blocked = _ort_blocked.rewritten(path, [kernel for kernel, _ in self._operators], libraries)
-            if self._blocked is not None:
-                self._blocked.give(settings)
-            given = str(path) if self._blocked is None else self._blocked.graph
-            self._session = ort.InferenceSession(given, settings, providers=[_PROVIDER])
+            kernels = [kernel for kernel, _ in self._operators] if level == "all" else []
+            with _ort_blocked.rewritten(path, kernels, libraries) as self._blocked:
+                if self._blocked is not None:
+                    self._blocked.give(settings)
+                given = path if self._blocked is None else self._blocked.path
+                self._session = ort.InferenceSession(str(given), settings, providers=[_PROVIDER])
         # `InferenceSession.run` looks at its arguments in Python and hands them on, which small models feel. What it
         # looks for is found behind it too, or cannot be here, where there is no other provider to fall back to.
         self._call = getattr(self._session, "_sess", self._session).run

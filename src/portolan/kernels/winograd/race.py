@@ -78,9 +78,10 @@ def best(path: Path, signature: Signature, target: Target, gain: float, most: in
     Raises:
         NoBackend: there is no C compiler.
     """
-    proto = optimised(path)
-    found = layers(proto, target)
-    forms = _forms(proto, found, signature)
+    with TemporaryDirectory(prefix="portolan-winograd-", ignore_cleanup_errors=True) as scratch:
+        proto = optimised(path, Path(scratch))
+        found = layers(proto, target)
+        forms = _forms(proto, found, signature, Path(scratch))
     order = sorted(forms, key=lambda form: -form.products * len(forms[form]))
     race = _Race(proto, target)
     operators: dict[tuple[int, bool], str] = {}
@@ -109,8 +110,13 @@ def kernel(out: int, added: bool, target: Target) -> tuple[Carried, str]:
     return operator(name, function_name(name), out, added, size), "\n".join((*head, prelude(), source))
 
 
-def _forms(proto: onnx.ModelProto, found: Sequence[Layer], signature: Signature) -> dict[Form, list[Layer]]:
-    """The layers by form: sizes are those that the runtime sees in one run."""
+def _forms(
+    proto: onnx.ModelProto, found: Sequence[Layer], signature: Signature, folder: Path
+) -> dict[Form, list[Layer]]:
+    """The layers by form: sizes are those that the runtime sees in one run.
+
+    `folder` holds what `proto` leaves out, and gets a file of its own.
+    """
     import onnx
 
     if not found:
@@ -126,7 +132,8 @@ def _forms(proto: onnx.ModelProto, found: Sequence[Layer], signature: Signature)
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = 1
-    session = ort.InferenceSession(seen.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    (folder / "seen.onnx").write_bytes(seen.SerializeToString())
+    session = ort.InferenceSession(str(folder / "seen.onnx"), settings, providers=["CPUExecutionProvider"])
     wanted = [name for name in names if name not in feeds]
     sides = {name: array.shape[2:] for name, array in zip(wanted, session.run(wanted, feeds), strict=True)}
     sides |= {name: array.shape[2:] for name, array in feeds.items()}
