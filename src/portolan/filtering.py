@@ -11,20 +11,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from portolan.backends._ort_blocked import FEATURE, LARGEST
+from portolan.backends._blocked import FEATURE
 from portolan.core import protos
 from portolan.core.model import Model
 from portolan.core.passes import Context, Params, compression
 from portolan.core.schema import Knob
 from portolan.core.target import Target
-from portolan.errors import NoBackend, UsageError
+from portolan.errors import UsageError
 from portolan.passes._graphs import quantized, save_graph
 from portolan.passes._surgery import opened
-from portolan.targets.local import local
 
 _OUT = "leave `winograd` out of the recipe"
-#: Weights may become four times as large, and the runtime takes them in one piece.
-_MOST_BYTES = LARGEST // 4
+#: Weights may become four times as large, and what is raced is in one piece, of which protobuf takes 2 GiB.
+_MOST_BYTES = 1 << 29
 
 
 def _refuse(model: Model, options: Params, target: Target) -> str | None:
@@ -35,19 +34,12 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
         return "the model is quantized, and its convolutions are between codes: winograd takes floats"
     if FEATURE in model.features:
         return "its convolutions were measured already"
-    if target.fingerprint != local.fingerprint():
-        return "kernels are compiled and raced on the machine that they are for, and the target is another one"
-    if target.arch != "x86_64":
-        return (
-            f"ONNX Runtime keeps channels in blocks on x86_64, which kernels are written for, and this is {target.arch}"
-        )
-    from portolan.kernels.compiler import find
+    from portolan.kernels.compiler import unready
 
-    try:
-        find()
-    except NoBackend as error:
-        return f"{error.message} ({error.hint})"
-    return None
+    if why := unready(target):
+        return why
+    blocked = target.arch == "x86_64"
+    return None if blocked else f"its kernels are for the form that ONNX Runtime has on x86_64, not on {target.arch}"
 
 
 @compression(

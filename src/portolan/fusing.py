@@ -15,10 +15,9 @@ from portolan.core.model import Model
 from portolan.core.passes import Context, Params, compression
 from portolan.core.schema import Knob
 from portolan.core.target import Target
-from portolan.errors import NoBackend, UsageError
+from portolan.errors import UsageError
 from portolan.passes._graphs import quantized, save_graph
 from portolan.passes._surgery import opened
-from portolan.targets.local import local
 
 _LEAST = 2
 
@@ -27,19 +26,13 @@ def _refuse(model: Model, options: Params, target: Target) -> str | None:
     del options
     if quantized(model):
         return "the model is quantized, and its chains are between codes: fuse the float model"
-    if target.fingerprint != local.fingerprint():
-        return "kernels are compiled and raced on the machine that they are for, and the target is another one"
-    from portolan.kernels.compiler import find
+    from portolan.kernels.compiler import unready
     from portolan.kernels.fusion.elements import ALONG, DEAR
 
     gained = sum(model.operators.get(name, 0) for name in (*ALONG, *DEAR))
     if gained < _LEAST and not model.operators.get("LSTM"):
         return "it has no LSTM, and no two of the operators that kernels gain by: normalisations, exponentials and such"
-    try:
-        find()
-    except NoBackend as error:
-        return f"{error.message} ({error.hint})"
-    return None
+    return unready(target)
 
 
 @compression(

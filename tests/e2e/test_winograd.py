@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from portolan.backends import _ort_blocked
 from portolan.backends._artefact import KERNELS
+from portolan.backends._blocked.layers import block, layers, optimised
+from portolan.backends._blocked.noted import NOTED
+from portolan.backends._blocked.weights import transformed, unblocked
 from portolan.backends.onnxruntime import onnxruntime
 from portolan.backends.openvino import openvino
 from portolan.core.carried import MANIFEST
@@ -183,7 +185,7 @@ def test_metadata_that_the_pass_did_not_write(text: str, tmp_path: Path, monkeyp
 def test_the_file_alone_is_enough_and_the_pass_may_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = filtered(written(tmp_path / "in"), tmp_path / "out", 4, monkeypatch)
     again = filtered(first.path, tmp_path / "again", 2, monkeypatch)
-    assert [entry.key for entry in onnx.load(again.path).metadata_props] == [_ort_blocked.NOTED]
+    assert [entry.key for entry in onnx.load(again.path).metadata_props] == [NOTED]
     session = onnxruntime.compile(load_model(again.path), local.detect(), threads=1)
     assert session.facts()["winograd"] == 3
 
@@ -232,7 +234,7 @@ def test_blocks_of_every_width(lanes: int, out: int, added: bool) -> None:
         rng = np.random.default_rng(n * h + w)
         x, z, bias = (rng.standard_normal(s).astype(np.float32) for s in ((n, c, h, w), (n, k, h, w), (k,)))
         weights = rng.standard_normal((k, c, 3, 3)).astype(np.float32) / np.float32(3 * c**0.5)
-        u = _ort_blocked.transformed(weights, (out + 2) ** 2, 2 * lanes)
+        u = transformed(weights, (out + 2) ** 2, 2 * lanes)
         least = np.asarray([0 if positive else -np.inf], np.float32)
         y = np.full((n, k // lanes, h, w, lanes), np.nan, np.float32)
         arrays = [blocked(x, lanes), u, bias, least, *([blocked(z, lanes)] if added else []), y]
@@ -258,15 +260,13 @@ def convolved(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def test_the_runtimes_blocks_are_read_as_they_lie(tmp_path: Path) -> None:
     path, target = written(tmp_path / "in"), local.detect()
-    proto = _ort_blocked.optimised(path, tmp_path)
-    found = {one.channels: one for one in _ort_blocked.layers(proto, target)}
+    proto = optimised(path, tmp_path)
+    found = {one.channels: one for one in layers(proto, target)}
     assert {channels: one.added for channels, one in found.items()} == {
         (32, 48): False, (48, 64): False, (64, 32): True,
     }  # fmt: skip
     blocked = constants(proto)[found[32, 48].node.input[1]]
-    np.testing.assert_array_equal(
-        _ort_blocked.unblocked(blocked, _ort_blocked.block(target)), constants(onnx.load(path))["w1"]
-    )
+    np.testing.assert_array_equal(unblocked(blocked, block(target)), constants(onnx.load(path))["w1"])
 
 
 def constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from portolan.backends import _ort_blocked, _ort_gpu
+from portolan.backends import _ort_gpu
 from portolan.backends._artefact import Artefact, all_cores, demand, explained
+from portolan.backends._blocked import FEATURE as WINOGRAD
+from portolan.backends._blocked.load import rewritten
 from portolan.backends._cuda import demand_able
 from portolan.backends._ort_gpu import LACKS, Precision
 from portolan.core import interpreters
@@ -53,7 +55,7 @@ class Session(Executable):
             libraries = [(kernel.domain, home.file(kernel)) for kernel, home in self._operators]
             registered(settings, libraries)
             kernels = [kernel for kernel, _ in self._operators] if level == "all" else []
-            with _ort_blocked.rewritten(path, kernels, libraries) as self._blocked:
+            with rewritten(path, kernels, libraries) as self._blocked:
                 if self._blocked is not None:
                     self._blocked.give(settings)
                 given = path if self._blocked is None else self._blocked.path
@@ -113,7 +115,7 @@ class OnnxRuntime(Backend):
         Exploit("length:trimmed"),
         Exploit(FEATURE),
         # It keeps channels in blocks at its highest level alone.
-        Exploit(_ort_blocked.FEATURE, options={"graph_optimization": ("all",), "device": (CPU,)}),
+        Exploit(WINOGRAD, options={"graph_optimization": ("all",), "device": (CPU,)}),
     )
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from portolan.core.files import write_whole
 from portolan.core.running import CompilerError, cc, run
 from portolan.core.target import Target
+from portolan.errors import NoBackend
 from portolan.kernels.candidates import candidates
 from portolan.kernels.lower.nest import Group, lower
 from portolan.kernels.lower.schedule import Schedule
@@ -101,6 +102,19 @@ def find() -> Compiler:
     """
     path, *options = cc()
     return Compiler((path, *options), _version(path))
+
+
+def unready(target: Target) -> str | None:
+    """Why kernels cannot be compiled and raced for a target; None if they can."""
+    from portolan.targets.local import local
+
+    if target.fingerprint != local.fingerprint():
+        return "kernels are compiled and raced on the machine that they are for, and the target is another one"
+    try:
+        find()
+    except NoBackend as error:
+        return f"{error.message} ({error.hint})"
+    return None
 
 
 @lru_cache(maxsize=8)

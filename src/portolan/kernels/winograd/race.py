@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from portolan.backends._ort_blocked import BLOCKED, Layer, Noted, block, layers, operator, optimised, put_in
+from portolan.backends._blocked.layers import BLOCKED, Layer, block, layers, operator, optimised, put_in
+from portolan.backends._blocked.noted import Noted
 from portolan.core.carried import Carried
 from portolan.core.extensions import place as place_of
 from portolan.core.extensions import there
