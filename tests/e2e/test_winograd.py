@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,20 @@ def test_what_was_compiled_for_another_processor_is_left_alone(tmp_path: Path, m
     after = onnxruntime.load(saved, threads=1)
     assert "winograd" not in after.facts()
     np.testing.assert_allclose(after.run({"x": x})["y"], before.run({"x": x})["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_machine_without_the_package_onnx_computes_the_layers_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = filtered(written(tmp_path / "in"), tmp_path / "out", 4, monkeypatch)
+    saved, x = tmp_path / "saved", {"x": image(1, 3, 20, 20)}
+    saved.mkdir()
+    before = onnxruntime.compile(made, local.detect(), threads=1)
+    before.save(saved)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    after = onnxruntime.load(saved, threads=1)
+    assert "winograd" not in after.facts()
+    np.testing.assert_allclose(after.run(x)["y"], before.run(x)["y"], rtol=1e-4, atol=1e-5)
 
 
 def test_without_its_kernels_the_model_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,16 +50,10 @@ def rewritten(path: Path, kernels: Sequence[Carried], libraries: Libraries) -> I
         kernels: those that are there, whose libraries are among `libraries`.
 
     Returns:
-        None where they name none, or no layer is one that was measured, as with another version of the runtime.
+        None where they name none, or no layer is one that was measured, as with another version of the runtime; and
+        where the package `onnx` is not installed, as on a machine that only runs bundles.
     """
-    import onnx
-
-    if not kernels or not mentions(path, NOTED):
-        yield None
-        return
-    noted = Noted.read(onnx.load(path, load_external_data=False))
-    there = {kernel.name: kernel for kernel in kernels}
-    usable = {which: there[name] for which, name in noted.operators.items() if name in there}
+    usable = _usable(path, kernels) if kernels and mentions(path, NOTED) else {}
     if not usable:
         yield None
         return
@@ -69,9 +63,24 @@ def rewritten(path: Path, kernels: Sequence[Carried], libraries: Libraries) -> I
         chosen = [
             (one, kernel)
             for one in layers(proto, local.processor())
-            if (kernel := usable.get((noted.layers.get(one.key, 0), one.added))) is not None
+            if (kernel := usable.get((one.key, one.added))) is not None
         ]
         yield _written(proto, chosen, Path(scratch)) if chosen else None
+
+
+def _usable(path: Path, kernels: Sequence[Carried]) -> dict[tuple[str, bool], Carried]:
+    """The kernel of each layer, by its key and by whether its results are added to another tensor."""
+    try:
+        import onnx
+    except ImportError:
+        return {}
+    noted, there = Noted.read(onnx.load(path, load_external_data=False)), {kernel.name: kernel for kernel in kernels}
+    return {
+        (key, added): there[name]
+        for key, out in noted.layers.items()
+        for added in (False, True)
+        if (name := noted.operators.get((out, added))) in there
+    }
 
 
 def _written(proto: onnx.ModelProto, chosen: Sequence[tuple[Layer, Carried]], folder: Path) -> Rewritten:
