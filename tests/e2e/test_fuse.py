@@ -187,7 +187,7 @@ def test_a_race_that_ran_out_of_time_is_run_again(tmp_path: Path, monkeypatch: p
     net (float[8,16] x) => (float[8,16] y) { a = Exp (x)  y = Tanh (a) }"""
     model = load_model(written(text, tmp_path / "in"))
     with monkeypatch.context() as busy:
-        busy.setattr(race._Race, "_ratio", late)
+        busy.setattr(race, "contested", late)
         with pytest.raises(UsageError, match="none of the 1 chains"):
             fuse(model, Context(empty(tmp_path / "late"), local.detect()), gain=0.001)
     later = fuse(model, Context(empty(tmp_path / "later"), local.detect()), gain=0.001)

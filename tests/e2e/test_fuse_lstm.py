@@ -200,7 +200,7 @@ def test_more_than_the_kernel_can_is_left_alone(node: str) -> None:
 
 def test_a_slower_kernel_is_not_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(TWO, tmp_path / "in", weights(7, 40))
-    monkeypatch.setattr(race._Race, "_ratio", lambda *arguments: 1.05)
+    monkeypatch.setattr(race, "contested", lambda *arguments: 1.05)
     (tmp_path / "out").mkdir()
     with pytest.raises(UsageError, match=r"is 1\.1 times as fast"):
         fuse(load_model(path), Context(tmp_path / "out", local.detect()))

@@ -102,6 +102,28 @@ def test_every_size_on_every_number_of_threads(out: int, tmp_path: Path, monkeyp
         session.close()
 
 
+def test_what_a_layer_reads_may_be_what_it_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["": 18]>
+    net (float[n,3,h,w] x) => (float[n,48,h,w] y) {
+      a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)  b = Conv <pads = [1, 1, 1, 1]> (a, w1, b1)
+      c = Conv <pads = [1, 1, 1, 1]> (b, same, b1)  y = Add (c, b)
+    }"""
+    monkeypatch.setitem(SIDES, "same", (48, 48))
+    path = written(tmp_path / "in", text)
+    session = onnxruntime.compile(filtered(path, tmp_path / "out", 4, monkeypatch), local.detect(), threads=1)
+    assert session.facts()["winograd"] == 2
+    (right,) = ReferenceEvaluator(str(path)).run(None, {"x": image(2, 3, 9, 7)})
+    np.testing.assert_allclose(session.run({"x": image(2, 3, 9, 7)})["y"], right, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_that_does_not_run_at_the_sizes_tried_is_refused_in_words(tmp_path: Path) -> None:
+    text = TEXT.replace("e = Conv", "o = Constant <value_ints = [-1, 64, 30, 30]> ()  t = Reshape (d, o)  e = Conv")
+    model = load_model(written(tmp_path / "in", text.replace("(d, w3, b3)", "(t, w3, b3)")))
+    with pytest.raises(ModelError, match=r"`onnxruntime` cannot run `model\.onnx`: .*Reshape"):
+        winograd(model, Context(tmp_path, local.detect()))
+
+
 def test_what_is_no_number_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, x = written(tmp_path / "in"), image(1, 3, 12, 12)
     x[0, 0, 6, 6] = np.nan
@@ -259,6 +281,12 @@ def test_blocks_of_every_width(lanes: int, out: int, added: bool) -> None:
         np.testing.assert_allclose(got, np.maximum(wanted, least), rtol=1e-4, atol=2e-5)
 
     right()
+
+
+def test_sizes_that_are_no_whole_blocks_are_an_error() -> None:
+    library = kernel(8, 2, added=False)
+    with pytest.raises(ValueError, match="sizes that the kernel cannot take"):
+        library.bound(dict(zip("nchwkq", (1, 12, 4, 4, 16, 1), strict=True)))
 
 
 def blocked(x: np.ndarray, lanes: int) -> np.ndarray:

@@ -162,6 +162,7 @@ class Call : public ov::op::Op {
   void shared(void *const *arrays, const int64_t *sizes) const {
     const Kernel &k = *kernel_;
     const int64_t tasks = k.tasks(sizes), parts = tasks < PARTS ? tasks : PARTS;
+    OPENVINO_ASSERT(tasks >= 0, k.name, ": sizes that the kernel cannot take");
     const size_t bytes = (static_cast<size_t>(k.workspace(sizes)) + 127) / 64 * 64;
     if (parts <= 1 || oneapi::tbb::this_task_arena::max_concurrency() == 1) {
       if (tasks) k.run(arrays, sizes, space.of(bytes), 0, tasks);

@@ -202,7 +202,7 @@ class Backend(ABC):
             return "speed"
         return "size" if feature.startswith(_STORED) else None
 
-    def wasted(self, features: Sequence[str], options: Mapping[str, Any]) -> bool:
+    def ignores(self, features: Sequence[str], options: Mapping[str, Any]) -> bool:
         """Whether one of the features does nothing with these options."""
         asked = [exploit.options for exploit in self.exploits if exploit.feature in features]
         return any(options.get(name) not in values for one in asked for name, values in one.items())

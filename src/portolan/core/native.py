@@ -1,7 +1,7 @@
 """Compiled kernels in this process: one C signature, called on NumPy arrays, its tasks shared among threads.
 
 void ENTRY(void *const *arrays, const int64_t *sizes, void *workspace, int64_t first, int64_t last);
-int64_t ENTRY_tasks(const int64_t *sizes);
+int64_t ENTRY_tasks(const int64_t *sizes);   (-1 for sizes that it cannot take)
 int64_t ENTRY_workspace(const int64_t *sizes);
 """
 
@@ -78,7 +78,11 @@ class Library:
         self.bound(sizes)(arrays, pool)
 
     def bound(self, sizes: Mapping[str, int]) -> Bound:
-        """The kernel for sizes of every symbol; what depends on them is worked out once."""
+        """The kernel for sizes of every symbol; what depends on them is worked out once.
+
+        Raises:
+            ValueError: the kernel cannot take such sizes.
+        """
         key = tuple(sizes[s] for s in self.symbols)
         found = self._bound.get(key)
         if found is None:
@@ -86,6 +90,8 @@ class Library:
                 self._bound.clear()
             numbers = (ctypes.c_int64 * max(1, len(key)))(*key)
             tasks, space = self._entry.tasks(numbers), self._entry.workspace(numbers)
+            if tasks < 0:
+                raise ValueError(f"sizes that the kernel cannot take: {dict(sizes)}")
             found = self._bound[key] = Bound(self, numbers, tasks, space)
         return found
 

@@ -96,7 +96,7 @@ def candidates(
     for chain, backend in _pairs(chains, usable, model, target, goals, known, refused):
         for chosen in options[backend.name][0]:
             # What somebody names is tried all the same.
-            if not fixed.get("options") and backend.wasted(chain.features, chosen):
+            if not fixed.get("options") and backend.ignores(chain.features, chosen):
                 continue
             recipe = Recipe(chain.steps, backend.name, chosen, target.id, serving)
             exact = not chain.lossy and backend.exact(chosen)

@@ -6,31 +6,24 @@ A layer is raced as the runtime has it between others: on tensors in blocks of c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from portolan.backends._artefact import explained
 from portolan.backends._blocked.layers import BLOCKED, Layer, block, layers, operator, optimised, put_in
 from portolan.backends._blocked.noted import Noted
 from portolan.core.carried import Carried
-from portolan.core.extensions import place as place_of
-from portolan.core.extensions import there
 from portolan.core.signature import Signature
 from portolan.core.silence import runtime
 from portolan.core.target import Target
-from portolan.errors import DiskFull, OutOfMemory, PortolanError, WorkerTimeout
-from portolan.kernels import place
-from portolan.kernels.compiler import find
-from portolan.kernels.embed.ort import door
-from portolan.kernels.fusion.race import kept, runtime_version
+from portolan.kernels.contest import contested, remembered
 from portolan.kernels.printers.c import function_name, prelude
-from portolan.kernels.verify import AGENT, TOLERANCE, difference
-from portolan.measure.lock import measuring
-from portolan.worker.session import Worker, patience
+from portolan.worker.session import Worker
 
 if TYPE_CHECKING:
     import onnx
@@ -41,8 +34,6 @@ OUTS = (4, 2)
 _BATCH, _SIDE = 1, 224
 #: And the batch while a kernel is compared besides.
 _OTHER = 3
-_SECONDS, _ROUNDS = 0.01, 9
-_PATIENCE = 60.0
 _L2 = 1 << 20
 
 
@@ -78,11 +69,12 @@ def best(path: Path, signature: Signature, target: Target, gain: float, most: in
 
     Raises:
         NoBackend: there is no C compiler.
+        ModelError: the runtime cannot run it, with 224 for free sizes behind the first.
     """
-    with TemporaryDirectory(prefix="portolan-winograd-", ignore_cleanup_errors=True) as scratch:
+    kept = TemporaryDirectory(prefix="portolan-winograd-", ignore_cleanup_errors=True)
+    with kept as scratch, explained("onnxruntime", path, doing="run"):
         proto = optimised(path, Path(scratch))
-        found = layers(proto, target)
-        forms = _forms(proto, found, signature, Path(scratch))
+        forms = _forms(proto, layers(proto, target), signature, Path(scratch))
     order = sorted(forms, key=lambda form: -form.products * len(forms[form]))
     race = _Race(proto, target)
     operators: dict[tuple[int, bool], str] = {}
@@ -100,12 +92,12 @@ def best(path: Path, signature: Signature, target: Target, gain: float, most: in
 def kernel(out: int, added: bool, target: Target) -> tuple[Carried, str]:
     """The operator for tiles of `out` by `out` results, and its code without a door."""
     size = block(target)
-    numbers = {
+    numbers: dict[str, object] = {
         "LANES": size, "OUT": out, "ADDED": int(added), "SPACE": target.caches.get("L2", _L2),
         "THREADS": target.cores,
     }  # fmt: skip
     name = f"fused_{hashlib.sha256(repr(('winograd', sorted(numbers.items()))).encode()).hexdigest()[:12]}"
-    numbers["ENTRY"] = function_name(name)  # type: ignore[assignment]
+    numbers["ENTRY"] = function_name(name)
     source = (Path(__file__).parent / "winograd.c").read_text(encoding="utf-8")
     head = [f"#define {macro} {value}" for macro, value in numbers.items()]
     return operator(name, function_name(name), out, added, size), "\n".join((*head, prelude(), source))
@@ -163,52 +155,27 @@ class _Race:
     target: Target
 
     def ratio(self, one: Layer, form: Form, out: int) -> float:
-        """How many times as fast a layer is by a kernel; 0 where that is wrong. What was measured is remembered."""
-        compiler, (carried, source) = find(), kernel(out, form.added, self.target)
-        code = f"{source}\n{door(carried)}"
-        key = place.digest("winograd", code, repr(form), self.target.fingerprint, compiler.version, runtime_version())
-        if (known := place.recall(place.RACED, key)) is not None and there(carried.name, self.target):
-            return float(known["ratio"])
-        try:
-            path = compiler.build(code)
-            with TemporaryDirectory(prefix="portolan-winograd-") as scratch, Worker(module=AGENT) as worker:
-                ratio = self._raced(one, form, carried, path, Path(scratch), worker)
-            reason = None
-        except (DiskFull, OutOfMemory, WorkerTimeout):
-            return 0.0  # for want of what there may be next time: not remembered
-        except PortolanError as error:
-            ratio, reason = 0.0, error.message  # what cannot be compiled or crashes is no candidate
-        else:
-            kept(carried, path, place_of(carried.name, self.target))
-        place.remember(place.RACED, key, {"convolution": repr(form), "out": out, "ratio": ratio, "reason": reason})
-        return ratio
+        """How many times as fast a layer is by a kernel."""
+        carried, code = kernel(out, form.added, self.target)
 
-    def _raced(self, one: Layer, form: Form, carried: Carried, library: Path, scratch: Path, worker: Worker) -> float:
+        def raced(library: Path, worker: Worker) -> float:
+            plain = self._alone(one, form)
+            with TemporaryDirectory(prefix="portolan-winograd-") as scratch:
+                paths = Path(scratch) / "plain.onnx", Path(scratch) / "kernel.onnx"
+                for path, made in zip(paths, (plain, self._replaced(plain, carried)), strict=True):
+                    path.write_bytes(made.SerializeToString())
+                cases = [_arrays(plain, form, batch) for batch in (_BATCH, _OTHER)]
+                return contested(worker, *paths, library, cases)
+
+        return remembered(carried, code, {"convolution": repr(form), "out": out}, self.target, raced)
+
+    def _replaced(self, plain: onnx.ModelProto, carried: Carried) -> onnx.ModelProto:
         import onnx
 
-        plain, other = self._alone(one, form), self._alone(one, form)
-        constants = put_in(other, [(layer, carried) for layer in layers(other, self.target)])
-        other.graph.initializer.extend(onnx.numpy_helper.from_array(a, name) for name, a in constants.items())
-        for name, made, libraries in (("plain", plain, []), ("kernel", other, [str(library)])):
-            file = scratch / f"{name}.onnx"
-            file.write_bytes(made.SerializeToString())
-            worker.ask("model", timeout=patience(_PATIENCE), name=name, path=str(file), libraries=libraries)
-        for batch in (_OTHER, _BATCH):
-            tensors = _arrays(form, batch)
-            given: dict[str, Any] = {"dtypes": ["f32"] * len(tensors)}
-            results = [
-                worker.ask("answer", timeout=patience(_PATIENCE), tensors=tensors, name=name, **given).tensors["r0"]
-                for name in ("plain", "kernel")
-            ]
-            if difference(results[1], results[0]) > TOLERANCE["f32"]:
-                return 0.0
-        with measuring():
-            reply = worker.ask(
-                "contest", timeout=patience(_PATIENCE), tensors=tensors, names=["plain", "kernel"], seconds=_SECONDS,
-                rounds=_ROUNDS, **given,
-            )  # fmt: skip
-        ms = reply.fields["ms"]
-        return float(np.median(np.asarray(ms["plain"]) / np.asarray(ms["kernel"])))
+        made = onnx.ModelProto.FromString(plain.SerializeToString())
+        constants = put_in(made, [(layer, carried) for layer in layers(made, self.target)])
+        made.graph.initializer.extend(onnx.numpy_helper.from_array(a, name) for name, a in constants.items())
+        return made
 
     def _alone(self, one: Layer, form: Form) -> onnx.ModelProto:
         """The layer as a model of its own, in the runtime's form."""
@@ -227,10 +194,7 @@ class _Race:
         return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
-def _arrays(form: Form, batch: int) -> Mapping[str, np.ndarray]:
+def _arrays(model: onnx.ModelProto, form: Form, batch: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    channels = form.channels if form.added else form.channels[:1]
-    return {
-        f"a{n}": rng.standard_normal((batch, count, *form.image), np.float32) * np.float32(0.5)
-        for n, count in enumerate(channels)
-    }
+    channels = [value.type.tensor_type.shape.dim[1].dim_value for value in model.graph.input]
+    return [rng.standard_normal((batch, count, *form.image), np.float32) * np.float32(0.5) for count in channels]
