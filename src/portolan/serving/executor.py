@@ -60,16 +60,18 @@ class _Input:
             return strings.array(body[self.at : self.at + self.size], self.shape)
         if not self.size:
             return np.empty(self.shape, kind)
-        return np.frombuffer(body, kind, self.size // kind.itemsize, self.at).reshape(self.shape)
+        return np.ndarray(self.shape, kind, body, self.at)
 
     def joined(self, shared: mmap.mmap, places: Sequence[wire.Place]) -> np.ndarray:
         """The array in pieces of shared memory; copied where there is more than one, or a runtime could not read it."""
         kind = self.kind
         if kind is None:
             raise ValueError(f"text does not lie in shared memory: `{self.name}`")
-        parts = [np.frombuffer(shared, kind, size // kind.itemsize, offset) for offset, size in places]
-        whole: np.ndarray = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return (whole if whole.flags.aligned else whole.copy()).reshape(self.shape)
+        if len(places) > 1:
+            parts = [np.frombuffer(shared, kind, size // kind.itemsize, offset) for offset, size in places]
+            return np.concatenate(parts).reshape(self.shape)
+        whole: np.ndarray = np.ndarray(self.shape, kind, shared, places[0][0])
+        return whole if whole.flags.aligned else whole.copy()
 
 
 class Feeds:
@@ -247,7 +249,11 @@ def _bytes(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def _data(array: np.ndarray) -> Piece:
-    return array.reshape(-1).view(np.uint8).data if array.size else b""
+    if not array.size:
+        return b""
+    if array.dtype.kind == "V":  # a type of ml_dtypes, which the buffer protocol has no letter for
+        return array.reshape(-1).view(np.uint8).data
+    return array.data.cast("B")
 
 
 def _failure(error: Exception) -> list[Piece]:

@@ -16,6 +16,7 @@ from portolan.serving.arena import LARGE
 from portolan.serving.bounds import inflate
 from portolan.serving.calls import Piece, Refusal
 from portolan.serving.direct import Direct
+from portolan.serving.expected import Expected
 from portolan.serving.heads import KNOWN, ONCE, Head
 from portolan.serving.request import Request
 from portolan.serving.responses import Response, error, raw
@@ -54,6 +55,8 @@ class Connection:
         self._target: memoryview | None = None  # where a large body goes
         self._bulk = False  # and it goes there straight, past the parser
         self._whole = False  # and all of it is there
+        self._again: tuple[bytes, Head] | None = None  # the head of the last large body
+        self._expected: Expected | None = None
 
     @property
     def peer(self) -> str:
@@ -95,21 +98,23 @@ class Connection:
         """Where the next bytes go."""
         if self._bulk and self._target is not None:
             return self._target[self._got :]
-        return self._door.view[:_FIRST] if self._large else self._door.view
+        if not self._large or self._closed:
+            return self._door.view
+        if self._expected is None and self._again is not None and not self._reading:
+            self._expected = Expected.after(self, *self._again, self._door.arena)
+        return self._door.view[:_FIRST] if self._expected is None else self._expected.room
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have come."""
         if self._closed:
             return
         try:
-            if self._bulk:
+            if self._expected is not None:
+                self._take_expected(self._expected, nbytes)
+            elif self._bulk:
                 self._fill(nbytes)
             else:
-                self._look()
-                start = 0 if self._reading else self._take_known(nbytes)
-                while start < nbytes and not self._closed:
-                    start = self._feed(start, nbytes)
-                self._bulk = self._target is not None
+                self._read(nbytes)
         except Refusal as refusal:
             self._refuse(refusal)
         except httptools.HttpParserCallbackError as wrong:
@@ -225,6 +230,7 @@ class Connection:
     def check(self, now: float) -> None:
         """Ends the connection if it is too slow, or idle for too long."""
         bounds, transport = self._door.bounds, self._transport
+        self._forget_expected()  # nothing came of it; it is made anew when something comes
         if transport is None or self._direct is None:
             return
         if self._closed:
@@ -264,6 +270,47 @@ class Connection:
             if request.place >= 0:
                 request.give_back(door.arena)
 
+    def _read(self, count: int) -> None:
+        """Takes what is in the door's buffer."""
+        self._look()
+        start = 0 if self._reading else self._take_known(count)
+        while start < count and not self._closed:
+            start = self._feed(start, count)
+        self._bulk = self._target is not None
+
+    def _take_expected(self, expected: Expected, count: int) -> None:
+        """Takes a request that was received where it belongs; or whatever came instead."""
+        self._expected = None
+        there = expected.came(count)
+        if there < 0:
+            self._again = None
+            came = bytes(expected.room[:count])
+            expected.request.give_back(self._door.arena)
+            self._read_again(came)
+            return
+        self._look()
+        self._since = self._door.loop.time()
+        self._request = expected.request  # whoever refuses it gives its memory back
+        self._admit(expected.request)
+        self._target, self._bulk, self._reading = expected.body, True, True
+        self._fill(there)
+        if count > expected.end:
+            self._read_again(bytes(expected.room[expected.end : count]))
+
+    def _read_again(self, came: bytes) -> None:
+        """Takes what was received elsewhere."""
+        view, start = self._door.view, 0
+        while start < len(came) and not self._closed:
+            if self._bulk and self._target is not None:
+                end = min(start + len(self._target) - self._got, len(came))
+                self._target[self._got : self._got + end - start] = came[start:end]
+                self._fill(end - start)
+            else:
+                end = min(start + len(view), len(came))
+                view[: end - start] = came[start:end]
+                self._read(end - start)
+            start = end
+
     def _feed(self, start: int, end: int) -> int:
         """Has the parser read what is in the buffer; says how far it came. A wish to upgrade is ignored, as any server
         may: some clients send one with every request.
@@ -294,6 +341,7 @@ class Connection:
                 start = end + head.size
                 self._complete(request, buffer[end:start])
             else:
+                self._again = raw, head
                 got = min(there, head.size)
                 start = end + got
                 self._target[:got] = view[end:start]
@@ -307,23 +355,27 @@ class Connection:
         return start
 
     def _begin(self, head: Head) -> Request:
-        """A request whose head is there: what can be refused is refused before its body is read."""
+        """A request whose head is there."""
+        request = Request(self, head)
+        self._admit(request)
+        self._large = False
+        if head.size >= LARGE and not head.coding:
+            self._large, self._target = True, request.receive(self._door.arena)
+            if self._target is None:
+                raise Refusal("overloaded", "no memory is left for large tensors", 1.0)
+        return request
+
+    def _admit(self, request: Request) -> None:
+        """What can be refused is refused before its body is read."""
         door = self._door
-        if head.size > door.bounds.body:
-            raise _too_large(head.size, door.bounds.body)
+        if request.head.size > door.bounds.body:
+            raise _too_large(request.head.size, door.bounds.body)
         if len(self._waiting) >= door.bounds.pipelined:
             raise Refusal("too_many", "too many requests wait for their answers on this connection", 1.0)
-        request = Request(self, head)
         request.since = self._since
         if door.admit is not None:
             door.admit(request)
         self._request, self._got = request, 0
-        self._large = False
-        if head.size >= LARGE and not head.coding:
-            self._large, self._target = True, request.receive(door.arena, head.size, head.json)
-            if self._target is None:
-                raise Refusal("overloaded", "no memory is left for large tensors", 1.0)
-        return request
 
     def _fill(self, count: int) -> None:
         self._got += count
@@ -366,7 +418,13 @@ class Connection:
         status = 431 if isinstance(refusal, _HeadTooLarge) else status
         self.answer(last, error(refusal, status, close=True))
 
+    def _forget_expected(self) -> None:
+        if self._expected is not None:
+            self._expected.request.give_back(self._door.arena)
+            self._expected = None
+
     def _forget_body(self) -> None:
+        self._forget_expected()
         self._target, self._bulk, self._whole, self._parts = None, False, False, []
         if self._request is not None:
             self._request.give_back(self._door.arena)

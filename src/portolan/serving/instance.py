@@ -150,11 +150,21 @@ class Instance:
 
     def _write(self, pieces: list[Piece]) -> None:
         waiting = bool(self._left)
-        self._left.extend(memoryview(piece) for piece in pieces if len(piece))
-        if not waiting:
+        if not waiting and len(pieces) == 1:  # nearly always, and cheaper than a list of one
+            pieces = self._rest(pieces[0])
+        self._left.extend([memoryview(piece) for piece in pieces if len(piece)])
+        if self._left and not waiting:
             self._flush()
             if self._left:
                 self._loop.add_writer(self._sock.fileno(), self._flush_more)
+
+    def _rest(self, piece: Piece) -> list[Piece]:
+        """Sends what the kernel takes of it now; gives what is left."""
+        try:
+            sent = self._sock.send(piece)
+        except OSError:  # no room, or it is gone: whoever sends the rest finds out
+            sent = 0
+        return [] if sent == len(piece) else [memoryview(piece)[sent:]]
 
     def _flush(self) -> None:
         left = self._left

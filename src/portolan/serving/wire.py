@@ -20,6 +20,7 @@ from portolan.serving.calls import Piece
 PREFIX: Final = struct.Struct("<IQd")
 #: Offset and size in the memory that front and replicas share.
 Place = tuple[int, int]
+_PLACE: Final = struct.Struct("<QQ")
 ALIGN: Final = 64
 MOST_HEADER: Final = 16 * 2**20
 MOST_BODY: Final = 16 * 2**30
@@ -56,7 +57,7 @@ def frame(head: bytes, body: Sequence[Piece] = (), seconds: float = 0.0) -> list
     """
     size = sum(map(len, body))
     first = PREFIX.pack(len(head), size, seconds)
-    if size <= _JOINED and len(body) > 1:  # many pieces cost more to hand over than to copy
+    if size <= _JOINED:  # pieces cost more to hand over than to copy
         return [b"".join((first, head, *body))]
     return [first + head, *body]
 
@@ -73,13 +74,12 @@ def laid_out(tensors: Sequence[Sequence[Piece]]) -> list[Piece]:
 
 def places(spots: Sequence[Place]) -> bytes:
     """Places as bytes."""
-    return struct.pack(f"<{2 * len(spots)}Q", *[number for place in spots for number in place])
+    return b"".join([_PLACE.pack(offset, size) for offset, size in spots])
 
 
 def read_places(body: memoryview, count: int) -> list[Place]:
     """The `count` places at the beginning of a body."""
-    numbers = iter(struct.unpack_from(f"<{2 * count}Q", body))
-    return list(zip(numbers, numbers, strict=True))
+    return [_PLACE.unpack_from(body, at) for at in range(0, count * _PLACE.size, _PLACE.size)]
 
 
 def drop_sent(left: list[memoryview], sent: int) -> None:
@@ -105,6 +105,7 @@ class Reader:
         self._start = self._end = 0
         self._need = PREFIX.size
         self._known: dict[bytes, list[Any]] = {}
+        self._last: tuple[bytes, list[Any]] = b"", []
 
     def space(self) -> memoryview:
         """Where to read to."""
@@ -141,7 +142,12 @@ class Reader:
             return None
         self._start += self._need
         at = start + PREFIX.size
-        return Frame(self._read(bytes(self._view[at : at + head])), self._view[at + head : self._start], seconds)
+        raw, found = self._last
+        if len(raw) != head or not self._buffer.startswith(raw, at):
+            raw = bytes(self._view[at : at + head])
+            found = self._read(raw)
+            self._last = raw, found
+        return Frame(found, self._view[at + head : self._start], seconds)
 
     def _read(self, raw: bytes) -> list[Any]:
         found = self._known.get(raw)
