@@ -11,8 +11,8 @@ from portolan.serving.heads import Head
 from portolan.serving.responses import Response
 from portolan.serving.wire import ALIGN
 
-#: What is received from its first byte on is put so far from the beginning of a page. The kernel copies it from near the
-#: beginning of one, and where both lie only a few bytes apart in their pages, processors copy much more slowly.
+#: What is received from its first byte on is put so far from the beginning of a page. The kernel copies it from near a
+#: beginning, and where both lie only a few bytes apart in their pages, processors copy much more slowly.
 _APART: Final = 2048
 
 
