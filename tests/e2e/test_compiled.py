@@ -14,11 +14,13 @@ from support.site import environment, wheel
 
 ROOT = Path(__file__).parents[2]
 UNITS = ("arena", "batches", "cores", "guard", "kept", "rollout", "scheduler", "turns")
+UNITS += ("serving_http", "serving_protocol")
 #: It waits for ten seconds, whoever reads what the clients send.
 PATIENT = "tests/attacks/test_serving_malformed.py::test_slow_clients_are_sent_away_and_hold_up_nobody"
 CORE = [
     *(f"tests/unit/test_{name}.py" for name in UNITS),
-    *("tests/e2e/test_serve.py", "tests/e2e/test_models_in_process.py", "tests/attacks/test_serving_malformed.py"),
+    *("tests/e2e/test_serve.py", "tests/e2e/test_serve_large.py", "tests/e2e/test_models_in_process.py"),
+    "tests/attacks/test_serving_malformed.py",
     f"--deselect={PATIENT}",
 ]
 OTHERS = [

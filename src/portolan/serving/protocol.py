@@ -13,42 +13,12 @@ import msgspec
 from portolan.serving import datatypes
 from portolan.serving.calls import Answer, Call, Piece, Refusal, Tensor
 from portolan.serving.checks import count
+from portolan.serving.forms import Input, Request
 
 _MOST_AXES, _MOST_EXTENT = 64, 2**40
 
 
-class _InputParameters(msgspec.Struct):
-    binary_data_size: int | None = None
-    shared_memory_region: str | None = None
-
-
-class _Input(msgspec.Struct):
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: _InputParameters | None = None
-    data: list[Any] | None = None
-
-
-class _OutputParameters(msgspec.Struct):
-    binary_data: bool | None = None
-    classification: int = 0
-    shared_memory_region: str | None = None
-
-
-class _Output(msgspec.Struct):
-    name: str
-    parameters: _OutputParameters | None = None
-
-
-class _Request(msgspec.Struct):
-    inputs: list[_Input]
-    id: str = ""
-    parameters: dict[str, Any] | None = None
-    outputs: list[_Output] | None = None
-
-
-_REQUEST = msgspec.json.Decoder(_Request)
+_REQUEST = msgspec.json.Decoder(Request)
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -174,7 +144,7 @@ def read_plain(body: Piece) -> dict[str, Any]:
         raise Refusal("invalid", f"the request cannot be read: {error}") from error
 
 
-def _tensor(item: _Input, view: memoryview, at: int, place: int) -> tuple[Tensor, int]:
+def _tensor(item: Input, view: memoryview, at: int, place: int) -> tuple[Tensor, int]:
     shape = tuple(item.shape)
     if len(shape) > _MOST_AXES or any(extent < 0 or extent > _MOST_EXTENT for extent in shape):
         raise Refusal("invalid", f"input `{item.name}` has a shape that no tensor has")
@@ -198,7 +168,7 @@ def _tensor(item: _Input, view: memoryview, at: int, place: int) -> tuple[Tensor
     return Tensor(item.name, item.datatype, shape, view[at:end], place + at if place >= 0 else -1), end
 
 
-def _from_json(item: _Input, shape: tuple[int, ...]) -> Tensor:
+def _from_json(item: Input, shape: tuple[int, ...]) -> Tensor:
     if item.data is None:
         raise Refusal("invalid", f"input `{item.name}` has neither `data` nor `binary_data_size`")
     try:
@@ -210,7 +180,7 @@ def _from_json(item: _Input, shape: tuple[int, ...]) -> Tensor:
         raise Refusal("invalid", f"the data of input `{item.name}` are not {item.datatype}: {error}") from error
 
 
-def _wish(request: _Request, call: Call) -> Wish:
+def _wish(request: Request, call: Call) -> Wish:
     parameters = request.parameters
     default = False if parameters is None else parameters.get("binary_data_output", False)
     if not isinstance(default, bool):
