@@ -160,6 +160,10 @@ def test_kserve_refuses_an_unknown_key_anywhere(name: Path) -> None:
     ("name", "old", "new"),
     [
         ("measured/kserve/inferenceservice.yaml", "scaleMetric: cpu", "scaleMetric: gpu"),
+        ("measured/kserve/inferenceservice.yaml", "scaleMetric: cpu", "scaleMetric: rps"),
+        ("measured/kserve/inferenceservice.yaml", "scaleTarget: 80", "scaleTarget: 101"),
+        ("measured/kserve/inferenceservice.yaml", "minReplicas: 1", "minReplicas: 4"),
+        ("measured/kserve/inferenceservice.yaml", "  name: digits", "  name: 2-digits"),
         ("measured/kserve/inferenceservice.yaml", "maxReplicas: 3", 'maxReplicas: "3"'),
         ("measured/kserve/inferenceservice.yaml", "protocolVersion: v2", "protocolVersion: 2"),
         ("measured/kserve/inferenceservice.yaml", "kind: InferenceService", "kind: InferenceServices"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -89,17 +90,40 @@ def check_triton(text: str) -> Any:
 
 
 def check_kserve(text: str) -> dict[str, Any]:
-    """Checks one document against the SDK's types, made strict.
+    """Checks one document against the SDK's types, made strict, and by the rules of KServe's admission webhook.
 
     Raises:
-        ValidationError: a field that does not exist, is missing, or has another type.
+        ValidationError: a field that does not exist, is missing, or has another type; values that do not fit each other.
     """
     document = yaml.safe_load(text)
     where = SCHEMA["kinds"].get(document.get("kind"))
     if where is None:
         raise jsonschema.ValidationError(f"no kind `{document.get('kind')}`")
     jsonschema.validate(document, {**where, "$defs": SCHEMA["$defs"]})
+    if document["kind"] == "InferenceService":
+        _admit(document)
     return dict(document)
+
+
+def _admit(service: dict[str, Any]) -> None:
+    """What KServe asks of a service besides its schema: `inference_service_validation.go` and `component.go` of its
+    `pkg/apis/serving/v1beta1`, which a cluster runs as a webhook.
+    """
+    predictor, name = service["spec"]["predictor"], service["metadata"]["name"]
+    knative = service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Knative"
+    few, most = predictor.get("minReplicas", 1), predictor.get("maxReplicas", 0)
+    metric = predictor.get("scaleMetric", "concurrency" if knative else "cpu")
+    target = predictor.get("scaleTarget", 1)
+    rules = {
+        "its name": re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name),
+        "its replicas": few >= 0 and most >= 0 and (few <= most or most == 0),
+        "what it scales on": metric in (("concurrency", "rps") if knative else ("cpu", "memory")),
+        "how far it scales": target >= 1 and (metric != "cpu" or target <= 100),
+        "one model": len({"model", "containers"} & predictor.keys()) == 1,
+    }
+    broken = [rule for rule, held in rules.items() if not held]
+    if broken:
+        raise jsonschema.ValidationError(f"KServe would not admit {name}: {broken}")
 
 
 def hadolint() -> str | None:
