@@ -93,7 +93,7 @@ def check_kserve(text: str) -> dict[str, Any]:
     """Checks one document against the SDK's types, made strict, and by the rules of KServe's admission webhook.
 
     Raises:
-        ValidationError: a field that does not exist, is missing, or has another type; values that do not fit each other.
+        ValidationError: a field that does not exist, is missing, or has another type; or values at odds.
     """
     document = yaml.safe_load(text)
     where = SCHEMA["kinds"].get(document.get("kind"))
