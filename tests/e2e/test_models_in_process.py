@@ -372,7 +372,7 @@ def test_what_is_refused_at_once_says_the_same_and_keeps_no_memory(
         head = Head(b"POST", b"/v2/models/moody/infer", {}, False, len(body), len(json_part))
         for _ in range(2):
             request = Request(wire, head)
-            into = request.receive(models.arena, len(body), len(json_part))
+            into = request.receive(models.arena)
             assert into is not None
             into[:] = body
             request.body = into

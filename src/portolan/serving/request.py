@@ -72,7 +72,7 @@ class Request:
         """The client's certificate, of a connection with mutual TLS."""
         return self._connection.extra("peercert")
 
-    def receive(self, arena: Arena, before: int = 0, after: int = 0) -> memoryview | None:
+    def receive(self, arena: Arena, *, before: int = 0, after: int = 0) -> memoryview | None:
         """Shared memory for a body, so that what follows its JSON part is aligned.
 
         Args:
