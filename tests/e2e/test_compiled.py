@@ -14,7 +14,7 @@ from support.site import environment, wheel
 
 ROOT = Path(__file__).parents[2]
 UNITS = ("arena", "batches", "cores", "guard", "kept", "rollout", "scheduler", "turns")
-UNITS += ("serving_http", "serving_protocol")
+UNITS += ("serving_feeds", "serving_http", "serving_protocol")
 #: It waits for ten seconds, whoever reads what the clients send.
 PATIENT = "tests/attacks/test_serving_malformed.py::test_slow_clients_are_sent_away_and_hold_up_nobody"
 CORE = [

@@ -17,6 +17,7 @@ pairs of offset and size, is the first thing in the body. Frames out:
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import socket
@@ -52,6 +53,8 @@ class _Input:
         self.size = size
         self.parts = 0 if parts is None else parts
         self.at = at
+        if self.kind is not None and size != math.prod(shape) * self.kind.itemsize:
+            raise ValueError(f"`{name}` has {size} bytes for shape {shape}")
 
     def inline(self, body: memoryview) -> np.ndarray:
         """The array in a frame's body."""
@@ -67,6 +70,8 @@ class _Input:
         kind = self.kind
         if kind is None:
             raise ValueError(f"text does not lie in shared memory: `{self.name}`")
+        if sum([size for _, size in places]) != self.size:  # what lies behind them is somebody else's
+            raise ValueError(f"the pieces of `{self.name}` do not have its {self.size} bytes")
         if len(places) > 1:
             parts = [np.frombuffer(shared, kind, size // kind.itemsize, offset) for offset, size in places]
             return np.concatenate(parts).reshape(self.shape)
@@ -249,11 +254,7 @@ def _bytes(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def _data(array: np.ndarray) -> Piece:
-    if not array.size:
-        return b""
-    if array.dtype.kind == "V":  # a type of ml_dtypes, which the buffer protocol has no letter for
-        return array.reshape(-1).view(np.uint8).data
-    return array.data.cast("B")
+    return array.data.cast("B") if array.size else b""
 
 
 def _failure(error: Exception) -> list[Piece]:
