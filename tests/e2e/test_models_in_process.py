@@ -27,6 +27,7 @@ from portolan.serving.responses import Response, raw
 from portolan.serving.rollout import Terms
 from portolan.serving.routes import Routes
 from portolan.serving.source import Source
+from portolan.serving.version import Version
 from support import moody
 
 
@@ -270,6 +271,68 @@ def test_a_model_of_a_fixed_batch_serves_single_calls_together(tmp_path: Path) -
         assert version.counters.exec_count == before + 2
         with pytest.raises(Refusal, match="9 rows, and the model takes at most 8"):
             models.infer(call(1.0, rows=9))
+
+    run(work)
+
+
+def in_turn(tmp: Path, **more: Any) -> Source:
+    """A model whose calls share no batch, and that is quick by what is known of it, so that they go out together."""
+    return replace(source(tmp, 2.0, max_batch=1), profile={1: 1e-6}, **more)
+
+
+async def together(models: Models, made: Source, asked: list[Call]) -> tuple[Version, list[int], list[Any]]:
+    """Serves it, and asks while a call runs that sleeps; how many calls went out at once then, and what each got."""
+    version = await models.add(made)
+    first = models.infer(call(-0.2))
+    await asyncio.sleep(0.1)
+    waiting = asyncio.gather(*(models.infer(one) for one in asked), return_exceptions=True)
+    await first
+    sizes = [len(batch.tickets) for instance in version.pool.instances for batch in instance.batches]
+    return version, sizes, await waiting
+
+
+def test_calls_that_share_no_batch_run_one_after_another_in_one_frame(tmp_path: Path) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        asked = [call(-0.05 - i / 1000, rows=1 + i // 6) for i in range(8)]
+        version, sizes, got = await together(models, in_turn(tmp_path), asked)
+        assert sizes == [6], "six of one shape; two of another wait"
+        for one, answer in zip(asked, got, strict=True):
+            assert answer.outputs[0].shape == one.inputs[0].shape
+            sent = np.frombuffer(one.inputs[0].data, np.float32)
+            np.testing.assert_array_equal(np.frombuffer(answer.outputs[0].data, np.float32), 2 * sent)
+        counted = version.counters
+        assert (counted.count, counted.exec_count, counted.batches[1][0]) == (9, 9, 9)
+        assert counted.batch_rows.counts[0] == 9
+        assert counted.runtime == pytest.approx(0.2 + 8 * 0.0535, rel=0.2)
+        assert counted.compute_infer_duration == pytest.approx(counted.runtime)
+
+    run(work)
+
+
+def test_a_call_that_fails_in_turn_costs_the_others_nothing(tmp_path: Path) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        asked = [call(first) for first in (-0.1, 888, 3)]
+        version, sizes, (good, bad, last) = await together(models, in_turn(tmp_path), asked)
+        assert sizes == [3]
+        assert isinstance(bad, Refusal)
+        assert "the inputs say: fail" in str(bad)
+        for first, answer in ((-0.1, good), (3, last)):
+            assert np.frombuffer(answer.outputs[0].data, np.float32)[0] == pytest.approx(2 * first)
+        assert version.counters.request_failure["BACKEND"] == 1
+
+    run(work)
+
+
+def test_calls_in_turn_may_have_outputs_of_different_shapes(tmp_path: Path) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        ragged = Signature(moody.SIGNATURE.inputs, (TensorSpec("y", "float32", ("N", "K")),))
+        made = in_turn(tmp_path, signature=ragged)
+        (Path(made.folder) / "ragged.txt").touch()
+        rows = np.float32([[-0.1, 2, 2, 0], [0, 0, 0, 2], [2, 2, 2, 2]])
+        asked = [Call("moody", None, [Tensor("x", "FP32", (1, 4), row.tobytes())]) for row in rows]
+        _, sizes, got = await together(models, made, asked)
+        assert sizes == [3]
+        assert [answer.outputs[0].shape for answer in got] == [(1, 2), (1, 1), (1, 4)]
 
     run(work)
 

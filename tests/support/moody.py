@@ -1,7 +1,7 @@
 """A runtime that does what its inputs say: x[0, 0] of 666 ends the process, 777 hangs, 888 raises, below 0 sleeps.
 
 Installed as a package with an entry point, so that replicas find it; `y` is `x` times the number in `factor.txt`. Where
-there is a `rows.txt`, it runs with that many rows alone.
+there is a `rows.txt`, it runs with that many rows alone; where there is a `ragged.txt`, `y` has the columns above 1.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Play(Executable):
         self.factor = float((folder / "factor.txt").read_text())
         rows = folder / "rows.txt"
         self.rows = int(rows.read_text()) if rows.exists() else None
+        self.ragged = (folder / "ragged.txt").exists()
     def run(self, inputs):
         x = inputs["x"]
         if self.rows is not None and len(x) != self.rows:
@@ -41,7 +42,8 @@ class Play(Executable):
             raise RuntimeError("the inputs say: fail")
         if (first < 0).any():
             time.sleep(float(-first.min()))
-        return {"y": x * self.factor}
+        y = x * self.factor
+        return {"y": y[:, x[0] > 1] if self.ragged else y}
     def save(self, folder):
         (folder / "factor.txt").write_text(str(self.factor))
 

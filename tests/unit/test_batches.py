@@ -53,7 +53,7 @@ class TestPacker:
         arena = Arena(1 << 20)
         one, two = np.float32([[1, 2]]), np.float32([[3, 4], [5, 6]])
         frame = sent(*Packer(signature(), arena, batches=True).pack(batch(one, two)))
-        assert frame.header == ["run", [["x", "float32", [3, 2], 24, None]], False]
+        assert frame.header == ["run", [["x", "float32", [3, 2], 24, None]], False, 0]
         assert np.frombuffer(frame.body[:24], np.float32).tolist() == [1, 2, 3, 4, 5, 6]
         assert (frame.seconds, arena.used) == (0.5, 0)
 
@@ -63,7 +63,7 @@ class TestPacker:
         for factor in (1, 2):  # the second time the header is the remembered one, and the places are others
             made = batch(wide * factor, wide * (factor + 1))
             frame = sent(*packer.pack(made))
-            assert frame.header == ["run", [["x", "float32", [2, LARGE], 8 * LARGE, 2]], False]
+            assert frame.header == ["run", [["x", "float32", [2, LARGE], 8 * LARGE, 2]], False, 0]
             spots = wire.read_places(frame.body, 2)
             assert [place for place, _ in spots] == made.places
             assert len(frame.body) == wire.padded(32)
@@ -134,9 +134,11 @@ class TestDivision:
         assert division.share(1, ["y"]).form is not division.share(2, ["y"]).form
         assert division.share(1, []).form is None
 
-    def test_a_call_that_shares_nothing_gets_all(self) -> None:
-        (y, text) = Division(list(self.LISTED), OUT, None).share(1, []).tensors(self.BLOB, 0)
-        assert (y.shape, bytes(y.data), bytes(text.data)) == ((3, 2), bytes(self.BLOB[:24]), b"abbccc")
+    def test_a_call_that_ran_in_turn_has_no_axis_for_it(self) -> None:
+        division = Division(list(self.LISTED), OUT, 3, batches=False)
+        (y, text) = division.share(1, []).tensors(self.BLOB, 2)
+        assert (y.shape, bytes(y.data)) == ((2,), np.float32([4, 5]).tobytes())
+        assert (text.shape, bytes(text.data)) == ((), b"ccc")
 
     @pytest.mark.parametrize(
         ("listed", "said"),

@@ -69,13 +69,39 @@ def test_arrays_are_those_that_were_sent(rows: list[int], width: int, learned: b
         packer.learn(batch, LARGE)
     frame = frame_of(packer, batch)
     with mmap.mmap(arena.fd, arena.size) as shared:
-        feeds, room = Feeds(frame.header[1], frame.header[2]).arrays(shared, frame.body)
+        feeds, room = Feeds(*frame.header[1:]).arrays(shared, frame.body)
         for name in ("x", "i"):
             expected = np.concatenate([arrays[name] for arrays in sent])
             assert feeds[name].dtype == expected.dtype
             np.testing.assert_array_equal(feeds[name], expected)
         assert feeds["t"].tolist() == [row for arrays in sent for row in arrays["t"]]
         assert room == (batch.room if learned else None)
+        feeds.clear()
+
+
+@given(
+    rows=st.integers(1, 2),
+    times=st.integers(1, 4),
+    width=st.sampled_from([0, 1, 5, LARGE // 4, LARGE // 4 + 3]),
+    learned=st.booleans(),
+)
+def test_calls_that_run_in_turn_have_what_each_sent(rows: int, times: int, width: int, learned: bool) -> None:
+    arena, checker = Arena(1 << 23), Checker(SIGNATURE, batches=False)
+    packer, calls = Packer(SIGNATURE, arena, batches=False), [call(rows, width, seed) for seed in range(times)]
+    batch = Batch([Ticket(made, lambda result: None, checker.check(made), 0.0, 1.0) for made, _ in calls], 0.0)
+    if learned:
+        packer.learn(batch, LARGE)
+    frame = frame_of(packer, batch)
+    with mmap.mmap(arena.fd, arena.size) as shared:
+        feeds, room = Feeds(*frame.header[1:]).calls(shared, frame.body)
+        assert len(feeds) == times
+        for feed, (_, sent) in zip(feeds, calls, strict=True):
+            for name in ("x", "i"):
+                assert feed[name].dtype == sent[name].dtype
+                np.testing.assert_array_equal(feed[name], sent[name])
+            assert feed["t"].tolist() == sent["t"]
+        assert room == (batch.room if learned else None)
+        feed.clear()
         feeds.clear()
 
 

@@ -35,6 +35,21 @@ def test_pieces_of_other_sizes_are_refused(pieces: list[wire.Place], shared: mma
         feeds.arrays(shared, memoryview(wire.places(pieces)))
 
 
+def test_calls_that_run_in_turn_have_a_piece_each(shared: mmap.mmap) -> None:
+    feeds = Feeds([["x", "float32", [4], 32, 2]], False, 2)
+    (one, other), _ = feeds.calls(shared, memoryview(wire.places([(80, 16), (64, 16)])))
+    np.testing.assert_array_equal([other["x"], one["x"]], VALUES.reshape(2, 4))
+
+
+@pytest.mark.parametrize("pieces", [[(64, 32)], [(64, 16), (80, 8)], [(64, 16), (80, 32)], [(64, 8), (72, 24)]])
+def test_calls_that_run_in_turn_with_pieces_of_other_sizes_are_refused(
+    pieces: list[wire.Place], shared: mmap.mmap
+) -> None:
+    feeds = Feeds([["x", "float32", [4], 32, len(pieces)]], False, 2)
+    with pytest.raises(ValueError, match=r"do not have its 16 bytes|1 pieces for 2 calls"):
+        feeds.calls(shared, memoryview(wire.places(pieces)))
+
+
 @pytest.mark.parametrize("parts", [None, 1])
 def test_a_shape_of_another_size_is_refused(parts: int | None) -> None:
     with pytest.raises(ValueError, match="has 32 bytes for shape"):

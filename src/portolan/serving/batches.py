@@ -22,7 +22,7 @@ class Packer:
     Args:
         signature: of the model.
         arena: memory shared with the replicas.
-        batches: whether calls share batches.
+        batches: whether calls share batches; else those of a batch run one after another.
     """
 
     def __init__(self, signature: Signature, arena: Arena, *, batches: bool) -> None:
@@ -90,10 +90,9 @@ class Packer:
         listed = []
         for i, spec in enumerate(self._signature.inputs):
             tensors = [ticket.call.inputs[ticket.layout.order[i]] for ticket in batch.tickets]
-            whole = len(tensors) == 1 or not self._batches
-            shape = tensors[0].shape if whole else (batch.rows, *tensors[0].shape[1:])
+            shape = (batch.rows, *tensors[0].shape[1:]) if self._batches else tensors[0].shape
             listed.append([spec.name, spec.dtype, shape, sum([len(tensor.data) for tensor in tensors]), parts[i]])
-        head = wire.header(["run", listed, batch.room is not None])
+        head = wire.header(["run", listed, batch.room is not None, 0 if self._batches else batch.rows])
         if key is not None:
             if len(self._heads) >= _REMEMBERED:
                 self._heads.clear()
@@ -134,7 +133,8 @@ class Division:
     Args:
         listed: name, datatype, shape, bytes and row ends of each output, as in the frame.
         signature: whose outputs they have to be, and in which order.
-        rows: of the batch, if calls share batches, else None.
+        rows: of the batch.
+        batches: whether calls share batches; else each has a row of its own, which is no axis of its outputs.
 
     Attributes:
         size: of all outputs, one after another.
@@ -143,21 +143,20 @@ class Division:
         ValueError: outputs that are not the signature's, or do not have the batch's rows.
     """
 
-    def __init__(self, listed: list[Any], signature: Signature, rows: int | None) -> None:
+    def __init__(self, listed: list[Any], signature: Signature, rows: int, *, batches: bool = True) -> None:
         found, at = {}, 0
         for name, datatype, shape, size, ends in listed:
-            if rows is not None and (not shape or shape[0] != rows):
+            if not shape or shape[0] != rows:
                 raise ValueError(f"output `{name}` has shape {shape} for a batch of {rows}")
             if ends is None and size != count(shape) * SIZE[datatype]:
                 raise ValueError(f"output `{name}` has {size} bytes for shape {shape}")
-            row, parts = (shape, None) if rows is None else (shape[1:], ends)
-            found[name] = _Output(name, datatype, tuple(row), at, size, parts)
+            found[name] = _Output(name, datatype, tuple(shape[1:]), at, size, ends)
             at += wire.padded(size)
         missing = [spec.name for spec in signature.outputs if spec.name not in found]
         if missing:
             raise ValueError(f"the output `{missing[0]}` is missing")
         self._outputs = {spec.name: found[spec.name] for spec in signature.outputs}
-        self._rows = rows
+        self._rows, self._batches = rows, batches
         self.size = at
         self._shares: dict[Hashable, Share] = {}
 
@@ -169,7 +168,7 @@ class Division:
             if len(self._shares) >= _REMEMBERED:  # whoever asks for outputs in ever new orders fills nothing
                 self._shares.clear()
             chosen = [self._outputs[name] for name in wanted or self._outputs]
-            found = self._shares[key] = Share(chosen, rows, self._rows)
+            found = self._shares[key] = Share(chosen, rows, self._rows, batches=self._batches)
         return found
 
 
@@ -178,13 +177,14 @@ class Divisions:
 
     Args:
         signature: whose outputs they are.
+        batches: as of `Division`.
     """
 
-    def __init__(self, signature: Signature) -> None:
-        self._signature = signature
+    def __init__(self, signature: Signature, *, batches: bool = True) -> None:
+        self._signature, self._batches = signature, batches
         self._known: dict[int, tuple[list[Any], Division]] = {}
 
-    def of(self, header: list[Any], rows: int | None) -> Division:
+    def of(self, header: list[Any], rows: int) -> Division:
         """How an answer with that header is divided.
 
         Raises:
@@ -193,7 +193,7 @@ class Divisions:
         kept = self._known.get(id(header))
         if kept is not None and kept[0] is header:
             return kept[1]
-        division = Division(header[1], self._signature, rows)
+        division = Division(header[1], self._signature, rows, batches=self._batches)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known[id(header)] = header, division
@@ -206,18 +206,18 @@ class Share:
     Args:
         chosen: the outputs.
         rows: of the call.
-        all_rows: of the batch; None where the call is the batch.
+        all_rows: of the batch.
+        batches: as of `Division`.
 
     Attributes:
         form: see `Answer`.
     """
 
-    def __init__(self, chosen: list[_Output], rows: int, all_rows: int | None) -> None:
+    def __init__(self, chosen: list[_Output], rows: int, all_rows: int, *, batches: bool) -> None:
         self._chosen = chosen
-        lead = () if all_rows is None else (rows,)
-        self._shapes = [(*lead, *output.shape) for output in chosen]
-        self._rows, whole = (1, 1) if all_rows is None else (rows, all_rows)
-        self._widths = [output.size // whole for output in chosen]
+        self._shapes = [(rows, *output.shape) if batches else output.shape for output in chosen]
+        self._rows = rows
+        self._widths = [output.size // all_rows for output in chosen]
         self.form = None if any(output.ends for output in chosen) else self
         self._even = [
             (output.name, output.datatype, shape, output.at, width, width * self._rows)

@@ -32,10 +32,10 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def add(self, value: float) -> None:
-        """Counts one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def add(self, value: float, times: int = 1) -> None:
+        """Counts one value, so often."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
 
     def add_all(self, values: Sequence[float]) -> float:
         """Counts values; gives their sum."""
@@ -133,25 +133,28 @@ class Counters:
         self.compared += 1
         self.agreed += same
 
-    def ran(self, arrived: Sequence[float], rows: int, started: float, now: float, seconds: float) -> None:
-        """Counts a batch that ran.
+    def ran(
+        self, arrived: Sequence[float], rows: int, started: float, now: float, seconds: float, times: int = 1
+    ) -> None:
+        """Counts a batch that ran, or several of one size that ran one after another.
 
         Args:
             arrived: when each of its calls came that still wants its answer.
-            rows: of the batch.
+            rows: of one batch.
             started: when it left for its replica, on the same clock.
             now: when its answer came.
             seconds: in the runtime.
+            times: how many batches.
         """
         calls = len(arrived)
         self.request_duration += self.request_seconds.add_all([now - at for at in arrived])
         self.queue_duration += self.queue_seconds.add_all([started - at for at in arrived])
         self.request_success += calls
-        self.compute_infer_duration += seconds * calls
+        self.compute_infer_duration += seconds * calls / times
         self.compute_output_duration += max(now - started - seconds, 0.0) * calls
-        self.exec_count += 1
-        self.count += rows
-        self.batch_rows.add(rows)
-        times, total = self.batches.get(rows, (0, 0.0))
-        self.batches[rows] = (times + 1, total + seconds)
+        self.exec_count += times
+        self.count += rows * times
+        self.batch_rows.add(rows, times)
+        before, total = self.batches.get(rows, (0, 0.0))
+        self.batches[rows] = (before + times, total + seconds)
         self.last = time.time()

@@ -3,11 +3,13 @@
 Frames in:
 
     ["load", {"folder", "cap", "inputs", "outputs", "samples", "measure"}]
-    ["run", [[name, dtype, shape, bytes, parts], ...], room]
+    ["run", [[name, dtype, shape, bytes, parts], ...], room, times]
 
 A tensor's parts are null when its bytes are in the frame's body, else the number of its pieces in the shared memory,
 to be joined along the first axis; with `room` there is one more piece, for the outputs. Where all these pieces lie,
-pairs of offset and size, is the first thing in the body. Frames out:
+pairs of offset and size, is the first thing in the body. With `times` the frame holds so many calls that cannot share a
+batch: the shape is that of one of them, its pieces are not joined, and they run one after another; each output then has
+their outputs along a new first axis. Frames out:
 
     ["ready", {"profile", "batches", "fixed", "facts"}]
     ["done", [[name, datatype, shape, bytes, ends], ...], shared]      ends: of every row, where rows differ in size
@@ -46,37 +48,56 @@ _REMEMBERED: Final = 256
 class _Input:
     """One input of a frame: what it is, and where it lies in the body, or else in how many pieces in shared memory."""
 
-    def __init__(self, name: str, dtype: str, shape: list[int], size: int, parts: int | None, at: int) -> None:
+    def __init__(
+        self, name: str, dtype: str, shape: list[int], size: int, parts: int | None, at: int, times: int
+    ) -> None:
         self.name = name
         self.kind: np.dtype[Any] | None = None if dtype == "string" else np.dtype(dtype)
         self.shape = tuple(shape)
         self.size = size
         self.parts = 0 if parts is None else parts
         self.at = at
-        if self.kind is not None and size != math.prod(shape) * self.kind.itemsize:
+        self.times = times
+        if self.kind is not None and size != math.prod(shape) * self.kind.itemsize * max(times, 1):
             raise ValueError(f"`{name}` has {size} bytes for shape {shape}")
 
     def inline(self, body: memoryview) -> np.ndarray:
-        """The array in a frame's body."""
-        kind = self.kind
+        """The array in a frame's body, of all calls along a new first axis where they run one after another."""
+        kind, shape = self.kind, (self.times, *self.shape) if self.times else self.shape
         if kind is None:
-            return strings.array(body[self.at : self.at + self.size], self.shape)
+            return strings.array(body[self.at : self.at + self.size], shape)
         if not self.size:
-            return np.empty(self.shape, kind)
-        return np.ndarray(self.shape, kind, body, self.at)
+            return np.empty(shape, kind)
+        return np.ndarray(shape, kind, body, self.at)
+
+    def each(self, shared: mmap.mmap, places: Sequence[wire.Place]) -> list[np.ndarray]:
+        """The array of every call, each in one piece of shared memory."""
+        if len(places) != self.times:
+            raise ValueError(f"`{self.name}` has {len(places)} pieces for {self.times} calls")
+        size = self.size // self.times
+        return [self._whole(shared, place, size) for place in places]
 
     def joined(self, shared: mmap.mmap, places: Sequence[wire.Place]) -> np.ndarray:
         """The array in pieces of shared memory; copied where there is more than one, or a runtime could not read it."""
+        if len(places) == 1:
+            return self._whole(shared, places[0], self.size)
+        kind = self._checked(sum([size for _, size in places]), self.size)
+        parts = [np.frombuffer(shared, kind, size // kind.itemsize, offset) for offset, size in places]
+        return np.concatenate(parts).reshape(self.shape)
+
+    def _whole(self, shared: mmap.mmap, place: wire.Place, size: int) -> np.ndarray:
+        """An array in one piece."""
+        whole: np.ndarray = np.ndarray(self.shape, self._checked(place[1], size), shared, place[0])
+        return whole if whole.flags.aligned else whole.copy()
+
+    def _checked(self, there: int, size: int) -> np.dtype[Any]:
+        """The type of what lies in shared memory, if it has its size: what lies behind it is somebody else's."""
         kind = self.kind
         if kind is None:
             raise ValueError(f"text does not lie in shared memory: `{self.name}`")
-        if sum([size for _, size in places]) != self.size:  # what lies behind them is somebody else's
-            raise ValueError(f"the pieces of `{self.name}` do not have its {self.size} bytes")
-        if len(places) > 1:
-            parts = [np.frombuffer(shared, kind, size // kind.itemsize, offset) for offset, size in places]
-            return np.concatenate(parts).reshape(self.shape)
-        whole: np.ndarray = np.ndarray(self.shape, kind, shared, places[0][0])
-        return whole if whole.flags.aligned else whole.copy()
+        if there != size:
+            raise ValueError(f"the pieces of `{self.name}` do not have its {size} bytes")
+        return kind
 
 
 class Feeds:
@@ -85,19 +106,20 @@ class Feeds:
     Args:
         listed: name, dtype, shape, bytes and parts of each input, as in the frame.
         room: whether there is a place for the outputs.
+        times: how many calls run one after another; 0 for a batch.
     """
 
-    def __init__(self, listed: list[Any], room: bool) -> None:
-        self._room = room
+    def __init__(self, listed: list[Any], room: bool, times: int = 0) -> None:
+        self._room, self._times = room, times
         self._places = sum([parts for *_, parts in listed if parts is not None]) + room
         at = wire.padded(16 * self._places)
         self._inputs: list[_Input] = []
         for name, dtype, shape, size, parts in listed:
-            self._inputs.append(_Input(name, dtype, shape, size, parts, at))
+            self._inputs.append(_Input(name, dtype, shape, size, parts, at, times))
             at += 0 if parts is not None else wire.padded(size)
 
     def arrays(self, shared: mmap.mmap, body: memoryview) -> tuple[dict[str, np.ndarray], wire.Place | None]:
-        """The inputs, and where the outputs are to go."""
+        """The inputs of a batch, and where the outputs are to go."""
         if not self._places:
             return {one.name: one.inline(body) for one in self._inputs}, None
         places, at = wire.read_places(body, self._places), 0
@@ -108,6 +130,21 @@ class Feeds:
                 at += one.parts
             else:
                 feeds[one.name] = one.inline(body)
+        return feeds, places[-1] if self._room else None
+
+    def calls(self, shared: mmap.mmap, body: memoryview) -> tuple[list[dict[str, np.ndarray]], wire.Place | None]:
+        """The inputs of calls that run one after another, and where the outputs of all are to go."""
+        places, at = wire.read_places(body, self._places), 0
+        feeds: list[dict[str, np.ndarray]] = [{} for _ in range(self._times)]
+        for one in self._inputs:
+            if one.parts:
+                for feed, array in zip(feeds, one.each(shared, places[at : at + one.parts]), strict=True):
+                    feed[one.name] = array
+                at += one.parts
+            else:
+                stacked = one.inline(body)
+                for i, feed in enumerate(feeds):
+                    feed[one.name] = stacked[i, ...]
         return feeds, places[-1] if self._room else None
 
 
@@ -176,15 +213,22 @@ class Replica:
         executable = self._executable
         if executable is None:
             raise PortolanError("nothing is loaded")
-        feeds, room = self._known(header).arrays(self._shared, body)
-        rows = len(next(iter(feeds.values()))) if self._fixed else 0
-        if rows < self._fixed:
-            feeds = {name: padded(array, self._fixed) for name, array in feeds.items()}
-        begin = time.perf_counter()
-        outputs = executable.run(feeds)
-        seconds = time.perf_counter() - begin
-        if rows < self._fixed:
-            outputs = {name: value[:rows] for name, value in outputs.items()}
+        known = self._known(header)
+        if header[3]:
+            calls, room = known.calls(self._shared, body)
+            begin = time.perf_counter()
+            outputs = _stacked([executable.run(feeds) for feeds in calls])
+            seconds = time.perf_counter() - begin
+        else:
+            feeds, room = known.arrays(self._shared, body)
+            rows = len(next(iter(feeds.values()))) if self._fixed else 0
+            if rows < self._fixed:
+                feeds = {name: padded(array, self._fixed) for name, array in feeds.items()}
+            begin = time.perf_counter()
+            outputs = executable.run(feeds)
+            seconds = time.perf_counter() - begin
+            if rows < self._fixed:
+                outputs = {name: value[:rows] for name, value in outputs.items()}
         arrays = {name: np.asarray(value, order="C") for name, value in outputs.items()}
         shared = room is not None and _even(arrays) and _bytes(arrays) <= room[1]
         layout = (shared, *[(name, array.dtype, array.shape) for name, array in arrays.items()])
@@ -201,7 +245,7 @@ class Replica:
         kept = self._feeds.get(id(header))
         if kept is not None and kept[0] is header:
             return kept[1]
-        feeds = Feeds(header[1], header[2])
+        feeds = Feeds(header[1], header[2], header[3])
         if len(self._feeds) >= _REMEMBERED:
             self._feeds.clear()
         self._feeds[id(header)] = header, feeds
@@ -243,6 +287,13 @@ class Replica:
             there = np.frombuffer(self._shared, array.dtype, array.size, at).reshape(array.shape)
             np.copyto(there, array)
             at += wire.padded(array.nbytes)
+
+
+def _stacked(answers: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The outputs of calls that ran one after another, along a new first axis."""
+    if len(answers) == 1:
+        return {name: np.asarray(value)[np.newaxis] for name, value in answers[0].items()}
+    return {name: np.concatenate([np.asarray(one[name])[np.newaxis] for one in answers]) for name in answers[0]}
 
 
 def _even(arrays: Mapping[str, np.ndarray]) -> bool:

@@ -42,6 +42,6 @@ class Expected:
     def came(self, count: int) -> int:
         """How many bytes of the body are among the first `count` that came; -1 where another request came."""
         start = len(self._raw)
-        if count < start or self.room[:start] != self._raw:
+        if count < start or self.room[:start].tobytes() != self._raw:
             return -1
         return min(count, self.end) - start

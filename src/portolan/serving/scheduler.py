@@ -9,6 +9,7 @@ more calls before it than it has read, a batch may grow while it reads them (`Gr
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -28,6 +29,21 @@ _DEEP: Final = 3
 _RESERVE: Final = 1.5
 #: Seconds that a batch costs the server besides the runtime: forming it, sending it, dividing its answer.
 _EACH: Final = 1e-4
+#: What this may be of the time that the runtime takes for calls that run one after another.
+_PART: Final = 0.2
+MOST_IN_TURN: Final = 32
+
+
+def in_turn(seconds: float) -> int:
+    """How many calls a replica is given at once that cannot share a batch, and run one after another.
+
+    So many that what the server adds is a fair part of what the runtime takes, and no more: who runs first waits for
+    the answer to the last.
+
+    Args:
+        seconds: that one takes.
+    """
+    return min(math.ceil(_EACH / (_PART * max(seconds, 1e-6))), MOST_IN_TURN)
 
 
 class Cost:
@@ -135,7 +151,23 @@ class Waiting(Protocol):
 
 
 T = TypeVar("T", bound=Waiting)
-_Heap = list[tuple[float, int, Any]]
+
+
+class _Lane:
+    """The calls of one priority that may share a batch, by deadline; some may have left, but never the first.
+
+    Attributes:
+        place: level and key.
+        heap: deadline, number and call.
+        rows: of those that wait.
+    """
+
+    __slots__ = ("heap", "place", "rows")
+
+    def __init__(self, place: tuple[int, Hashable]) -> None:
+        self.place = place
+        self.heap: list[tuple[float, int, Any]] = []
+        self.rows = 0
 
 
 class Queue(Generic[T]):
@@ -148,8 +180,7 @@ class Queue(Generic[T]):
 
     def __init__(self) -> None:
         self._latest = 0.0  # the last deadline of what came since nothing waited
-        self._heaps: dict[tuple[int, Hashable], _Heap] = {}
-        self._rows: dict[tuple[int, Hashable], int] = {}
+        self._lanes: dict[tuple[int, Hashable], _Lane] = {}
         self.came = 0
         self._left_inside = 0
         self.length = 0
@@ -162,16 +193,15 @@ class Queue(Generic[T]):
     def push(self, item: T) -> None:
         """Lets `item` wait."""
         place = (item.level, item.key)
-        heap = self._heaps.get(place)
-        if heap is None:
-            heap = self._heaps[place] = []
-            self._rows[place] = 0
+        lane = self._lanes.get(place)
+        if lane is None:
+            lane = self._lanes[place] = _Lane(place)
         self._latest = max(self._latest, item.deadline) if self.length else item.deadline
         self.came += 1
         item.gone = False
-        heapq.heappush(heap, (item.deadline, self.came, item))
+        heapq.heappush(lane.heap, (item.deadline, self.came, item))
         rows = item.rows
-        self._rows[place] += rows
+        lane.rows += rows
         self.length += 1
         self.rows += rows
         self.bytes += item.size
@@ -191,7 +221,7 @@ class Queue(Generic[T]):
         full = min(cap, cost.efficient) * replicas
         if not full or self.rows < _DEEP * full or item.deadline < self._latest:
             return 0.0
-        if len(self._heaps) > 1 or (item.level, item.key) not in self._heaps:
+        if len(self._lanes) > 1 or (item.level, item.key) not in self._lanes:
             return 0.0
         return _RESERVE * cost(full // replicas) * self.rows / full
 
@@ -199,8 +229,10 @@ class Queue(Generic[T]):
         """Takes `item` out, wherever it waits; False if it has left already."""
         if item.gone:
             return False
-        self._leave((item.level, item.key), item)
+        lane = self._lanes[item.level, item.key]
+        self._leave(lane, item)
         self._left_inside += 1
+        self._clean(lane)
         if self._left_inside > 64 and self._left_inside > self.length:
             self._compact()
         return True
@@ -215,49 +247,44 @@ class Queue(Generic[T]):
         """
         refused = self.expire(now + cost(1))
         cap = min(cap, cost.efficient)
-        place = self._first()
-        if place is None:
+        lane = self._first()
+        if lane is None:
             return [], refused
-        heap = self._heaps[place]
-        if heap[0][2].alone:
-            return [self._pop(place)], refused
-        most = min(self._rows[place], cap)
-        fits = cost.largest(heap[0][0] - now, most)
+        if lane.heap[0][2].alone:
+            return [self._pop(lane)], refused
+        most = min(lane.rows, cap)
+        fits = cost.largest(lane.heap[0][0] - now, most)
         if fits < most * _TOO_SMALL:
-            while len(heap) > 1 and cost.largest(heap[0][0] - now, min(self._rows[place], cap)) < _ENOUGH * min(
-                self._rows[place], cap
-            ):
-                refused.append(self._pop(place))
-                self._clean(place)
-                if place not in self._heaps:
+            while len(lane.heap) > 1 and fits < _ENOUGH * most:
+                refused.append(self._pop(lane))
+                if not lane.heap:
                     return [], refused
-            fits = cost.largest(heap[0][0] - now, min(self._rows[place], cap))
-        return self._take(place, fits), refused
+                most = min(lane.rows, cap)
+                fits = cost.largest(lane.heap[0][0] - now, most)
+        return self._take(lane, fits), refused
 
     def earliest(self) -> float:
         """The deadline of the next batch's head; infinite if nothing waits."""
-        place = self._first()
-        return float("inf") if place is None else self._heaps[place][0][0]
+        lane = self._first()
+        return float("inf") if lane is None else lane.heap[0][0]
 
     def expire(self, before: float) -> list[T]:
         """Takes out all whose deadline lies before `before`."""
         late: list[T] = []
-        for place in list(self._heaps):
-            self._clean(place)
-            while place in self._heaps and self._heaps[place][0][0] < before:
-                late.append(self._pop(place))
-                self._clean(place)
+        for lane in list(self._lanes.values()):
+            while lane.heap and lane.heap[0][0] < before:
+                late.append(self._pop(lane))
         return late
 
     def drain(self) -> list[T]:
         """Takes out all."""
         return self.expire(float("inf"))
 
-    def _take(self, place: tuple[int, Hashable], rows: int) -> list[T]:
-        heap, pop = self._heaps[place], heapq.heappop
-        batch = [self._pop(place)]
-        left, size = rows - batch[0].rows, 0
-        room = left
+    def _take(self, lane: _Lane, rows: int) -> list[T]:
+        heap, pop = lane.heap, heapq.heappop
+        first: T = pop(heap)[2]
+        first.gone = True
+        batch, left, size = [first], rows - first.rows, first.size
         while heap:
             item: T = heap[0][2]
             if item.gone:
@@ -270,45 +297,45 @@ class Queue(Generic[T]):
             size += item.size
             item.gone = True
             batch.append(pop(heap)[2])
-        self._rows[place] -= room - left
-        self.length -= len(batch) - 1
-        self.rows -= room - left
+        lane.rows -= rows - left
+        self.length -= len(batch)
+        self.rows -= rows - left
         self.bytes -= size
-        self._clean(place)
+        self._clean(lane)
         return batch
 
-    def _first(self) -> tuple[int, Hashable] | None:
-        if len(self._heaps) == 1:  # nearly always
-            return next(iter(self._heaps))
-        return min(self._heaps, key=lambda place: (place[0], self._heaps[place][0][0]), default=None)
+    def _first(self) -> _Lane | None:
+        lanes = self._lanes.values()
+        if len(self._lanes) == 1:  # nearly always
+            return next(iter(lanes))
+        return min(lanes, key=lambda lane: (lane.place[0], lane.heap[0][0]), default=None)
 
-    def _pop(self, place: tuple[int, Hashable]) -> T:
-        item: T = heapq.heappop(self._heaps[place])[2]
-        self._leave(place, item)
+    def _pop(self, lane: _Lane) -> T:
+        item: T = heapq.heappop(lane.heap)[2]
+        self._leave(lane, item)
+        self._clean(lane)
         return item
 
-    def _leave(self, place: tuple[int, Hashable], item: T) -> None:
+    def _leave(self, lane: _Lane, item: T) -> None:
         item.gone = True
-        self._rows[place] -= item.rows
+        lane.rows -= item.rows
         self.length -= 1
         self.rows -= item.rows
         self.bytes -= item.size
 
-    def _clean(self, place: tuple[int, Hashable]) -> None:
-        """Brings a call that still waits to the head; forgets the heap if there is none."""
-        heap = self._heaps[place]
+    def _clean(self, lane: _Lane) -> None:
+        """Brings a call that still waits to the head; forgets the lane if there is none."""
+        heap = lane.heap
         while heap and heap[0][2].gone:
             heapq.heappop(heap)
             self._left_inside -= 1
         if not heap:
-            del self._heaps[place], self._rows[place]
+            del self._lanes[lane.place]
 
     def _compact(self) -> None:
-        for place, heap in list(self._heaps.items()):
-            heap[:] = [entry for entry in heap if not entry[2].gone]
-            heapq.heapify(heap)
-            if not heap:
-                del self._heaps[place], self._rows[place]
+        for lane in list(self._lanes.values()):
+            lane.heap[:] = [entry for entry in lane.heap if not entry[2].gone]
+            heapq.heapify(lane.heap)
         self._left_inside = 0
 
 

@@ -17,7 +17,7 @@ from portolan.serving.cores import Cores
 from portolan.serving.counters import Counters
 from portolan.serving.instance import Instance
 from portolan.serving.pool import Pool
-from portolan.serving.scheduler import Cost, Growth, Queue
+from portolan.serving.scheduler import MOST_IN_TURN, Cost, Growth, Queue, in_turn
 from portolan.serving.source import Source
 from portolan.serving.ticket import Batch, Done, Ticket
 from portolan.serving.turns import Looks, Turns
@@ -162,6 +162,8 @@ class Version:
         for ticket in self.queue.expire(self._loop.time()):
             self._refuse(ticket, self._late(ticket.deadline - ticket.arrived), "REJECTED")
         self.pool.tick(lambda batch: self.cost(batch.rows))
+        if not self._shared:
+            self.cap = in_turn(self.cost(self.cap) / self.cap)
         self._kick()
         self._check_empty()
 
@@ -202,11 +204,16 @@ class Version:
         """How batches behave. A model that runs with a fixed number of rows alone takes any number up to it."""
         limit, fixed = self.source.limits.max_batch, int(told["fixed"])
         self._shared = bool(told["batches"])
-        self.cap = limit if self._shared else 1
-        if fixed:
+        profile = self.source.profile or {int(rows): s for rows, s in told["profile"].items()}
+        if not self._shared:
+            alone = Cost(profile, 1)(1)
+            self.cap, self.cost = in_turn(alone), Cost({1: alone}, MOST_IN_TURN)
+            self._divisions = Divisions(self.signature, batches=False)
+        elif fixed:
             self.cap, self.signature = min(limit, fixed), self.signature.freed
-        if fixed or not self.source.profile:
             self.cost = Cost({int(rows): s for rows, s in told["profile"].items()}, max(limit, fixed))
+        else:
+            self.cap, self.cost = limit, Cost(profile, limit)
         self.checker = Checker(self.signature, batches=self._shared, fixed=fixed)
         self._packer = Packer(self.signature, self._arena, batches=self._shared)
 
@@ -218,7 +225,7 @@ class Version:
         # How late the front looks is counted beside the cost wherever it is used, and would be counted twice.
         self.cost.observe(batch.rows, max(frame.seconds, now - batch.begun - self._looks.unseen))
         try:
-            division = self._divisions.of(frame.header, batch.rows if self._shared else None)
+            division = self._divisions.of(frame.header, batch.rows)
             blob = self._packer.outputs(batch, frame, division.size)
         except (ValueError, KeyError) as error:
             self._running -= 1
@@ -235,7 +242,8 @@ class Version:
         """Tells every call of a batch its share of the outputs."""
         self._running -= 1
         arrived = [ticket.arrived for ticket in batch.tickets if ticket.done is not None]
-        self.counters.ran(arrived, batch.rows, batch.started, now, seconds)
+        rows, times = (batch.rows, 1) if self._shared else (1, batch.rows)
+        self.counters.ran(arrived, rows, batch.started, now, seconds, times)
         first = 0
         for ticket in batch.tickets:
             if ticket.done is not None:
@@ -253,6 +261,8 @@ class Version:
             return
         self._running -= 1
         if len(batch.tickets) > 1:
+            if not self._shared:  # till the next tick: outputs that differ in shape would fail again and again
+                self.cap = 1
             for ticket in batch.tickets:
                 self._again(ticket)
             self._give(batch)
