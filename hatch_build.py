@@ -20,8 +20,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 #: Of `portolan.serving`; mypyc compiles them together, and calls between them pass the interpreter by.
 MODULES = (
     *("arena", "batches", "calls", "checks", "codec", "cores", "counters", "datatypes", "direct", "door", "entry"),
-    *("executor", "expected", "gate", "guard", "heads", "http", "instance", "models", "pool", "protocol", "request"),
-    *("responses", "routes", "scheduler", "ticket", "turns", "version", "wire"),
+    *("executor", "expected", "gate", "guard", "heads", "http", "instance", "models", "pool", "protocol"),
+    *("reading", "request", "responses", "routes", "scheduler", "ticket", "turns", "version", "wire"),
 )
 _MYPYC = "mypy[mypyc]>=1.18,<3"
 #: Run where the sources are; the first argument is where the modules go.

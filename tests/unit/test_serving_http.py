@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portolan.serving.arena import LARGE, Arena
+from portolan.serving.calls import Refusal
 from portolan.serving.door import Door
 from portolan.serving.http import Connection
 from portolan.serving.request import Request
@@ -175,3 +176,22 @@ def test_a_header_that_reads_like_the_expected_head_stays_a_header() -> None:
         return found
 
     assert asyncio.run(paths()) == [b"/a", b"/a", b"/b"]
+
+
+def test_what_is_refused_before_its_body_is_noted_with_its_own_path() -> None:
+    async def noted() -> list[tuple[bytes, int]]:
+        door, found = Door(lambda request: request.answer(Response(200)), Arena(1 << 20)), []
+        door.noted = lambda request, response: found.append((request.head.path, response.status))
+        client = Client(door)
+        for path in ("/a", "/other", "/other", "/a"):  # both heads are known the second time, and pass the parser by
+            client.deliver(message(path, 7, 0, 0)[0])
+
+        def full(request: Request) -> None:
+            raise Refusal("too_many", "enough", 1.0)
+
+        door.admit = full
+        client.deliver(message("/other", 7, 0, 0)[0])
+        return found
+
+    ok = [(path, 200) for path in (b"/a", b"/other", b"/other", b"/a")]
+    assert asyncio.run(noted()) == [*ok, (b"/other", 429)]

@@ -39,6 +39,11 @@ class Bounds:
     write_seconds: float = 30.0
 
 
+def too_large(size: int, most: int) -> Refusal:
+    """What a body beyond `Bounds.body` is told."""
+    return Refusal("too_large", f"the body has {size:,} bytes, and this server takes {most:,}")
+
+
 def inflate(body: Piece, coding: bytes, most: int) -> bytes:
     """The uncompressed body.
 
