@@ -34,22 +34,24 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=PEERS, choices=PEERS)
     parser.add_argument("--without-ours", action="store_true", help="only look at the peers; no verdict")
     parser.add_argument("--seconds", type=float, default=4.0, help="of load per measurement")
+    parser.add_argument("--max-batch", type=int, help="rows of our largest batch; 1: calls that share none")
     given = parser.parse_args()
     work = make("identity", given.work)
     ours = None if given.without_ours else bundle(work, given.work)
-    rows = measure(work, ours, given.peers, given.only if given.peers else [], given.seconds)
+    flags = ["--max-batch", str(given.max_batch)] if given.max_batch else []
+    rows = measure(work, ours, flags, given.peers, given.only if given.peers else [], given.seconds)
     return 0 if given.without_ours else verdict(rows)
 
 
 def measure(
-    work: Workload, ours: Path | None, environments: Path | None, names: list[str], seconds: float
+    work: Workload, ours: Path | None, flags: list[str], environments: Path | None, names: list[str], seconds: float
 ) -> dict[str, list[float]]:
     """CPU us per request by server and encoding, in the order in which they ran."""
     rows: dict[str, list[float]] = {}
 
     def us() -> None:
         if ours is not None:
-            with portolan(ours, work.name, "--replicas", "1..1") as server:
+            with portolan(ours, work.name, "--replicas", "1..1", *flags) as server:
                 for encoding in ("json", "binary"):
                     rows.setdefault(encoding, []).append(cost(server, work, encoding == "binary", seconds))
 
