@@ -213,22 +213,20 @@ class Replica:
         executable = self._executable
         if executable is None:
             raise PortolanError("nothing is loaded")
-        known = self._known(header)
-        if header[3]:
+        known, in_turn, rows = self._known(header), header[3], self._fixed
+        if in_turn:
             calls, room = known.calls(self._shared, body)
-            begin = time.perf_counter()
-            outputs = _stacked([executable.run(feeds) for feeds in calls])
-            seconds = time.perf_counter() - begin
         else:
             feeds, room = known.arrays(self._shared, body)
-            rows = len(next(iter(feeds.values()))) if self._fixed else 0
-            if rows < self._fixed:
-                feeds = {name: padded(array, self._fixed) for name, array in feeds.items()}
-            begin = time.perf_counter()
-            outputs = executable.run(feeds)
-            seconds = time.perf_counter() - begin
-            if rows < self._fixed:
-                outputs = {name: value[:rows] for name, value in outputs.items()}
+            calls = [feeds]
+            if self._fixed and (rows := len(next(iter(feeds.values())))) < self._fixed:
+                calls = [{name: padded(array, self._fixed) for name, array in feeds.items()}]
+        begin = time.perf_counter()
+        answers = [executable.run(feeds) for feeds in calls]
+        seconds = time.perf_counter() - begin
+        outputs = _stacked(answers) if in_turn else answers[0]
+        if rows < self._fixed:
+            outputs = {name: value[:rows] for name, value in outputs.items()}
         arrays = {name: np.asarray(value, order="C") for name, value in outputs.items()}
         shared = room is not None and _even(arrays) and _bytes(arrays) <= room[1]
         layout = (shared, *[(name, array.dtype, array.shape) for name, array in arrays.items()])
