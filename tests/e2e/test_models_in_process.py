@@ -277,7 +277,7 @@ def test_a_model_of_a_fixed_batch_serves_single_calls_together(tmp_path: Path) -
 
 def in_turn(tmp: Path, **more: Any) -> Source:
     """A model whose calls share no batch, and that is quick by what is known of it, so that they go out together."""
-    return replace(source(tmp, 2.0, max_batch=1), profile={1: 1e-6}, **more)
+    return replace(source(tmp, 2.0, max_batch=1), profile={1: 1e-5}, **more)
 
 
 async def together(models: Models, made: Source, asked: list[Call]) -> tuple[Version, list[int], list[Any]]:
@@ -305,6 +305,33 @@ def test_calls_that_share_no_batch_run_one_after_another_in_one_frame(tmp_path: 
         assert counted.batch_rows.counts[0] == 9
         assert counted.runtime > 0.2 + 8 * 0.05
         assert counted.compute_infer_duration == pytest.approx(counted.runtime)
+
+    run(work)
+
+
+def test_fewer_calls_go_out_together_when_they_are_seen_to_be_slow(tmp_path: Path) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        version, sizes, _ = await together(models, in_turn(tmp_path), [call(-0.05) for _ in range(4)])
+        assert sizes == [4]
+        caps = []
+        for _ in range(10):
+            await asyncio.gather(*(models.infer(call(-0.01)) for _ in range(8)))
+            version.tick()
+            caps.append(version.cap)
+        assert caps[-1] == 1, caps
+
+    run(work)
+
+
+def test_calls_in_turn_are_divided_among_the_replicas(tmp_path: Path) -> None:
+    async def work(models: Models, told: list[dict[str, Any]]) -> None:
+        version = await models.add(in_turn(tmp_path).limited(replicas=(2, 2)))
+        await until(lambda: version.pool.running == 2)
+        waiting = asyncio.gather(*(models.infer(call(-0.1)) for _ in range(4)))
+        await until(lambda: any(instance.batches for instance in version.pool.instances))
+        (first, *_) = (batch for instance in version.pool.instances for batch in instance.batches)
+        assert first.rows == 2
+        await waiting
 
     run(work)
 

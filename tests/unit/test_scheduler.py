@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portolan.serving.scheduler import Cost, Growth, Queue
+from portolan.serving.scheduler import MOST_IN_TURN, Cost, Growth, Queue, in_turn
 
 
 @dataclass(eq=False)
@@ -139,6 +139,23 @@ def test_nobody_is_held_up_by_those_that_he_might_overtake_or_that_are_few() -> 
     queue.drain()
     queue.push(Item(3.0))
     assert queue.ahead(Item(2.0), FLAT, 1, 1) == 0, "who came long ago counts no more"
+
+
+def test_who_runs_in_turn_is_not_given_up_for_those_behind_him() -> None:
+    proportional = cost({1: 1.0}, 8)
+    items = [Item(2.5), *(Item(50.0) for _ in range(7))]
+    assert len(queue_of(*items).pick(0.0, proportional, 8)[1]) == 1
+    batch, refused = queue_of(*items).pick(0.0, proportional, 8, batches=False)
+    assert (len(batch), refused) == (2, [])
+    assert batch[0] is items[0]
+
+
+@given(st.floats(0.0, 10.0))
+def test_as_many_run_in_turn_as_make_up_for_what_the_server_adds(seconds: float) -> None:
+    count = in_turn(seconds)
+    assert 1 <= count <= MOST_IN_TURN
+    assert count == MOST_IN_TURN or count * seconds >= 5e-4 * (1 - 1e-9)
+    assert count == 1 or (count - 1) * seconds < 5e-4
 
 
 def test_levels_of_priority_go_before_deadlines() -> None:

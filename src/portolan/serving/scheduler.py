@@ -29,7 +29,7 @@ _DEEP: Final = 3
 _RESERVE: Final = 1.5
 #: Seconds that a batch costs the server besides the runtime: forming it, sending it, dividing its answer.
 _EACH: Final = 1e-4
-#: What this may be of the time that the runtime takes for calls that run one after another.
+#: What this may be of the time that the runtime takes for calls that run one after another; and how many they may be.
 _PART: Final = 0.2
 MOST_IN_TURN: Final = 32
 
@@ -37,8 +37,8 @@ MOST_IN_TURN: Final = 32
 def in_turn(seconds: float) -> int:
     """How many calls a replica is given at once that cannot share a batch, and run one after another.
 
-    So many that what the server adds is a fair part of what the runtime takes, and no more: who runs first waits for
-    the answer to the last.
+    As few as make what the server adds a fifth of what the runtime takes: who runs first waits for the answer to the
+    last.
 
     Args:
         seconds: that one takes.
@@ -237,13 +237,14 @@ class Queue(Generic[T]):
             self._compact()
         return True
 
-    def pick(self, now: float, cost: Cost, cap: int) -> tuple[list[T], list[T]]:
+    def pick(self, now: float, cost: Cost, cap: int, *, batches: bool = True) -> tuple[list[T], list[T]]:
         """The batch to run now, and the calls to refuse now. Call it when an instance is free.
 
         Args:
             now: the time, on the clock of the deadlines.
             cost: seconds of a batch by rows.
             cap: rows of the largest batch.
+            batches: whether rows are cheaper in larger batches; else nobody is given up for those behind him.
         """
         refused = self.expire(now + cost(1))
         cap = min(cap, cost.efficient)
@@ -254,7 +255,7 @@ class Queue(Generic[T]):
             return [self._pop(lane)], refused
         most = min(lane.rows, cap)
         fits = cost.largest(lane.heap[0][0] - now, most)
-        if fits < most * _TOO_SMALL:
+        if batches and fits < most * _TOO_SMALL:
             while len(lane.heap) > 1 and fits < _ENOUGH * most:
                 refused.append(self._pop(lane))
                 if not lane.heap:

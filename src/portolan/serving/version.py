@@ -344,11 +344,18 @@ class Version:
                 self._kick()
                 return
             # The answer is seen some time after it has come.
-            chosen, refused = self.queue.pick(start + self._looks.unseen, self.cost, self.cap)
+            cap, shared = self._most(), self._shared
+            chosen, refused = self.queue.pick(start + self._looks.unseen, self.cost, cap, batches=shared)
             if chosen:
                 self._run(instance, chosen, now)
             for ticket in refused:
                 self._refuse(ticket, self._late(ticket.deadline - ticket.arrived), "REJECTED")
+
+    def _most(self) -> int:
+        """Rows of the next batch at most. Where calls run one after another, each replica gets its share of them."""
+        if self._shared:
+            return self.cap
+        return min(self.cap, math.ceil(self.queue.rows / max(self.pool.running, 1)))
 
     def _place(self, now: float) -> tuple[Instance | None, float]:
         """Which replica takes the next batch, and when it will start. One that is busy gets a second batch only if that
